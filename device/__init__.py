@@ -1,0 +1,1 @@
+"""The on-device agent. Serving, telemetry and updates land here."""

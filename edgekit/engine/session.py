@@ -1,0 +1,55 @@
+"""The protocol every inference engine stands behind (design: one graph, several engines).
+
+A session owns key/value caches in slots. The caller feeds tokens at a position and gets
+logits; sampling, templates and scheduling live above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class InferenceSession(Protocol):
+    """One model loaded on one engine, with ``max_sequences`` cache slots."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a slot can hold."""
+
+    @property
+    def max_sequences(self) -> int:
+        """Slots that can be decoded at once."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    def prefill(
+        self, slot: int, tokens: Sequence[int], start: int = 0, *, all_logits: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Run ``tokens`` at positions ``start`` onward in ``slot``.
+
+        Long inputs are chunked inside. Returns logits float32 [V] of the last token, or
+        [len(tokens), V] with ``all_logits``.
+
+        Raises:
+            ContextOverflowError: ``start + len(tokens)`` exceeds ``max_context``.
+            EngineError: Logits are not finite; the slot's cache has been zeroed.
+        """
+
+    def decode(
+        self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Run one token in each of ``slots``; returns logits float32 [len(slots), V].
+
+        Raises:
+            ContextOverflowError: A position is outside its slot.
+            EngineError: Logits are not finite; those slots' caches have been zeroed.
+        """
+
+    def close(self) -> None:
+        """Free the engine and its caches."""

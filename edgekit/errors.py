@@ -1,0 +1,154 @@
+"""The whole exception tree, by who must act.
+
+    EdgekitError
+    ├── RecipeError              the recipe file is wrong
+    ├── CheckpointError          the model folder is damaged or incomplete
+    │   └── UnsupportedModelError    a model edgekit does not (or will not) build
+    ├── HubError                 a hub id could not be resolved or downloaded
+    ├── CalibrationError         the calibration or evaluation data is wrong
+    ├── QuantizationError        a tensor cannot be quantized as planned
+    ├── GraphError               the exported graph is not what was planned
+    ├── BundleError              a bundle is damaged or not understood
+    │   └── DigestMismatchError      the bytes are not those the manifest names
+    ├── EngineError              an inference engine refuses or fails
+    │   └── ContextOverflowError     a prompt does not fit the cache
+    ├── QualityError             a built bundle misses its recipe's acceptance limits
+    ├── StorageError             disk full, no permission, not a folder
+    └── MissingExtraError        an optional dependency is not installed
+
+Every message is one line: what is wrong and where, then the remedy. ``EXIT_CODES`` maps the
+families to the exit codes documented in ``docs/cli.md``; 0 is success, 1 an internal error,
+2 a usage error (click's own), 130 an interruption.
+"""
+
+from __future__ import annotations
+
+
+class EdgekitError(Exception):
+    """Something the user can act on.
+
+    Args:
+        message: What is wrong, and where: one clause, no trailing full stop.
+        remedy: What to do about it; empty when the message says it already.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.remedy}" if self.remedy else self.message
+
+
+class RecipeError(EdgekitError):
+    """A recipe has an unknown key, a wrong type or an impossible value."""
+
+    exit_code = 3
+
+
+class CheckpointError(EdgekitError):
+    """A checkpoint folder is damaged, incomplete or not a checkpoint."""
+
+    exit_code = 4
+
+
+class UnsupportedModelError(CheckpointError):
+    """A model that edgekit does not build; the remedy names what to use instead."""
+
+    exit_code = 5
+
+
+class HubError(EdgekitError):
+    """A hub id could not be resolved, or its files could not be fetched."""
+
+    exit_code = 6
+
+
+class CalibrationError(EdgekitError):
+    """Calibration or evaluation data has the wrong form."""
+
+    exit_code = 7
+
+
+class QuantizationError(EdgekitError):
+    """A tensor cannot be quantized as the plan says."""
+
+    exit_code = 8
+
+
+class GraphError(EdgekitError):
+    """The exported graph is not the planned one, or an engine's parser refuses it."""
+
+    exit_code = 9
+
+
+class BundleError(EdgekitError):
+    """A bundle is damaged, incomplete or of an unknown version."""
+
+    exit_code = 10
+
+
+class DigestMismatchError(BundleError):
+    """Bytes are not those the manifest names.
+
+    Args:
+        path: File whose content is wrong, relative to the bundle.
+        wanted: Digest the manifest names, ``sha256:<hex>``.
+        got: Digest of what is there.
+    """
+
+    def __init__(self, path: str, wanted: str, got: str) -> None:
+        super().__init__(
+            f"{path} is damaged: its digest is {got}, the manifest says {wanted}",
+            "Fetch or build the bundle again",
+        )
+        self.path = path
+        self.wanted = wanted
+        self.got = got
+
+
+class EngineError(EdgekitError):
+    """An inference engine refuses the graph, the inputs or the machine."""
+
+    exit_code = 11
+
+
+class ContextOverflowError(EngineError):
+    """Prompt and generation do not fit the cache."""
+
+
+class QualityError(EdgekitError):
+    """The built bundle misses the limits its recipe sets."""
+
+    exit_code = 12
+
+
+class StorageError(EdgekitError):
+    """The disk is full, a path is not writable, or is not what it should be."""
+
+    exit_code = 13
+
+
+class MissingExtraError(EdgekitError):
+    """An optional dependency is missing.
+
+    Args:
+        feature: What needs it, as a clause ("GPTQ calibration").
+        extra: The extra that brings it (``calibrate``).
+    """
+
+    exit_code = 14
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs packages that are not installed",
+            f"Install them with: pip install 'edgekit[{extra}]'",
+        )
+        self.feature = feature
+        self.extra = extra
+
+
+INTERRUPTED_EXIT_CODE = 130

@@ -1,0 +1,1 @@
+"""The fleet side: repository, campaigns and ingest land here."""
