@@ -115,7 +115,7 @@ def lm_head(config: ModelConfig) -> Linear:
 def all_linears(config: ModelConfig) -> tuple[Linear, ...]:
     """Return every linear of the model, layer by layer, the LM head last."""
     layers = range(config.num_hidden_layers)
-    return tuple(x for i in layers for x in layer_linears(config, i)) + (lm_head(config),)
+    return (*tuple(x for i in layers for x in layer_linears(config, i)), lm_head(config))
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

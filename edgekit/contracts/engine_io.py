@@ -1,0 +1,49 @@
+"""Binding names and shapes between a graph and the sessions that run it.
+
+``graph/`` emits exactly these and every runtime binds exactly these. Dimensions: B sequences,
+S new tokens, L attended cache width (L <= C), C cache capacity, K wanted positions,
+Hkv key/value heads, D head dim, V vocabulary.
+
+| input | dtype, shape | meaning |
+|---|---|---|
+| ``input_ids`` | int64 [B, S] | |
+| ``position_ids`` | int64 [B, S] | rotary positions |
+| ``attention_mask`` | bool [B, 1, S, L] | True: attend; its width bounds the work |
+| ``write_index`` | int64 [B] | where each sequence's new keys go; ``write_index + S <= C`` |
+| ``logits_index`` | int64 [B, K, 1] | positions in [0, S) whose logits are wanted |
+| ``past_key_i``, ``past_value_i`` | activation dtype [B, Hkv, C, D] | the cache |
+
+Outputs: ``logits`` [B, K, V] in the activation dtype; ``present_key_i``, ``present_value_i``
+[B, Hkv, C, D], bound to the same memory as the inputs so that the update is in place.
+In ONNX Runtime L == C: sessions keep caches in tiers of capacity instead of slicing, since a
+Slice of the cache is a copy there.
+"""
+
+from __future__ import annotations
+
+INPUT_IDS = "input_ids"
+POSITION_IDS = "position_ids"
+ATTENTION_MASK = "attention_mask"
+WRITE_INDEX = "write_index"
+LOGITS_INDEX = "logits_index"
+LOGITS = "logits"
+
+
+def past_key(layer: int) -> str:
+    """Return the name of a layer's key cache input."""
+    return f"past_key_{layer}"
+
+
+def past_value(layer: int) -> str:
+    """Return the name of a layer's value cache input."""
+    return f"past_value_{layer}"
+
+
+def present_key(layer: int) -> str:
+    """Return the name of a layer's key cache output."""
+    return f"present_key_{layer}"
+
+
+def present_value(layer: int) -> str:
+    """Return the name of a layer's value cache output."""
+    return f"present_value_{layer}"
