@@ -17,6 +17,10 @@ Outputs: ``logits`` [B, K, V] in the activation dtype; ``present_key_i``, ``pres
 [B, Hkv, C, D], bound to the same memory as the inputs so that the update is in place.
 In ONNX Runtime L == C: sessions keep caches in tiers of capacity instead of slicing, since a
 Slice of the cache is a copy there.
+
+The ``trt103`` dialect has no in-place outputs: instead of ``present_*`` it returns the new rows
+``new_key_i``, ``new_value_i`` [B, Hkv, S, D], which the runtime copies into the cache at
+``write_index`` after the step. Its mask is C wide.
 """
 
 from __future__ import annotations
@@ -47,3 +51,13 @@ def present_key(layer: int) -> str:
 def present_value(layer: int) -> str:
     """Return the name of a layer's value cache output."""
     return f"present_value_{layer}"
+
+
+def new_key(layer: int) -> str:
+    """Return the name of a layer's new key rows (dialect ``trt103``)."""
+    return f"new_key_{layer}"
+
+
+def new_value(layer: int) -> str:
+    """Return the name of a layer's new value rows (dialect ``trt103``)."""
+    return f"new_value_{layer}"

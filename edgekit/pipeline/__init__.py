@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The stages from a checkpoint to a bundle, and the order they run in."""

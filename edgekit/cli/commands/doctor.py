@@ -1,0 +1,141 @@
+"""``edgekit doctor``: what this machine can do and what is missing for the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from edgekit.cli.render import console, print_json
+from edgekit.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: What was looked for.
+        state: ``ok``, ``missing`` (a feature is off) or ``problem`` (a build will fail).
+        detail: What was found.
+        remedy: What to do; empty when nothing is needed.
+    """
+
+    what: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+# Feature, the packages it needs (distribution name, module), the extra that brings them.
+_FEATURES = (
+    (
+        "build, verify, eval, run",
+        (
+            ("onnx", "onnx"),
+            ("onnxruntime", "onnxruntime"),
+            ("numba", "numba"),
+            ("tokenizers", "tokenizers"),
+            ("jinja2", "jinja2"),
+        ),
+        "host",
+    ),
+    ("download from the hub", (("huggingface-hub", "huggingface_hub"),), "host"),
+    ("calibrated recipes (GPTQ, AWQ, mixed)", (("torch", "torch"),), "calibrate"),
+    ("export with Optimum", (("optimum-onnx", "optimum"),), "optimum"),
+    ("TensorRT engines on this machine", (("tensorrt", "tensorrt"),), ""),
+)
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(*, as_json: bool) -> None:
+    """Show what this machine can do and what is missing.
+
+    Exits with 1 when something keeps `edgekit build` from working.
+    """
+    findings = [*_machine(), *_features(), *_engines()]
+    healthy = all(f.state != "problem" for f in findings)
+    if as_json:
+        print_json({"healthy": healthy, "findings": [asdict(f) for f in findings]})
+    else:
+        console().print(_table(findings))
+    sys.exit(0 if healthy else 1)
+
+
+def _table(findings: list[Finding]) -> Table:
+    marks = {"ok": "[green]✓[/]", "missing": "[yellow]-[/]", "problem": "[red]✗[/]"}
+    table = Table(title="edgekit doctor", title_justify="left", show_header=False, box=None)
+    table.add_column()
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        remedy = f"\n[dim]{finding.remedy}[/]" if finding.remedy else ""
+        table.add_row(marks[finding.state], finding.what, finding.detail + remedy)
+    return table
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = shutil.disk_usage(Path.cwd()).free
+    python = platform.python_version()
+    supported = sys.version_info >= (3, 11)
+    return [
+        Finding(
+            "Python",
+            "ok" if supported else "problem",
+            python,
+            "" if supported else "Building needs Python 3.11 or newer",
+        ),
+        Finding(
+            "machine", "ok", f"{platform.machine()}, {cores} cores, {format_bytes(memory)} memory"
+        ),
+        Finding("disk here", "ok", f"{format_bytes(free)} free in {Path.cwd()}"),
+    ]
+
+
+def _features() -> list[Finding]:
+    findings = []
+    for feature, packages, extra in _FEATURES:
+        missing = [dist for dist, module in packages if importlib.util.find_spec(module) is None]
+        if not missing:
+            versions = ", ".join(f"{dist} {_version(dist)}" for dist, _ in packages)
+            findings.append(Finding(feature, "ok", versions))
+            continue
+        remedy = f"pip install 'edgekit[{extra}]'" if extra else "Comes with JetPack on the device"
+        state = "problem" if feature.startswith("build") else "missing"
+        findings.append(Finding(feature, state, f"without {', '.join(missing)}", remedy))
+    return findings
+
+
+def _engines() -> list[Finding]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return []
+    import onnxruntime  # noqa: PLC0415
+
+    providers = onnxruntime.get_available_providers()
+    cuda = "CUDAExecutionProvider" in providers
+    return [
+        Finding(
+            "run bundles on a GPU",
+            "ok" if cuda else "missing",
+            f"ONNX Runtime {onnxruntime.__version__}: {', '.join(providers)}",
+            "" if cuda else "In an environment of its own: pip install 'edgekit[cuda]'",
+        )
+    ]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(version unknown)"

@@ -1,0 +1,109 @@
+"""Checks of a written graph: the ONNX checker, an operator census, and plan against graph.
+
+A quantization that was silently not applied is the classic failure of exporters, so the graph
+is read back from disk and every linear is compared with the plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgekit.errors import GraphError
+from edgekit.graph.weights import codes_name, dense_name
+from edgekit.models.config import ModelConfig, all_linears
+from edgekit.quant.scheme import QuantScheme
+
+_CODES_TYPE = {4: onnx.TensorProto.INT4, 8: onnx.TensorProto.INT8}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphReport:
+    """What a checked graph holds.
+
+    Attributes:
+        opset: Version of the default domain.
+        census: Operator (``domain::Op`` for custom ones) to number of nodes.
+        linears: Scheme label (or ``dense``) to number of linears.
+    """
+
+    opset: int
+    census: dict[str, int]
+    linears: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"opset": self.opset, "census": self.census, "linears": self.linears}
+
+
+def check_graph(
+    path: Path, config: ModelConfig, schemes: Mapping[str, QuantScheme | None]
+) -> GraphReport:
+    """Check a graph on disk, its external data beside it.
+
+    Raises:
+        GraphError: The ONNX checker or shape inference refuses it, or a linear is not
+            quantized as planned.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+        model = onnx.load(path, load_external_data=False)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(f"{path.name} is not valid ONNX: {error}") from error
+    census = Counter(
+        f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node
+    )
+    opset = next(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"})
+    linears = _check_linears(model.graph, config, schemes)
+    return GraphReport(opset, dict(sorted(census.items())), linears)
+
+
+def _check_linears(
+    graph: onnx.GraphProto, config: ModelConfig, schemes: Mapping[str, QuantScheme | None]
+) -> dict[str, int]:
+    makers = {output: node for node in graph.node for output in node.output}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    # Attention's own products have a cache or an activation on the right, not a weight.
+    right_sides = {_source(node.input[1], makers): node for node in _matmuls(graph)}
+    matmuls = {name: node for name, node in right_sides.items() if name in stored}
+    labels: Counter[str] = Counter()
+    for linear in all_linears(config):
+        scheme = schemes[linear.name]
+        wanted = dense_name(linear.name) if scheme is None else codes_name(linear.name)
+        if wanted not in matmuls:
+            raise GraphError(f"{linear.name} should multiply by {wanted}, but no MatMul does")
+        if scheme is not None:
+            _check_codes(linear.name, stored[wanted], makers[matmuls[wanted].input[1]], scheme)
+        labels["dense" if scheme is None else scheme.label] += 1
+    if len(matmuls) != sum(labels.values()):
+        raise GraphError(f"{len(matmuls)} weight MatMuls for {sum(labels.values())} linears")
+    return dict(sorted(labels.items()))
+
+
+def _matmuls(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == "MatMul"]
+
+
+def _source(value: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """Follow a MatMul's right side through DequantizeLinear and Cast to where it comes from."""
+    while value in makers and makers[value].op_type in {"Cast", "DequantizeLinear"}:
+        value = makers[value].input[0]
+    return value
+
+
+def _check_codes(
+    linear: str, codes: onnx.TensorProto, dequantize: onnx.NodeProto, scheme: QuantScheme
+) -> None:
+    if codes.data_type != _CODES_TYPE[scheme.bits]:
+        raise GraphError(f"{linear} is planned as {scheme.label} but its codes are of another type")
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in dequantize.attribute}
+    if attrs.get("block_size", 0) != scheme.group_size:
+        raise GraphError(
+            f"{linear} is planned as {scheme.label} but its group size is {attrs.get('block_size')}"
+        )
