@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Bundles on disk: writing them reproducibly, reading, verifying and comparing them."""

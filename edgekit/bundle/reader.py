@@ -1,0 +1,136 @@
+"""Opens a bundle: manifest parsed and validated, files and blobs present with their sizes.
+
+Light on purpose (standard library and NumPy): the device uses it too. Digests are checked by
+``bundle.verify``, or for one tensor by :meth:`Bundle.read_tensor` with ``check=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.layout import GOLDEN, MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.contracts.canonical import MAX_DOCUMENT_BYTES, parse_document
+from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry
+from edgekit.errors import BundleError, DigestMismatchError
+
+_DTYPES: dict[str, Any] = {
+    "int4": np.uint8,  # two codes a byte, low nibble first
+    "int8": np.int8,
+    "float16": np.float16,
+    "float32": np.float32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        path: Its folder.
+        manifest: Its parsed manifest.
+        digest: sha256 of ``manifest.json``, hex.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    def graph(self, purpose: str) -> GraphEntry:
+        """Return the graph for ``target`` or ``host``; a target graph serves a missing host one."""
+        for wanted in (purpose, "target"):
+            for entry in self.manifest.graphs:
+                if entry.purpose == wanted:
+                    return entry
+        raise BundleError(f"{self.path} has no graph")
+
+    def tensor(self, name: str) -> TensorEntry:
+        """Return a tensor's entry by name."""
+        for entry in self.manifest.tensors:
+            if entry.name == name:
+                return entry
+        raise BundleError(f"{self.path} has no tensor {name}")
+
+    def blob_path(self, entry: TensorEntry) -> Path:
+        """Return the file that holds a tensor's bytes."""
+        return self.path / blob_location(entry.sha256)
+
+    def read_tensor(self, entry: TensorEntry, *, check: bool = False) -> npt.NDArray[Any]:
+        """Map a tensor's bytes: its shape, or for int4 the shape with the last axis halved.
+
+        Raises:
+            DigestMismatchError: ``check`` is set and the bytes are not those of the manifest.
+        """
+        shape = list(entry.shape)
+        if entry.dtype == "int4":
+            shape[-1] //= 2
+        path = self.blob_path(entry)
+        data = np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))
+        if check:
+            digest = hashlib.sha256(data.view(np.uint8).data).hexdigest()
+            if digest != entry.sha256:
+                raise DigestMismatchError(blob_location(entry.sha256), entry.sha256, digest)
+        return data
+
+    def golden(self) -> dict[str, Any]:
+        """Return the golden sequences (``golden.json``)."""
+        return parse_document((self.path / GOLDEN).read_bytes(), GOLDEN)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of every file: blobs once, files, manifest and its digest."""
+        blobs = {entry.sha256: entry.size_bytes for entry in self.manifest.tensors}
+        files = sum(entry.size_bytes for entry in self.manifest.files)
+        return sum(blobs.values()) + files + len(self.manifest.to_bytes()) + 65
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder looks like a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle.
+
+    Raises:
+        BundleError: No bundle there, a damaged or unknown manifest, or a file that is missing
+            or has the wrong size.
+    """
+    if not is_bundle(path):
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST}", "Make one with `edgekit build`"
+        )
+    try:
+        if (path / MANIFEST).stat().st_size > MAX_DOCUMENT_BYTES:
+            raise BundleError(f"{path / MANIFEST} is larger than {MAX_DOCUMENT_BYTES} bytes")
+        data = (path / MANIFEST).read_bytes()
+        recorded = (path / MANIFEST_DIGEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror} ({error.filename})") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if recorded != f"{digest}\n".encode("ascii"):
+        wanted = recorded[:64].decode("ascii", "replace")
+        raise DigestMismatchError(MANIFEST, wanted, digest)
+    bundle = Bundle(path, Manifest.from_bytes(data), digest)
+    sizes = {entry.path: entry.size_bytes for entry in bundle.manifest.files}
+    sizes |= {blob_location(e.sha256): e.size_bytes for e in bundle.manifest.tensors}
+    for relative, size_bytes in sizes.items():
+        _check_size(path, relative, size_bytes)
+    return bundle
+
+
+def _check_size(root: Path, relative: str, size_bytes: int) -> None:
+    path = root / relative
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{relative} is missing from {root}", "Fetch or build the bundle again")
+    got = path.stat().st_size
+    if got != size_bytes:
+        raise BundleError(
+            f"{relative} has {got} bytes, the manifest says {size_bytes}",
+            "Fetch or build the bundle again",
+        )

@@ -1,0 +1,229 @@
+"""Writes a bundle into a work folder and renames it into place when it is whole.
+
+The work folder ``.<name>.partial`` stands beside the output. Every blob written is noted in a
+journal under a key of the caller's; an interrupted build that runs again takes noted blobs as they
+are. Nothing in a bundle depends on time, host or thread count.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.storage import storage_errors, sync_folder, write_atomic
+from edgekit.contracts.manifest import Dtype, FileEntry, Manifest, Role, TensorEntry, check_path
+from edgekit.errors import BundleError, StorageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+JOURNAL = "journal.jsonl"
+Buffer = bytes | bytearray | memoryview
+
+
+class BundleWriter:
+    """One bundle being written.
+
+    Args:
+        out: Folder the finished bundle gets.
+        overwrite: Replace an existing bundle at ``out``.
+
+    Raises:
+        StorageError: ``out`` exists, or its parent cannot be written, or another build of the
+            same bundle runs.
+    """
+
+    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+        self.out = out.absolute()
+        self.work = self.out.parent / f".{self.out.name}.partial"
+        self._overwrite = overwrite
+        if self.out.exists() and not overwrite:
+            raise StorageError(
+                f"{out} exists already", "Choose another --out, or replace it with --overwrite"
+            )
+        if self.out.exists() and not (self.out / MANIFEST).is_file():
+            raise StorageError(f"{out} is not a bundle and is not replaced", "Choose another --out")
+        with storage_errors(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        self._noted = _read_journal(self.work / JOURNAL)
+        with storage_errors(self.work):
+            self._journal = (self.work / JOURNAL).open("a", encoding="utf-8")
+        self._files: dict[str, FileEntry] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the lock; what was written stays for the next try."""
+        self._journal.close()
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Remove the work folder: the build cannot succeed by being repeated."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def resume(self, key: str) -> tuple[TensorEntry, ...]:
+        """Return the entries an earlier try noted under ``key``; empty when there are none."""
+        entries = self._noted.get(key, ())
+        for entry in entries:
+            path = self.work / blob_location(entry.sha256)
+            if not path.is_file() or _file_digest(path) != entry.sha256:
+                return ()
+        return entries
+
+    def note(self, key: str, entries: Iterable[TensorEntry]) -> None:
+        """Record finished entries under ``key``, durably."""
+        rows = [asdict(entry) for entry in entries]
+        with storage_errors(self.work / JOURNAL):
+            self._journal.write(json.dumps({"key": key, "entries": rows}) + "\n")
+            self._journal.flush()
+
+    def add_tensor(
+        self,
+        name: str,
+        role: Role,
+        dtype: Dtype,
+        shape: tuple[int, ...],
+        data: Iterable[Buffer],
+        scheme: str | None = None,
+    ) -> TensorEntry:
+        """Store a tensor's bytes, given in chunks, as a blob named by its digest.
+
+        Equal content is stored once. The chunks are hashed as they are written, never copied.
+        """
+        digest, size = hashlib.sha256(), 0
+        with storage_errors(self.work):
+            handle, temporary = tempfile.mkstemp(dir=self.work, prefix=".blob-")
+            try:
+                with os.fdopen(handle, "wb", buffering=0) as file:
+                    for chunk in data:
+                        view = memoryview(chunk).cast("B")
+                        digest.update(view)
+                        size += _write_all(file, view)
+                path = self.work / blob_location(digest.hexdigest())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        return TensorEntry(name, role, dtype, shape, size, digest.hexdigest(), scheme)
+
+    def add_file(self, path: str, data: bytes) -> FileEntry:
+        """Store a plain file at a path relative to the bundle."""
+        check_path(path)
+        write_atomic(self.work / path, data)
+        entry = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+        self._files[path] = entry
+        return entry
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Return the plain files so far, sorted by path."""
+        return tuple(self._files[path] for path in sorted(self._files))
+
+    def finish(self, manifest: Manifest) -> Path:
+        """Write the manifest, make everything durable, and rename the folder into place.
+
+        Raises:
+            BundleError: The manifest names a blob or file that was not written.
+        """
+        self._remove_strays(manifest)
+        data = manifest.to_bytes()
+        write_atomic(self.work / MANIFEST, data)
+        digest = f"{hashlib.sha256(data).hexdigest()}\n"
+        write_atomic(self.work / MANIFEST_DIGEST, digest.encode("ascii"))
+        with storage_errors(self.out):
+            os.sync()
+            if self.out.exists():
+                _swap(self.work, self.out)
+            else:
+                self.work.rename(self.out)
+            sync_folder(self.out.parent)
+        return self.out
+
+    def _remove_strays(self, manifest: Manifest) -> None:
+        """Leave only what the manifest lists: earlier tries may have written more."""
+        wanted = {entry.path for entry in manifest.files}
+        wanted |= {blob_location(entry.sha256) for entry in manifest.tensors}
+        for path in sorted(self.work.rglob("*"), reverse=True):
+            relative = path.relative_to(self.work).as_posix()
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif relative not in wanted:
+                path.unlink()
+            else:
+                wanted.remove(relative)
+        if wanted:
+            raise BundleError(f"the bundle lacks {min(wanted)}, which its manifest lists")
+
+    def _take_lock(self) -> IO[str]:
+        path = self.work / ".lock"
+        with storage_errors(path):
+            lock = path.open("w", encoding="utf-8")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                raise StorageError(
+                    f"another build of {self.out} is running", "Wait for it, or stop it"
+                ) from None
+        return lock
+
+
+def _swap(work: Path, out: Path) -> None:
+    """Replace ``out`` by ``work``; a crash between the renames leaves the old one beside it."""
+    old = out.parent / f".{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old)
+
+
+def _write_all(file: IO[bytes], view: memoryview) -> int:
+    done = 0
+    while done < len(view):
+        done += file.write(view[done : done + (1 << 26)])
+    return done
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_journal(path: Path) -> dict[str, tuple[TensorEntry, ...]]:
+    """Read the journal; a line torn by a crash ends it."""
+    noted: dict[str, tuple[TensorEntry, ...]] = {}
+    if not path.is_file():
+        return noted
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            entries = tuple(
+                TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in row["entries"]
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, BundleError):
+            break
+        noted[row["key"]] = entries
+    return noted

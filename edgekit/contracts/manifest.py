@@ -1,0 +1,225 @@
+"""The manifest of a bundle, format version 1 (``docs/bundle-format.md``).
+
+Frozen dataclasses over canonical JSON. Unknown fields are kept and written back, so an older
+reader passes a newer writer's manifest on unchanged; a newer ``schema_version`` is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from edgekit.contracts.canonical import canonical_bytes, parse_document
+from edgekit.errors import BundleError
+
+FORMAT = "edgekit-bundle"
+SCHEMA_VERSION = 1
+MAX_PATH_CHARS = 255
+MAX_ENTRIES = 100_000
+
+Dtype = Literal["int4", "int8", "float16", "float32"]
+Role = Literal["codes", "scales", "dense"]
+BITS: dict[str, int] = {"int4": 4, "int8": 8, "float16": 16, "float32": 32}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A plain file of the bundle (graph, tokenizer, golden sequences), or of the checkpoint."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+        _check_digest(self.sha256, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One stored tensor; its bytes are the blob ``blobs/<2 hex>/<sha256>``.
+
+    Attributes:
+        name: Initializer name in the graphs.
+        role: ``codes`` and ``scales`` of a quantized weight, or ``dense``.
+        dtype: Element type as stored.
+        shape: Logical shape; int4 counts elements.
+        size_bytes: Length of the blob.
+        sha256: Digest of the blob, hex.
+        scheme: ``w4-g64`` and the like for codes and scales; None for dense tensors.
+    """
+
+    name: str
+    role: Role
+    dtype: Dtype
+    shape: tuple[int, ...]
+    size_bytes: int
+    sha256: str
+    scheme: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in BITS or self.role not in {"codes", "scales", "dense"}:
+            raise BundleError(f"tensor {self.name} has dtype {self.dtype!r}, role {self.role!r}")
+        elements = 1
+        for dim in self.shape:
+            elements *= dim
+        if elements * BITS[self.dtype] != 8 * self.size_bytes or min(self.shape, default=1) < 1:
+            raise BundleError(
+                f"tensor {self.name} has {self.size_bytes} bytes, "
+                f"its shape {list(self.shape)} of {self.dtype} does not"
+            )
+        _check_digest(self.sha256, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One ONNX graph over the bundle's tensors.
+
+    Attributes:
+        name: ``<dialect>.<activation dtype>``.
+        path: Its file, also listed among the files.
+        purpose: ``target`` runs on the device, ``host`` is for checking on a CPU; a graph that
+            serves both is a ``target``.
+    """
+
+    name: str
+    path: str
+    dialect: str
+    opset: int
+    activation_dtype: str
+    purpose: Literal["target", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a reader must know before it opens a blob.
+
+    The mappings are documented key by key in ``docs/bundle-format.md``: ``model``, ``recipe``,
+    ``target``, ``requirements``, ``limits``, ``tools``, ``f16_exponents``, ``golden``,
+    ``quality``, ``size``.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    checkpoint_files: tuple[FileEntry, ...]
+    recipe: Mapping[str, Any]
+    target: Mapping[str, Any]
+    requirements: Mapping[str, Any]
+    limits: Mapping[str, int]
+    tools: Mapping[str, str]
+    files: tuple[FileEntry, ...]
+    graphs: tuple[GraphEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    f16_exponents: Mapping[str, Any]
+    golden: Mapping[str, Any]
+    quality: Mapping[str, Any]
+    size: Mapping[str, Any]
+    engine_plans: tuple[Mapping[str, Any], ...] = ()
+    schema_version: int = SCHEMA_VERSION
+    unrecognized: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, unknown fields included."""
+        data: dict[str, Any] = {"format": FORMAT, **self.unrecognized}
+        for item in fields(self):
+            if item.name != "unrecognized":
+                data[item.name] = _plain(getattr(self, item.name))
+        return data
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes that are stored as ``manifest.json``."""
+        return canonical_bytes(self.to_dict())
+
+    def digest(self) -> str:
+        """Return the sha256 of :meth:`to_bytes`, hex: the identity of the bundle."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Parse a stored manifest.
+
+        Raises:
+            BundleError: Not a manifest, not canonical, or of a newer version.
+        """
+        values = parse_document(data, "manifest.json")
+        if values.get("format") != FORMAT:
+            raise BundleError(f"manifest.json is not of format {FORMAT!r}")
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"the bundle has schema_version {version!r}, this edgekit reads {SCHEMA_VERSION}",
+                "Upgrade edgekit, or build the bundle again with this version",
+            )
+        if canonical_bytes(values) != data:
+            raise BundleError("manifest.json is not canonical JSON: it has been edited")
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """Read what :meth:`to_dict` wrote."""
+        known = {item.name for item in fields(cls)} - {"unrecognized"}
+        data = {key: value for key, value in values.items() if key in known}
+        try:
+            data["checkpoint_files"] = _entries(FileEntry, data["checkpoint_files"])
+            data["files"] = _entries(FileEntry, data["files"])
+            data["graphs"] = _entries(GraphEntry, data["graphs"])
+            data["tensors"] = _entries(TensorEntry, data["tensors"])
+            data["engine_plans"] = tuple(data["engine_plans"])
+            rest = {k: v for k, v in values.items() if k not in known and k != "format"}
+            manifest = cls(**data, unrecognized=rest)
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"manifest.json lacks or misuses a field: {error}") from error
+        _check_unique([e.path for e in manifest.files], "file")
+        _check_unique([e.name for e in manifest.tensors], "tensor")
+        return manifest
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that could leave the bundle or differs between systems.
+
+    Raises:
+        BundleError: Absolute, with ``..``, a backslash, a control character, or too long.
+    """
+    pure = PurePosixPath(path)
+    plain = bool(path) and len(path) <= MAX_PATH_CHARS and "\\" not in path
+    if not plain or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+        raise BundleError(f"path {path!r} is not a plain relative path")
+    if not path.isprintable():
+        raise BundleError(f"path {path!r} has a control character")
+
+
+def _entries(kind: Any, rows: list[Mapping[str, Any]]) -> tuple[Any, ...]:
+    if len(rows) > MAX_ENTRIES:
+        raise BundleError(f"manifest.json lists {len(rows)} entries, at most {MAX_ENTRIES}")
+    known = {item.name for item in fields(kind)}
+    entries = []
+    for row in rows:
+        values = {key: value for key, value in row.items() if key in known}
+        if "shape" in values:
+            values["shape"] = tuple(values["shape"])
+        entries.append(kind(**values))
+    return tuple(entries)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return value
+
+
+def _check_digest(digest: str, what: str) -> None:
+    if not _SHA256.fullmatch(digest):
+        raise BundleError(f"{what} has no sha256 digest of 64 hex digits")
+
+
+def _check_unique(names: list[str], what: str) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BundleError(f"manifest.json lists {what} {twice} twice")
