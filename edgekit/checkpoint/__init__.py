@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Reading what Hugging Face published: configuration, shards, tokenizer. Nothing is executed."""

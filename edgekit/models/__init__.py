@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Model families: from ``config.json`` to one architecture description. No I/O."""

@@ -1,0 +1,117 @@
+"""The rope section of ``config.json``, in both of its layouts.
+
+transformers 5 writes everything under ``rope_parameters``; published checkpoints have a top-level
+``rope_theta`` and maybe ``rope_scaling`` (with ``type`` or ``rope_type``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.errors import CheckpointError, UnsupportedModelError
+from edgekit.models.config import RopeConfig, RopeType
+from edgekit.models.rope import yarn_mscale
+
+_KEYS: dict[RopeType, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    },
+    "yarn": {
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "attn_factor",
+        "attention_factor",
+    },
+}
+_OPTIONAL = {"beta_fast", "beta_slow", "attn_factor", "attention_factor"}
+
+
+def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeConfig:
+    """Return the rope parameters of a ``config.json``.
+
+    Raises:
+        UnsupportedModelError: A rope type or key that is not modelled.
+        CheckpointError: A value is missing, of the wrong type, or the two layouts disagree.
+    """
+    section = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"config.json: the rope section must be an object, is {section!r}")
+    values = dict(section)
+    names = {values.pop(key) for key in ("rope_type", "type") if key in values}
+    if len(names) > 1:
+        raise CheckpointError(f"config.json names two rope types: {sorted(names)}")
+    kind = _rope_type(names.pop() if names else "default")
+    theta = values.pop("rope_theta", None)
+    top = data.get("rope_theta")
+    if theta is not None and top is not None and theta != top:
+        raise CheckpointError(f"config.json has rope_theta {top} and, in its rope section, {theta}")
+    _check_keys(kind, values)
+    numbers = {key: _number(key, value) for key, value in values.items() if value is not None}
+    context = numbers.get("original_max_position_embeddings")
+    if context is None and kind == "yarn":
+        context = float(max_position_embeddings)
+    return RopeConfig(
+        rope_type=kind,
+        rope_theta=_number("rope_theta", next((t for t in (theta, top) if t is not None), 10000.0)),
+        factor=numbers.get("factor", 1.0),
+        original_max_position_embeddings=None if context is None else int(context),
+        low_freq_factor=numbers.get("low_freq_factor"),
+        high_freq_factor=numbers.get("high_freq_factor"),
+        beta_fast=numbers.get("beta_fast", 32.0) if kind == "yarn" else None,
+        beta_slow=numbers.get("beta_slow", 1.0) if kind == "yarn" else None,
+        attention_factor=_attention_factor(kind, numbers),
+    )
+
+
+def _attention_factor(kind: str, numbers: Mapping[str, float]) -> float:
+    """Resolve YaRN's attention scaling to one number.
+
+    ``attention_factor`` replaces the mscale, as in transformers. DeepSeek-R1-0528-Qwen3-8B ships
+    ``attn_factor`` 0.87825, which multiplies it: 0.87825 * (0.1 ln 4 + 1) = 1.0. transformers 5.23
+    ignores that key and attends 1.1386 squared times too sharply.
+    """
+    if kind != "yarn":
+        return 1.0
+    if "attention_factor" in numbers:
+        return numbers["attention_factor"]
+    return numbers.get("attn_factor", 1.0) * yarn_mscale(numbers.get("factor", 1.0))
+
+
+def _rope_type(name: Any) -> RopeType:
+    for kind in _KEYS:
+        if name == kind:
+            return kind
+    raise UnsupportedModelError(
+        f"config.json has rope type {name!r}; modelled are {', '.join(_KEYS)}",
+        "Use a checkpoint with one of these",
+    )
+
+
+def _check_keys(kind: RopeType, values: Mapping[str, Any]) -> None:
+    unknown = sorted(set(values) - _KEYS[kind])
+    if unknown:
+        raise UnsupportedModelError(
+            f"config.json: rope type {kind} has {unknown[0]} = {values[unknown[0]]!r}, "
+            "which edgekit does not model",
+            "Use a checkpoint without it",
+        )
+    needed = _KEYS[kind] - _OPTIONAL - {"original_max_position_embeddings"}
+    if kind == "llama3":
+        needed |= {"original_max_position_embeddings"}
+    missing = sorted(needed - set(values))
+    if missing:
+        raise CheckpointError(f"config.json: rope type {kind} lacks {missing[0]}")
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise CheckpointError(f"config.json: rope's {key} must be a positive number, is {value!r}")
+    return float(value)
