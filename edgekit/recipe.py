@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.errors import RecipeError
-from edgekit.models.config import ModelConfig
 from edgekit.quant.plan import Rule
 from edgekit.quant.scheme import QuantScheme
 
@@ -154,9 +153,8 @@ class Recipe:
         """Return the sha256 of the resolved recipe's canonical JSON, in hex."""
         return hashlib.sha256(canonical_bytes(self.resolved())).hexdigest()
 
-    def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         """Return the quantization rules, general ones first: the last match wins."""
-        del config
         quant = self.quant
         algorithm = quant.algorithm
         head = quant.lm_head.scheme(algorithm)
@@ -188,7 +186,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
             f"{source} has schema_version {version!r}, this edgekit reads {SCHEMA_VERSION}",
             f"Put schema_version = {SCHEMA_VERSION} first",
         )
-    recipe = _read(Recipe, data, source, "")
+    recipe: Recipe = _read(Recipe, data, source, "")
     if not recipe.name:
         raise RecipeError(f"{source} has no name", 'Add name = "..."')
     return recipe
@@ -249,7 +247,7 @@ def _value(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
         value = float(value)
     if type(value) is not expected:
         raise RecipeError(f"{source}: {path} must be of type {wanted}, got {value!r}")
-    if expected in {int, float} and value < 0:
+    if isinstance(value, (int, float)) and value < 0:
         raise RecipeError(f"{source}: {path} must not be negative, got {value!r}")
     return value
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.jsonl"
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Finished blobs as the journal keeps them.
+
+    Attributes:
+        entries: Their manifest entries.
+        facts: Numbers measured on the way, such as a weight's error.
+    """
+
+    entries: tuple[TensorEntry, ...]
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 class BundleWriter:
@@ -78,20 +91,19 @@ class BundleWriter:
         """Remove the work folder: the build cannot succeed by being repeated."""
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def resume(self, key: str) -> tuple[TensorEntry, ...]:
-        """Return the entries an earlier try noted under ``key``; empty when there are none."""
-        entries = self._noted.get(key, ())
-        for entry in entries:
+    def resume(self, key: str) -> Noted | None:
+        """Return what an earlier try noted under ``key``, if its blobs are still whole."""
+        noted = self._noted.get(key)
+        for entry in noted.entries if noted else ():
             path = self.work / blob_location(entry.sha256)
             if not path.is_file() or _file_digest(path) != entry.sha256:
-                return ()
-        return entries
+                return None
+        return noted
 
-    def note(self, key: str, entries: Iterable[TensorEntry]) -> None:
-        """Record finished entries under ``key``, durably."""
-        rows = [asdict(entry) for entry in entries]
+    def note(self, key: str, noted: Noted) -> None:
+        """Record finished blobs under ``key``, for a later try."""
         with storage_errors(self.work / JOURNAL):
-            self._journal.write(json.dumps({"key": key, "entries": rows}) + "\n")
+            self._journal.write(json.dumps({"key": key, **asdict(noted)}) + "\n")
             self._journal.flush()
 
     def add_tensor(
@@ -212,9 +224,9 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_journal(path: Path) -> dict[str, tuple[TensorEntry, ...]]:
+def _read_journal(path: Path) -> dict[str, Noted]:
     """Read the journal; a line torn by a crash ends it."""
-    noted: dict[str, tuple[TensorEntry, ...]] = {}
+    noted: dict[str, Noted] = {}
     if not path.is_file():
         return noted
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -225,5 +237,5 @@ def _read_journal(path: Path) -> dict[str, tuple[TensorEntry, ...]]:
             )
         except (json.JSONDecodeError, KeyError, TypeError, BundleError):
             break
-        noted[row["key"]] = entries
+        noted[row["key"]] = Noted(entries, row["facts"])
     return noted

@@ -80,7 +80,7 @@ class BlockScaledFp8Tensor:
     def rows(self, start: int, stop: int) -> Float32Array:
         """Return rows as fresh float32."""
         bn, bk = self.block
-        values = e4m3_table()[self.stored.mapped()[start:stop]]
+        values: Float32Array = e4m3_table()[self.stored.mapped()[start:stop]]
         scales = FloatTensor(self.scale).rows(start // bn, (stop - 1) // bn + 1)
         by_row = scales[(np.arange(start, stop) // bn) - start // bn]  # [rows, K / bk]
         values *= np.repeat(by_row, bk, axis=1)[:, : values.shape[1]]

@@ -44,7 +44,7 @@ def _read_indexed(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ..
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX} has no weight_map")
-    names = sorted({_contained(folder, shard) for shard in weight_map.values()})
+    names = sorted({_contained(shard) for shard in weight_map.values()})
     if len(names) > MAX_SHARDS:
         raise CheckpointError(f"{INDEX} names {len(names)} shards, at most {MAX_SHARDS} are read")
     missing = [name for name in names if not (folder / name).is_file()]
@@ -71,7 +71,7 @@ def _read_indexed(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ..
     return tensors, tuple(folder / name for name in names)
 
 
-def _contained(folder: Path, shard: object) -> str:
+def _contained(shard: object) -> str:
     """Return a shard's name if it is a plain file name that stays inside the folder."""
     plain = isinstance(shard, str) and shard == Path(shard).name and shard not in {"", ".", ".."}
     if not plain or "\\" in str(shard) or not str(shard).endswith(".safetensors"):

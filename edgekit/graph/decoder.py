@@ -66,12 +66,9 @@ class _Decoder:
         self.epsilon = config.rms_norm_eps * 4.0**-spec.exponents.residual
 
     def build(self, producer_version: str) -> onnx.ModelProto:
-        g, config, dtype = self.g, self.spec.config, self.spec.activation_dtype
+        g, config = self.g, self.spec.config
         self._declare_inputs()
-        embedding = self.dense("model.embed_tokens.weight", cast=False)
-        x = g.node("Gather", [embedding, engine_io.INPUT_IDS], "embedding")  # [B, S, hidden]
-        if self.spec.weights["model.embed_tokens.weight"].dtype != dtype:
-            x = cast(g, x, dtype)
+        x = self.embedding()
         tables = RotaryTables(self.dense(ROPE_COS), self.dense(ROPE_SIN))
         for layer in range(config.num_hidden_layers):
             x = self.attention_block(layer, x, tables)
@@ -82,6 +79,23 @@ class _Decoder:
         self.linear(lm_head(config), x, output=engine_io.LOGITS)
         self._declare_outputs()
         return g.model(producer_version)
+
+    def embedding(self) -> str:
+        """Look up [B, S, hidden]: float16 rows, or int8 rows times their scale."""
+        g, name = self.g, "model.embed_tokens"
+        ids = engine_io.INPUT_IDS
+        if codes_name(name) in self.spec.weights:
+            codes = g.weight(self.stored(codes_name(name)))
+            scales = g.weight(self.stored(scales_name(name)))
+            rows = self._as_activation(g.node("Gather", [codes, ids], f"{name}.rows"), "int8")
+            scale = g.node("Gather", [scales, ids], f"{name}.row_scales")
+            return g.node("Mul", [rows, self._as_activation(scale, "float16")], name)
+        tensor = self.stored(dense_name(name))
+        return self._as_activation(g.node("Gather", [g.weight(tensor), ids], name), tensor.dtype)
+
+    def _as_activation(self, x: str, dtype: str) -> str:
+        wanted = self.spec.activation_dtype
+        return x if dtype == wanted else cast(self.g, x, wanted)
 
     def attention_block(self, layer: int, x: str, tables: RotaryTables) -> str:
         g, name = self.g, f"model.layers.{layer}.self_attn"
@@ -144,11 +158,8 @@ class _Decoder:
             f"{linear.name}.dequantized",
         )
 
-    def dense(self, name: str, *, cast: bool = True) -> str:
-        tensor = self.stored(name)
-        if not cast:
-            return self.g.weight(tensor)
-        return self.lower.dense(self.g, tensor, self.spec.activation_dtype)
+    def dense(self, name: str) -> str:
+        return self.lower.dense(self.g, self.stored(name), self.spec.activation_dtype)
 
     def stored(self, name: str) -> GraphTensor:
         try:

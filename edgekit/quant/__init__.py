@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Quantization: schemes, plans and algorithms. Arrays in, arrays out."""

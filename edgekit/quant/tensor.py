@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,6 @@ class QuantizedWeight:
     scheme: QuantScheme
     in_features: int
     out_features: int
-    packed: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
+    packed: npt.NDArray[np.integer[Any]]
     scales: npt.NDArray[np.float16]
     error: WeightError

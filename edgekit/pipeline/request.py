@@ -1,0 +1,80 @@
+"""What a build is asked for and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.pipeline.fit import Fit
+from edgekit.recipe import Recipe
+from edgekit.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """One ``edgekit build``.
+
+    Attributes:
+        model: Local checkpoint folder or hub id.
+        out: Bundle folder to make; must not exist unless ``overwrite``.
+        revision: Hub revision (commit, tag or branch).
+        adapter: PEFT LoRA folder merged into the checkpoint.
+        base: Bundle whose scales are kept where that costs no accuracy.
+        calibration: Data for calibrated recipes (.jsonl or .txt).
+        max_context, max_sequences: Override the recipe's; None keeps them.
+        threads: Worker threads; the bytes do not depend on it.
+        check: Run the golden sequences through the built bundle.
+    """
+
+    model: str
+    target: Target
+    recipe: Recipe
+    out: Path
+    revision: str | None = None
+    adapter: Path | None = None
+    base: Path | None = None
+    calibration: Path | None = None
+    max_context: int | None = None
+    max_sequences: int | None = None
+    threads: int = 2
+    overwrite: bool = False
+    check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A finished bundle.
+
+    Attributes:
+        path: Its folder.
+        digest: sha256 of its manifest, hex.
+        name: Its name.
+        recipe: The recipe's name.
+        total_bytes: All files together.
+        fit: Predicted memory on the target.
+        quality: The manifest's quality report.
+    """
+
+    path: Path
+    digest: str
+    name: str
+    recipe: str
+    target: str
+    total_bytes: int
+    fit: Fit
+    quality: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (``docs/schemas/build.schema.json``)."""
+        return {
+            "bundle": str(self.path),
+            "digest": f"sha256:{self.digest}",
+            "name": self.name,
+            "recipe": self.recipe,
+            "target": self.target,
+            "full_bytes": self.total_bytes,
+            "bits_per_linear_weight": round(self.fit.bits_per_linear_weight, 4),
+            "fit": self.fit.to_dict(),
+            "quality": self.quality,
+        }

@@ -1,0 +1,251 @@
+"""Turning checkpoint tensors into the blobs of a bundle, one tensor at a time.
+
+Every stored tensor has a resume key made of what it is computed from; a blob that an interrupted
+build journalled under that key is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import __version__
+from edgekit.bundle.layout import blob_location
+from edgekit.bundle.writer import BundleWriter, Noted
+from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.checkpoint.lazy import LazyTensor, strips
+from edgekit.contracts.canonical import canonical_bytes
+from edgekit.contracts.manifest import TensorEntry
+from edgekit.errors import QuantizationError
+from edgekit.graph.exponents import Exponents
+from edgekit.graph.weights import (
+    ROPE_COS,
+    ROPE_SIN,
+    GraphTensor,
+    bias_name,
+    codes_name,
+    dense_name,
+    scales_name,
+)
+from edgekit.models.config import Linear, all_linears, tensor_shapes
+from edgekit.models.rope import cos_sin_tables
+from edgekit.progress import Progress
+from edgekit.quant.plan import Schemes
+from edgekit.quant.rtn import quantize_weight
+from edgekit.quant.scheme import QuantScheme
+from edgekit.quant.tensor import QuantizedWeight, WeightError
+
+EMBEDDING = "model.embed_tokens"
+DENSE_STRIP_ROWS = 2048
+
+
+@dataclass(slots=True)
+class StoredModel:
+    """Blobs written so far, as the graph builder and the manifest want them.
+
+    Attributes:
+        tensors: For the graph, by name.
+        entries: For the manifest.
+        errors: Error of every quantized linear.
+    """
+
+    tensors: dict[str, GraphTensor] = field(default_factory=dict)
+    entries: list[TensorEntry] = field(default_factory=list)
+    errors: dict[str, WeightError] = field(default_factory=dict)
+
+    def add(self, *entries: TensorEntry) -> None:
+        """Take note of written blobs."""
+        for entry in entries:
+            self.entries.append(entry)
+            location = blob_location(entry.sha256)
+            self.tensors[entry.name] = GraphTensor(entry.name, entry.dtype, entry.shape, location)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What every store step needs.
+
+    Attributes:
+        checkpoint: Source of the weights.
+        identity: Digest of everything that decides the bytes besides the tensor itself.
+        writer: Where blobs go.
+        exponents: Powers of two multiplied into the weights.
+        threads: Worker threads.
+        progress: Told about stored bytes as they pass.
+    """
+
+    checkpoint: Checkpoint
+    identity: str
+    writer: BundleWriter
+    exponents: Exponents
+    threads: int
+    progress: Progress
+
+    def key(self, name: str, what: Any) -> str:
+        """Return the resume key of a tensor."""
+        parts = {
+            "edgekit": __version__,
+            "identity": self.identity,
+            "exponents": self.exponents.to_dict(),
+            "name": name,
+            "what": what,
+        }
+        return hashlib.sha256(canonical_bytes(parts)).hexdigest()
+
+
+def store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
+    """Store every linear: codes and scales, or a dense transposed float16 weight."""
+    for linear in all_linears(store.checkpoint.config):
+        scheme = schemes[linear.name]
+        tensor = store.checkpoint.tensor(linear.weight_key)
+        key = store.key(linear.name, asdict(scheme) if scheme else "dense")
+        noted = store.writer.resume(key)
+        if noted is not None:
+            store.progress.advance(tensor.stored_bytes, linear.name)
+        elif scheme is None:
+            noted = Noted((_store_transposed(store, linear, tensor),))
+            store.writer.note(key, noted)
+        else:
+            weight = _quantize(store, linear, tensor, scheme)
+            noted = Noted(store_weight(store.writer, linear, weight), asdict(weight.error))
+            store.writer.note(key, noted)
+        if noted.facts:
+            model.errors[linear.name] = WeightError(**noted.facts)
+        model.add(*noted.entries)
+
+
+def store_weight(
+    writer: BundleWriter, linear: Linear, weight: QuantizedWeight
+) -> tuple[TensorEntry, TensorEntry]:
+    """Store a quantized weight's codes and scales."""
+    scheme = weight.scheme
+    shape = (weight.in_features, weight.out_features)
+    dtype: Any = "int4" if scheme.bits == 4 else "int8"
+    codes = writer.add_tensor(
+        codes_name(linear.name), "codes", dtype, shape, [weight.packed.data], scheme.label
+    )
+    scales = writer.add_tensor(
+        scales_name(linear.name),
+        "scales",
+        "float16",
+        weight.scales.shape,
+        [weight.scales.data],
+        scheme.label,
+    )
+    return codes, scales
+
+
+def store_dense(store: Store, embedding: str, max_context: int, model: StoredModel) -> None:
+    """Store what is no linear's weight: embedding, norms, biases, rotary tables."""
+    checkpoint = store.checkpoint
+    linears = {linear.weight_key for linear in all_linears(checkpoint.config)}
+    for name in tensor_shapes(checkpoint.config):
+        module, kind = name.rsplit(".", 1)
+        if module == EMBEDDING:
+            _store_embedding(store, embedding, model)
+        elif name not in linears:
+            exponent = store.exponents.of_bias(module) if kind == "bias" else 0
+            stored = bias_name(module) if kind == "bias" else name
+            tensor = checkpoint.tensor(name)
+            model.add(_store_float16(store, stored, tensor, exponent))
+    config = checkpoint.config
+    tables = cos_sin_tables(config.rope, config.head_dim, np.arange(max_context))
+    for name, table in zip((ROPE_COS, ROPE_SIN), tables, strict=True):
+        shape = (max_context, config.head_dim // 2)
+        model.add(store.writer.add_tensor(name, "dense", "float32", shape, [table.data]))
+
+
+def _quantize(
+    store: Store, linear: Linear, tensor: LazyTensor, scheme: QuantScheme
+) -> QuantizedWeight:
+    def advance(done_bytes: int) -> None:
+        store.progress.advance(done_bytes, linear.name)
+
+    return quantize_weight(
+        tensor,
+        scheme,
+        threads=store.threads,
+        scale_exponent=store.exponents.of_weight(linear.name),
+        advance=advance,
+    )
+
+
+def _store_transposed(store: Store, linear: Linear, tensor: LazyTensor) -> TensorEntry:
+    """Store a dense weight as float16 [K, N]; memory is one float16 copy of it."""
+    rows, columns = tensor.shape
+    transposed = np.empty((columns, rows), np.float16)
+    exponent = store.exponents.of_weight(linear.name)
+    for start, strip in strips(tensor, DENSE_STRIP_ROWS):
+        transposed[:, start : start + len(strip)] = _to_float16(tensor.name, strip, exponent).T
+        store.progress.advance(tensor.stored_bytes * len(strip) // rows, linear.name)
+    return store.writer.add_tensor(
+        dense_name(linear.name), "dense", "float16", (columns, rows), [transposed.data]
+    )
+
+
+def _store_embedding(store: Store, dtype: str, model: StoredModel) -> None:
+    """Store the embedding as float16, or as int8 codes with one scale per token."""
+    name = f"{EMBEDDING}.weight"
+    tensor = store.checkpoint.tensor(name)
+    exponent = store.exponents.of_weight(EMBEDDING)
+    key = store.key(name, dtype)
+    noted = store.writer.resume(key)
+    if noted is None and dtype == "float16":
+        noted = Noted((_store_float16(store, name, tensor, exponent),))
+    elif noted is None:
+        noted = Noted(_store_int8_rows(store, tensor, exponent))
+    store.writer.note(key, noted)
+    model.add(*noted.entries)
+
+
+def _store_int8_rows(
+    store: Store, tensor: LazyTensor, exponent: int
+) -> tuple[TensorEntry, TensorEntry]:
+    rows = tensor.shape[0]
+    scales = np.empty((rows, 1), np.float16)
+
+    def codes() -> Iterator[memoryview]:
+        for start, strip in strips(tensor, DENSE_STRIP_ROWS):
+            scale = np.abs(strip).max(axis=1, keepdims=True) / 127
+            stored = np.maximum(scale, np.float32(2.0**-14)).astype(np.float16)
+            scales[start : start + len(strip)] = np.ldexp(stored, exponent)
+            yield np.rint(strip / stored.astype(np.float32)).clip(-127, 127).astype(np.int8).data
+            store.progress.advance(tensor.stored_bytes * len(strip) // rows, tensor.name)
+
+    add = store.writer.add_tensor
+    first = add(codes_name(EMBEDDING), "codes", "int8", tensor.shape, codes(), "w8-row")
+    second = add(scales_name(EMBEDDING), "scales", "float16", (rows, 1), [scales.data], "w8-row")
+    return first, second
+
+
+def _store_float16(store: Store, name: str, tensor: LazyTensor, exponent: int) -> TensorEntry:
+    def chunks() -> Iterator[memoryview]:
+        for _, strip in strips(tensor, DENSE_STRIP_ROWS):
+            yield _to_float16(tensor.name, strip, exponent).data
+            store.progress.advance(tensor.stored_bytes * len(strip) // tensor.shape[0], name)
+
+    return store.writer.add_tensor(name, "dense", "float16", tuple(tensor.shape), chunks())
+
+
+def _to_float16(
+    name: str, values: npt.NDArray[np.float32], exponent: int
+) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        stored = np.ldexp(values, exponent).astype(np.float16)
+    if not np.isfinite(stored).all():
+        if not np.isfinite(values).all():
+            raise QuantizationError(f"{name} holds NaN or infinity", "Download it again")
+        raise QuantizationError(f"{name} has values that float16 cannot hold")
+    return stored
+
+
+def count_stored_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes that pass through the store stages: a tied embedding passes twice."""
+    tied = checkpoint.config.tie_word_embeddings
+    twice = checkpoint.tensor(f"{EMBEDDING}.weight").stored_bytes if tied else 0
+    return checkpoint.stored_bytes + twice

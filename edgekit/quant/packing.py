@@ -1,0 +1,101 @@
+"""Codes to bytes and back, in the layouts that are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import QuantizationError
+from edgekit.quant.scheme import QuantScheme
+from edgekit.quant.tensor import QuantizedWeight, WeightError
+
+
+def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack signed 4-bit codes two per byte, low nibble first.
+
+    Source: ONNX "Int4 types": element 2i in bits 0-3 of byte i, two's complement.
+
+    Args:
+        codes: [..., N] int8 in [-8, 7]; N even.
+
+    Returns:
+        [..., N // 2] uint8.
+
+    Raises:
+        QuantizationError: N is odd, or a code is outside [-8, 7].
+    """
+    if codes.shape[-1] % 2:
+        raise QuantizationError(f"cannot pack an odd number of codes ({codes.shape[-1]})")
+    if codes.size and (codes.min() < -8 or codes.max() > 7):
+        raise QuantizationError("a 4-bit code is outside [-8, 7]")
+    nibbles = codes.view(np.uint8) & 15
+    return np.asarray(nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), np.uint8)
+
+
+def unpack_int4(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    """Return the codes :func:`pack_int4` packed, int8 [..., 2 * bytes]."""
+    codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.int8)
+    # Shifting a nibble to the top and back extends its sign.
+    codes[..., 0::2] = (packed << 4).view(np.int8) >> 4
+    codes[..., 1::2] = packed.view(np.int8) >> 4
+    return codes
+
+
+def unpack_weight(weight: QuantizedWeight) -> npt.NDArray[np.int8]:
+    """Return a quantized weight's codes, int8 [N, K] as in the checkpoint."""
+    stored: Any = weight.packed
+    codes = unpack_int4(stored) if weight.scheme.bits == 4 else stored
+    return np.ascontiguousarray(codes.T)
+
+
+def dequantize(weight: QuantizedWeight) -> npt.NDArray[np.float32]:
+    """Return the weight an engine computes with, float32 [N, K]."""
+    codes = unpack_weight(weight).astype(np.float32)
+    group = weight.scheme.group_size or weight.in_features
+    return codes * np.repeat(weight.scales.T.astype(np.float32), group, axis=1)
+
+
+def pack_codes(
+    codes: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.floating[Any]],
+    scheme: QuantScheme,
+    original: npt.NDArray[np.float32] | None = None,
+    scale_exponent: int = 0,
+) -> QuantizedWeight:
+    """Store codes that an algorithm other than round-to-nearest chose.
+
+    Args:
+        codes: int8 [N, K].
+        scales: [N, K // group_size].
+        scheme: Their scheme.
+        original: float32 [N, K], for the error statistics; zeros when None.
+        scale_exponent: Multiply the stored scales by ``2**scale_exponent``.
+
+    Raises:
+        QuantizationError: A shape or a code does not fit the scheme.
+    """
+    rows, columns = codes.shape
+    if scales.shape != (rows, scheme.groups(columns)):
+        raise QuantizationError(f"scales have shape {scales.shape}, codes {codes.shape}")
+    transposed = np.ascontiguousarray(codes.T)
+    weight = QuantizedWeight(
+        scheme,
+        columns,
+        rows,
+        pack_int4(transposed) if scheme.bits == 4 else transposed,
+        np.ascontiguousarray(scales.T.astype(np.float16)),
+        WeightError(0.0, 0.0, 0.0),
+    )
+    if original is not None:
+        difference = dequantize(weight) - original
+        error = WeightError(
+            float(np.square(difference, dtype=np.float64).sum()),
+            float(np.square(original, dtype=np.float64).sum()),
+            float(np.abs(difference).max()),
+        )
+    else:
+        error = weight.error
+    stored = np.ldexp(weight.scales.astype(np.float32), scale_exponent).astype(np.float16)
+    return QuantizedWeight(scheme, columns, rows, weight.packed, stored, error)
