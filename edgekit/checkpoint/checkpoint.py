@@ -54,6 +54,12 @@ class Checkpoint:
         return tuple(sorted(self.tensors))
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Return every file the build reads: configuration, shards, tokenizer."""
+        own = (self.path / "config.json", *self.shards, *self.tokenizer.files.values())
+        return tuple(dict.fromkeys(own))
+
+    @property
     def stored_bytes(self) -> int:
         """Return the bytes of all weights in the checkpoint."""
         return sum(tensor.stored_bytes for tensor in self.tensors.values())

@@ -60,8 +60,8 @@ def _squared_error(
         for lane in range(LANES):
             w = values[k, lane]
             q = np.rint(w * inverse[lane])
-            q = q if q < high else high
-            q = q if q > low else low
+            q = min(high, q)
+            q = max(low, q)
             d = w - q * scale[lane]
             error[lane] += d * d
 
@@ -79,8 +79,8 @@ def _least_squares(
         for lane in range(LANES):
             w = values[k, lane]
             q = np.rint(w * inverse[lane])
-            q = q if q < high else high
-            q = q if q > low else low
+            q = min(high, q)
+            q = max(low, q)
             trial[lane] += w * q
             norm[lane] += q * q
     for lane in range(LANES):
@@ -149,7 +149,7 @@ def quantize_strip(
                 for lane in range(LANES):
                     w = values[k, lane]
                     a = abs(w)
-                    amax[lane] = a if a > amax[lane] else amax[lane]
+                    amax[lane] = max(amax[lane], a)
                     weight[lane] += w * w
             for lane in range(live):
                 if not np.isfinite(weight[lane]):
@@ -171,10 +171,10 @@ def quantize_strip(
                 for lane in range(LANES):
                     w = values[k, lane]
                     q = np.rint(w * inverse[lane])
-                    q = q if q < high else high
-                    q = q if q > low else low
+                    q = min(high, q)
+                    q = max(low, q)
                     d = abs(w - q * best[lane])
-                    worst[lane] = d if d > worst[lane] else worst[lane]
+                    worst[lane] = max(worst[lane], d)
                     values[k, lane] = q
             for k in range(group):
                 for lane in range(live):

@@ -84,7 +84,9 @@ class Runner:
         config = checkpoint.config
         self.layers, self.batch = config.num_hidden_layers, batch
         shape = (batch, config.num_key_value_heads, CAPACITY, config.head_dim)
-        names = [f(i) for i in range(self.layers) for f in (engine_io.past_key, engine_io.past_value)]
+        names = [
+            f(i) for i in range(self.layers) for f in (engine_io.past_key, engine_io.past_value)
+        ]
         self.cache = {name: np.zeros(shape, dtype) for name in names}
 
     def step(self, ids: Array, start: int) -> Array:
@@ -135,7 +137,10 @@ FAMILIES = [
     {"family": "llama", "kv_heads": 2, "layout": "legacy", "shards": 2},
     {"family": "qwen3", "head_dim": 32},
 ]
-DIALECTS: dict[str, Lowering] = {"standard": StandardLowering(), "trt103": Trt103Lowering("float32")}
+DIALECTS: dict[str, Lowering] = {
+    "standard": StandardLowering(),
+    "trt103": Trt103Lowering("float32"),
+}
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda f: "-".join(str(v) for v in f.values()))

@@ -1,0 +1,126 @@
+"""``edgekit build``: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.render import StageProgress, console, facts_table, print_json
+from edgekit.recipe import DEFAULT_RECIPE
+from edgekit.targets import TARGETS
+from edgekit.units import format_bytes
+
+
+@click.command("build")
+@click.argument("model")
+@click.option(
+    "--target",
+    "target_name",
+    type=click.Choice(list(TARGETS)),
+    required=True,
+    help="Machine the bundle is for.",
+)
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    help="Shipped recipe's name, or a .toml file.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Earlier bundle: keep its scales where that costs no accuracy, for a small update.",
+)
+@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT LoRA folder to merge.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Data for calibrated recipes, .jsonl or .txt.",
+)
+@click.option("--revision", help="Commit, tag or branch of a hub id.")
+@click.option("--max-context", type=click.IntRange(1), help="Tokens a sequence can hold.")
+@click.option("--max-sequences", type=click.IntRange(1), help="Sequences decoded at once.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=lambda: len(os.sched_getaffinity(0)),
+    help="Worker threads; the bytes do not depend on it. [default: cores]",
+)
+@click.option("--no-check", is_flag=True, help="Do not run the golden sequences at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(**options: Any) -> None:
+    r"""Quantize, export, check and bundle MODEL, a checkpoint folder or a hub id.
+
+    Interrupted and run again, it takes up where it stopped and gives the same bytes.
+
+    \b
+    edgekit build deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --target orin
+    edgekit build ./checkpoint --target cpu --recipe w8a16 --out model.bundle
+    """  # fmt: skip
+    from edgekit.pipeline.build import build  # noqa: PLC0415 - heavy
+    from edgekit.pipeline.request import BuildRequest  # noqa: PLC0415
+    from edgekit.recipe import load_recipe  # noqa: PLC0415
+
+    as_json, target = options["as_json"], TARGETS[options["target_name"]]
+    name = Path(options["model"]).name or "model"
+    request = BuildRequest(
+        model=options["model"],
+        target=target,
+        recipe=load_recipe(options["recipe_name"]),
+        out=options["out"] or Path(f"{name}.{target.name}.bundle"),
+        revision=options["revision"],
+        adapter=options["adapter"],
+        base=options["base"],
+        calibration=options["calibration"],
+        max_context=options["max_context"],
+        max_sequences=options["max_sequences"],
+        threads=options["threads"],
+        overwrite=options["overwrite"],
+        check=not options["no_check"],
+    )
+    with StageProgress() as progress:
+        result = build(request, progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(facts_table("", _rows(result.to_dict())))
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the closing table of a build."""
+    fit, quality = result["fit"], result["quality"]
+    used = 100 * fit["total_bytes"] / fit["usable_bytes"]
+    rows = [
+        ("bundle", result["bundle"]),
+        ("digest", result["digest"]),
+        ("recipe", f"{result['recipe']} for {result['target']}"),
+        (
+            "size",
+            f"{format_bytes(result['full_bytes'])}, "
+            f"{result['bits_per_linear_weight']:.3f} bits per linear weight",
+        ),
+        (
+            "memory",
+            f"{format_bytes(fit['total_bytes'])} predicted "
+            f"({format_bytes(fit['weights_bytes'])} weights, "
+            f"{format_bytes(fit['cache_bytes'])} caches), "
+            f"{used:.1f} % of {format_bytes(fit['usable_bytes'])} usable",
+        ),
+    ]
+    if quality.get("checked"):
+        rows.append(
+            (
+                "quality",
+                f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+                f"{100 * quality['top1_agreement']:.1f} % over {quality['tokens']} golden tokens",
+            )
+        )
+    else:
+        rows.append(("quality", f"not checked: {quality.get('reason', '')}"))
+    return rows

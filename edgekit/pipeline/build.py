@@ -1,0 +1,268 @@
+"""``edgekit build``, stage by stage.
+
+open -> plan -> reference -> quantize -> graph -> check -> bundle. Each stage is a function of
+frozen inputs; this module only orders them. What fails in a way that repeating cannot mend removes
+the work folder; an interruption or a full disk leaves it, and the next run resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit import __version__
+from edgekit.bundle.layout import GOLDEN, TOKENIZER_FOLDER
+from edgekit.bundle.reader import open_bundle
+from edgekit.bundle.storage import require_space
+from edgekit.bundle.writer import BundleWriter
+from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edgekit.checkpoint.hub import resolve_model
+from edgekit.contracts.canonical import canonical_bytes
+from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
+from edgekit.errors import EdgekitError, StorageError
+from edgekit.graph.check import GraphReport
+from edgekit.models.config import ModelConfig, count_parameters
+from edgekit.pipeline.fingerprint import CheckpointDigests
+from edgekit.pipeline.fit import Fit, predict_fit, require_fit
+from edgekit.pipeline.graphs import write_graphs
+from edgekit.pipeline.quality import Reference, judge_stored, make_reference, require_quality
+from edgekit.pipeline.request import BuildRequest, BuildResult
+from edgekit.pipeline.stored import (
+    Store,
+    StoredModel,
+    count_stored_bytes,
+    store_dense,
+    store_linears,
+)
+from edgekit.pipeline.stored_tensors import StoredTensors
+from edgekit.progress import SILENT, Progress
+from edgekit.quant.plan import Schemes, plan_quantization
+from edgekit.quant.report import error_report
+from edgekit.units import format_bytes
+
+SPACE_MARGIN_BYTES = 64_000_000
+"""Room for graphs, tokenizer and manifest beside the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be built, decided before anything is written."""
+
+    name: str
+    schemes: Schemes
+    fit: Fit
+    max_context: int
+    max_sequences: int
+
+
+def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
+    """Build a bundle.
+
+    Raises:
+        EdgekitError: Bad input, or a stage that cannot do its work; nothing is left at
+            ``request.out``.
+    """
+    progress.start("open", 0)
+    folder = resolve_model(request.model, revision=request.revision, progress=progress)
+    checkpoint = open_checkpoint(folder)
+    plan = make_plan(request, checkpoint)
+    progress.finish(describe(checkpoint))
+    with BundleWriter(request.out, overwrite=request.overwrite) as writer:
+        try:
+            require_space(writer.work, plan.fit.weights_bytes + SPACE_MARGIN_BYTES)
+            path, digest, quality = _write(request, checkpoint, plan, writer, progress)
+        except StorageError:
+            raise
+        except EdgekitError:
+            writer.discard()
+            raise
+    return BuildResult(
+        path=path,
+        digest=digest,
+        name=plan.name,
+        recipe=request.recipe.name,
+        target=request.target.name,
+        total_bytes=open_bundle(path).total_bytes,
+        fit=plan.fit,
+        quality=quality,
+    )
+
+
+def make_plan(request: BuildRequest, checkpoint: Checkpoint) -> Plan:
+    """Decide schemes and sizes, and refuse what does not fit the target.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        UnsupportedModelError: The result would not fit the target's memory.
+    """
+    recipe, config = request.recipe, checkpoint.config
+    schemes = plan_quantization(config, recipe.rules())
+    wanted = request.max_context or recipe.graph.max_context
+    max_context = min(wanted, config.max_position_embeddings)
+    max_sequences = request.max_sequences or recipe.graph.max_sequences
+    fit = predict_fit(
+        config,
+        schemes,
+        recipe.quant.embedding.dtype,
+        request.target,
+        max_context=max_context,
+        max_sequences=max_sequences,
+    )
+    require_fit(fit, request.target)
+    return Plan(Path(request.model).name, schemes, fit, max_context, max_sequences)
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """Return one line about a checkpoint."""
+    config = checkpoint.config
+    return (
+        f"{config.model_type}, {count_parameters(config) / 1e6:.1f} M parameters, "
+        f"{config.num_hidden_layers} layers, {format_bytes(checkpoint.stored_bytes)}"
+    )
+
+
+def _write(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    writer: BundleWriter,
+    progress: Progress,
+) -> tuple[Path, str, dict[str, Any]]:
+    """Run the writing stages; returns the bundle's path, digest and quality."""
+    config = checkpoint.config
+    with CheckpointDigests(checkpoint.files) as digests:
+        reference = make_reference(checkpoint, request.threads, progress)
+        model = StoredModel()
+        store = Store(
+            checkpoint,
+            _identity(request, checkpoint),
+            writer,
+            reference.exponents,
+            request.threads,
+            progress,
+        )
+        progress.start("quantize", count_stored_bytes(checkpoint))
+        store_linears(store, plan.schemes, model)
+        store_dense(store, request.recipe.quant.embedding.dtype, plan.max_context, model)
+        progress.finish(f"{plan.fit.bits_per_linear_weight:.3f} bits per linear weight")
+        progress.start("graph", 0)
+        graphs, report = write_graphs(
+            writer, config, plan.schemes, model, reference.exponents, request.target
+        )
+        progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
+        _add_files(writer, checkpoint, reference)
+        quality = _judge(request, config, reference, model, writer, progress)
+        quality["tensors"] = error_report(model.errors, plan.schemes)
+        progress.start("bundle", 0)
+        manifest = _manifest(
+            request, checkpoint, plan, reference, model, writer, graphs, report, quality,
+            digests.result(),
+        )  # fmt: skip
+        path = writer.finish(manifest)
+        progress.finish(f"{len(model.entries)} tensors, sha256:{manifest.digest()[:12]}")
+    return path, manifest.digest(), quality
+
+
+def _judge(
+    request: BuildRequest,
+    config: ModelConfig,
+    reference: Reference,
+    model: StoredModel,
+    writer: BundleWriter,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Judge the stored weights on the golden sequences, by the recipe's limits.
+
+    Raises:
+        QualityError: The limits are missed.
+    """
+    if not request.check:
+        return {"checked": False, "reason": "--no-check"}
+    progress.start("check", 0)
+    entries = {entry.name: entry for entry in model.entries}
+    untied = replace(config, tie_word_embeddings=False)
+    stored = StoredTensors(writer.work, entries, untied, reference.exponents)
+    quality = judge_stored(reference, stored, request.threads)
+    require_quality(quality, request.recipe.acceptance)
+    progress.finish(
+        f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+        f"{100 * quality['top1_agreement']:.1f} %"
+    )
+    return {"checked": True, **quality}
+
+
+def _identity(request: BuildRequest, checkpoint: Checkpoint) -> str:
+    """Digest of what decides a stored tensor's bytes: the shards as they are, and the base.
+
+    Size and time of change stand for a shard's content here: this key only decides whether an
+    interrupted build may take up its own work.
+    """
+    shards = [[p.name, p.stat().st_size, str(p.stat().st_mtime_ns)] for p in checkpoint.files]
+    base = open_bundle(request.base).digest if request.base else None
+    return hashlib.sha256(canonical_bytes({"files": shards, "base": base})).hexdigest()
+
+
+def _add_files(writer: BundleWriter, checkpoint: Checkpoint, reference: Reference) -> None:
+    for name, path in checkpoint.tokenizer.files.items():
+        writer.add_file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
+    writer.add_file(GOLDEN, canonical_bytes(reference.golden))
+
+
+def _manifest(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    reference: Reference,
+    model: StoredModel,
+    writer: BundleWriter,
+    graphs: tuple[GraphEntry, ...],
+    report: GraphReport,
+    quality: Mapping[str, Any],
+    checkpoint_files: tuple[FileEntry, ...],
+) -> Manifest:
+    config, recipe, target = checkpoint.config, request.recipe, request.target
+    return Manifest(
+        name=plan.name,
+        model={
+            "source": Path(request.model).name if Path(request.model).is_dir() else request.model,
+            "revision": request.revision,
+            "model_type": config.model_type,
+            "parameters": count_parameters(config),
+            "config": config.to_dict(),
+        },
+        checkpoint_files=checkpoint_files,
+        recipe={"name": recipe.name, "sha256": recipe.digest(), "resolved": recipe.resolved()},
+        target=target.to_dict(),
+        requirements={
+            "l4t": target.l4t,
+            "tensorrt": target.tensorrt,
+            "onnxruntime": target.onnxruntime,
+            "memory_bytes": plan.fit.total_bytes,
+            "disk_bytes": plan.fit.weights_bytes,
+        },
+        limits={"max_context": plan.max_context, "max_sequences": plan.max_sequences},
+        tools=_tools(),
+        files=writer.files,
+        graphs=graphs,
+        tensors=tuple(sorted(model.entries, key=lambda entry: entry.name)),
+        f16_exponents=reference.exponents.to_dict(),
+        golden=reference.summary(),
+        quality=quality,
+        size={
+            "weights_bytes": plan.fit.weights_bytes,
+            "linear_bytes": plan.fit.linear_bytes,
+            "bits_per_linear_weight": round(plan.fit.bits_per_linear_weight, 6),
+            "graph_census": report.census,
+            "linears": report.linears,
+        },
+    )
+
+
+def _tools() -> dict[str, str]:
+    """Return the versions of what decides the bytes."""
+    names = ("numba", "numpy", "onnx", "onnxruntime", "tokenizers")
+    return {"edgekit": __version__, **{name: importlib.metadata.version(name) for name in names}}

@@ -1,0 +1,152 @@
+"""A bundle's blobs read back as a checkpoint's weights.
+
+What the reference runs over these is exactly what was stored (packing, layout, float16 scales), so
+a bundle too large for an engine beside the build is still judged by its own bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.layout import blob_location
+from edgekit.checkpoint.lazy import Float32Array, LazyTensor
+from edgekit.contracts.manifest import TensorEntry
+from edgekit.errors import BundleError
+from edgekit.graph.exponents import Exponents
+from edgekit.graph.weights import bias_name, codes_name, dense_name, scales_name
+from edgekit.models.config import ModelConfig, all_linears
+from edgekit.quant.packing import unpack_int4
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensors:
+    """Opens weights of a bundle (or of one being written) by their checkpoint key.
+
+    Attributes:
+        root: Folder above ``blobs/``.
+        entries: The manifest's tensors by name.
+        config: The architecture, its embeddings untied: the stored head is a weight of its own.
+        exponents: Powers of two to take out again.
+    """
+
+    root: Path
+    entries: Mapping[str, TensorEntry]
+    config: ModelConfig
+    exponents: Exponents
+
+    def open(self, key: str) -> LazyTensor:
+        """Open the weight that the checkpoint calls ``key``."""
+        module, kind = key.rsplit(".", 1)
+        if kind == "bias":
+            return self._dense(bias_name(module), self.exponents.of_bias(module))
+        if module == "model.embed_tokens":
+            exponent = self.exponents.of_weight(module)
+            if codes_name(module) in self.entries:
+                return self._quantized(module, exponent, transposed=False)
+            return self._dense(key, exponent)
+        if module in {linear.name for linear in all_linears(self.config)}:
+            return self._linear(module)
+        return self._dense(key, 0)
+
+    def _linear(self, name: str) -> LazyTensor:
+        exponent = self.exponents.of_weight(name)
+        if codes_name(name) in self.entries:
+            return self._quantized(name, exponent, transposed=True)
+        return _StoredDense(self.root, self._entry(dense_name(name)), exponent, transposed=True)
+
+    def _dense(self, name: str, exponent: int) -> LazyTensor:
+        return _StoredDense(self.root, self._entry(name), exponent, transposed=False)
+
+    def _quantized(self, name: str, exponent: int, *, transposed: bool) -> LazyTensor:
+        codes, scales = self._entry(codes_name(name)), self._entry(scales_name(name))
+        return _StoredQuantized(self.root, codes, scales, exponent, transposed=transposed)
+
+    def _entry(self, name: str) -> TensorEntry:
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise BundleError(f"the bundle has no tensor {name}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredDense:
+    root: Path
+    entry: TensorEntry
+    exponent: int
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape[::-1] if self.transposed else self.entry.shape
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.entry.size_bytes
+
+    def rows(self, start: int, stop: int) -> Float32Array:
+        data = _mapped(self.root, self.entry)
+        part = data[:, start:stop].T if self.transposed else data[start:stop]
+        return np.ldexp(part.astype(np.float32, order="C"), -self.exponent)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredQuantized:
+    root: Path
+    codes: TensorEntry
+    scales: TensorEntry
+    exponent: int
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        return self.codes.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape[::-1] if self.transposed else self.codes.shape
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.codes.size_bytes + self.scales.size_bytes
+
+    def rows(self, start: int, stop: int) -> Float32Array:
+        codes, scales = self._parts(start, stop)  # [rows, K], [rows, G]
+        values = codes.astype(np.float32, order="C")
+        group = values.shape[1] // scales.shape[1]
+        by_group = values.reshape(len(values), scales.shape[1], group)
+        by_group *= np.ldexp(scales.astype(np.float32), -self.exponent)[:, :, None]
+        return values
+
+    def _parts(self, start: int, stop: int) -> tuple[Array, Array]:
+        codes, scales = _mapped(self.root, self.codes), _mapped(self.root, self.scales)
+        if not self.transposed:
+            return codes[start:stop], scales[start:stop]
+        if self.codes.dtype == "int8":
+            return codes[:, start:stop].T, scales[:, start:stop].T
+        first = start // 2  # two codes a byte
+        nibbles = np.ascontiguousarray(codes[:, first : -(-stop // 2)])
+        unpacked = unpack_int4(nibbles)[:, start - 2 * first : stop - 2 * first]
+        return unpacked.T, scales[:, start:stop].T
+
+
+_DTYPES = {"int4": np.uint8, "int8": np.int8, "float16": np.float16, "float32": np.float32}
+
+
+def _mapped(root: Path, entry: TensorEntry) -> Array:
+    shape = list(entry.shape)
+    if entry.dtype == "int4":
+        shape[-1] //= 2
+    path = root / blob_location(entry.sha256)
+    return np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))
