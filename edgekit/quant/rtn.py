@@ -122,13 +122,12 @@ def _quantize_rows(
     stats = np.zeros(3)
     group = scheme.group_size or source.shape[1]
     bad = kernels.quantize_strip(
-        source, shift, group, np.float32(low), np.float32(high), factors, refinements,
-        codes, found, stats,
+        source, shift, group, kernels.LANES, np.float32(low), np.float32(high), factors,
+        refinements, codes, found, stats,
     )  # fmt: skip
     if bad >= 0:
-        row = _first_bad_row(tensor, start + bad)
         raise CheckpointError(
-            f"{tensor.name} holds NaN or infinity, first in row {row}",
+            f"{tensor.name} holds NaN or infinity, first in row {start + bad}",
             "The checkpoint is damaged: download it again",
         )
     scales[:, start:stop] = found
@@ -153,11 +152,6 @@ def _raw_rows(tensor: LazyTensor, start: int, stop: int) -> npt.NDArray[Any]:
     raw = getattr(tensor, "bf16_rows", None)
     rows = raw(start, stop) if raw is not None else None
     return tensor.rows(start, stop) if rows is None else rows
-
-
-def _first_bad_row(tensor: LazyTensor, start: int) -> int:
-    rows = tensor.rows(start, min(start + STRIP_ROWS, tensor.shape[0]))
-    return start + int(np.argmin(np.isfinite(rows).all(axis=1)))
 
 
 def _stored_scales(
