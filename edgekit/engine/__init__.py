@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Inference: one session protocol, its engines, sampling and generation."""

@@ -1,7 +1,8 @@
 """The protocol every inference engine stands behind (design: one graph, several engines).
 
 A session owns key/value caches in slots. The caller feeds tokens at a position and gets
-logits; sampling, templates and scheduling live above.
+logits; sampling, templates and scheduling live above. Positions of a slot are filled without
+gaps; feeding an earlier position again overwrites it and forgets what followed.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ class InferenceSession(Protocol):
         """Run ``tokens`` at positions ``start`` onward in ``slot``.
 
         Long inputs are chunked inside. Returns logits float32 [V] of the last token, or
-        [len(tokens), V] with ``all_logits``.
+        [len(tokens), V] with ``all_logits``; the array is the caller's own.
 
         Raises:
             ContextOverflowError: ``start + len(tokens)`` exceeds ``max_context``.
-            EngineError: Logits are not finite; the slot's cache has been zeroed.
+            EngineError: There is no such slot, ``start`` is past what the slot holds, there
+                are no tokens, or logits are not finite (the slot's cache has been zeroed).
         """
 
     def decode(
@@ -46,10 +48,17 @@ class InferenceSession(Protocol):
     ) -> npt.NDArray[np.float32]:
         """Run one token in each of ``slots``; returns logits float32 [len(slots), V].
 
+        The array is the caller's own; its rows follow ``slots``.
+
         Raises:
             ContextOverflowError: A position is outside its slot.
-            EngineError: Logits are not finite; those slots' caches have been zeroed.
+            EngineError: Slots repeat, a position is past what its slot holds, or logits are
+                not finite (those slots' caches have been zeroed; the other slots hold their
+                token and may be decoded again at the same position).
         """
+
+    def release(self, slot: int) -> None:
+        """Forget what ``slot`` holds, so that it costs no attention width; never required."""
 
     def close(self) -> None:
         """Free the engine and its caches."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Text around the model: tokenizer, chat template, reasoning, stop strings."""

@@ -1,0 +1,243 @@
+"""ONNX Runtime behind the session protocol: CPU and CUDA by the same code.
+
+Caches are bound as input and output alike, so updates are in place; inputs and logits live in
+buffers that are allocated once per shape, so a decode step allocates nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.contracts import engine_io
+from edgekit.engine.ort_cache import CacheBuffers, tier_for
+from edgekit.engine.ort_step import Step
+from edgekit.errors import ContextOverflowError, EngineError
+from edgekit.models.config import ModelConfig
+
+Float32Array = npt.NDArray[np.float32]
+Provider = Literal["cpu", "cuda"]
+LOGITS_CHUNK_BYTES = 64 * 1024 * 1024
+"""Logits of a prefill chunk are at most this large when all of them are wanted."""
+
+
+class OrtSession:
+    """One graph loaded in ONNX Runtime.
+
+    Args:
+        graph: The ONNX file, its blobs beside it.
+        config: Architecture of the model.
+        max_context: Tokens a slot can hold.
+        max_sequences: Cache slots.
+        activation_dtype: Type of the graph's activations and caches.
+        provider: ``cpu`` or ``cuda``.
+        threads: Intra-op threads; None is the number of usable cores. ONNX Runtime left to
+            itself ran on one.
+        prefill_chunk: Tokens of a prefill step.
+        cuda_graph: Capture decode steps as CUDA graphs (``cuda`` only).
+
+    Raises:
+        EngineError: ONNX Runtime has no such provider, or refuses the graph.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        config: ModelConfig,
+        max_context: int,
+        max_sequences: int = 1,
+        activation_dtype: Literal["float16", "float32"] = "float32",
+        provider: Provider = "cpu",
+        threads: int | None = None,
+        prefill_chunk: int = 512,
+        cuda_graph: bool = False,
+    ) -> None:
+        self.config = config
+        self._max_context = max_context
+        self._max_sequences = max_sequences
+        self._dtype = np.dtype(activation_dtype)
+        self._device = provider
+        self._chunk = prefill_chunk
+        self._cuda_graph = cuda_graph and provider == "cuda"
+        self._session = open_ort(graph, provider, threads, cuda_graph=self._cuda_graph)
+        if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
+            raise EngineError(f"{graph.name} is not of the standard dialect")
+        self._lengths = np.zeros(max_sequences, np.int64)
+        self._cache = self._allocate(tier_for(1, max_context))
+        self._steps: dict[tuple[int, int, int, int], Step] = {}
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a slot can hold."""
+        return self._max_context
+
+    @property
+    def max_sequences(self) -> int:
+        """Slots that can be decoded at once."""
+        return self._max_sequences
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.config.vocab_size
+
+    def prefill(
+        self, slot: int, tokens: Sequence[int], start: int = 0, *, all_logits: bool = False
+    ) -> Float32Array:
+        """Run tokens at positions ``start`` onward in a slot; see ``InferenceSession``."""
+        self._check([slot], [start], len(tokens))
+        self._reserve(start + len(tokens))
+        self._lengths[slot] = start
+        parts = []
+        size = min(self._chunk, self._all_logits_chunk()) if all_logits else self._chunk
+        for begin in range(0, len(tokens), size):
+            chunk = tokens[begin : begin + size]
+            last = begin + len(chunk) == len(tokens)
+            wanted = len(chunk) if all_logits else 1
+            logits = self._prefill_chunk(slot, chunk, start + begin, wanted)
+            if all_logits or last:
+                parts.append(logits)
+            self._lengths[slot] = start + begin + len(chunk)
+        result = np.concatenate(parts)
+        self._require_finite(result, [slot], np.zeros(len(result), np.int64))
+        return result if all_logits else np.asarray(result[0])
+
+    def decode(
+        self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
+    ) -> Float32Array:
+        """Run one token in each of ``slots``; see ``InferenceSession``."""
+        if len(set(slots)) != len(slots) or not slots:
+            raise EngineError(f"slots {list(slots)} are empty or repeat")
+        self._check(slots, positions, 1)
+        self._reserve(max(positions) + 1)
+        first, batch = (slots[0], 1) if len(slots) == 1 else (0, self._bucket(max(slots) + 1))
+        step = self._step(first, batch, 1, 1)
+        idle = np.minimum(self._lengths[first : first + batch], self._cache.capacity - 1)
+        step.set_idle(idle)
+        rows = [slot - first for slot in slots]
+        for row, token, position in zip(rows, tokens, positions, strict=True):
+            step.set_row(row, token, position)
+        logits = step.run(self._session)[rows, 0].astype(np.float32)
+        self._lengths[list(slots)] = np.asarray(positions) + 1
+        self._require_finite(logits, slots, np.arange(len(slots)))
+        return logits
+
+    def release(self, slot: int) -> None:
+        """Forget what a slot holds; when all are empty, the caches shrink to the first tier."""
+        self._check([slot], [0], 0)
+        self._lengths[slot] = 0
+        first = tier_for(1, self._max_context)
+        if not self._lengths.any() and self._cache.capacity > first:
+            self._replace(self._allocate(first))
+
+    def close(self) -> None:
+        """Free the engine and its caches."""
+        self._steps.clear()
+        del self._session, self._cache
+
+    def _prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int, wanted: int
+    ) -> Float32Array:
+        step = self._step(slot, 1, len(tokens), wanted)
+        step.set_tokens(tokens, start)
+        return np.asarray(step.run(self._session)[0], np.float32).copy()
+
+    def _step(self, first: int, batch: int, tokens: int, wanted: int) -> Step:
+        """Return the bound buffers of a shape; only decode shapes are worth keeping."""
+        key = (first, batch, tokens, wanted)
+        step = self._steps.get(key)
+        if step is None:
+            step = Step(
+                self._session, self._cache, self.config, key, self._device,
+                graph_id=len(self._steps) + 1 if self._cuda_graph and tokens == 1 else None,
+            )  # fmt: skip
+            if tokens == 1:
+                self._steps[key] = step
+        return step
+
+    def _bucket(self, slots: int) -> int:
+        """Return the batch that covers the leading ``slots``: a power of two, at most all."""
+        return min(1 << (slots - 1).bit_length(), self._max_sequences)
+
+    def _all_logits_chunk(self) -> int:
+        return max(1, LOGITS_CHUNK_BYTES // (self._dtype.itemsize * self.vocab_size))
+
+    def _allocate(self, capacity: int) -> CacheBuffers:
+        config = self.config
+        shape = (self._max_sequences, config.num_key_value_heads, capacity, config.head_dim)
+        return CacheBuffers(config.num_hidden_layers, shape, self._dtype, self._device)
+
+    def _reserve(self, rows: int) -> None:
+        """Make the caches hold ``rows`` rows a slot, and one more for idle writes."""
+        wanted = tier_for(max(rows, int(self._lengths.max())), self._max_context)
+        if wanted > self._cache.capacity:
+            larger = self._allocate(wanted)
+            larger.copy_from(self._cache, self._lengths)
+            self._replace(larger)
+
+    def _replace(self, cache: CacheBuffers) -> None:
+        self._cache = cache
+        self._steps.clear()  # they hold addresses of the old caches
+
+    def _check(self, slots: Sequence[int], starts: Sequence[int], tokens: int) -> None:
+        for slot, start in zip(slots, starts, strict=True):
+            if not 0 <= slot < self._max_sequences:
+                raise EngineError(f"there is no slot {slot}; the session has {self._max_sequences}")
+            if not 0 <= start <= self._lengths[slot]:
+                raise EngineError(f"slot {slot} holds {self._lengths[slot]} tokens, not {start}")
+            if start + tokens > self._max_context:
+                raise ContextOverflowError(
+                    f"{start + tokens} tokens do not fit a context of {self._max_context}",
+                    "Shorten the prompt, or build the bundle with a larger --max-context",
+                )
+
+    def _require_finite(
+        self, logits: Float32Array, slots: Sequence[int], owner: npt.NDArray[np.int64]
+    ) -> None:
+        """Zero the slots whose logits are not finite, and say so."""
+        bad = ~np.isfinite(logits).all(axis=-1)
+        if bad.any():
+            broken = sorted({slots[row] for row in owner[bad]})
+            self._cache.zero(broken)
+            self._lengths[broken] = 0
+            raise EngineError(
+                f"the model gave NaN or infinite logits in slot {broken[0]}",
+                "Verify the bundle; if it is whole, build it again with a float32 or 8-bit recipe",
+            )
+
+
+def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph: bool) -> Any:
+    """Load a graph in ONNX Runtime with the options edgekit relies on.
+
+    Raises:
+        EngineError: The provider is missing, or the graph is refused.
+    """
+    import onnxruntime as ort  # noqa: PLC0415
+
+    name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
+    if name not in ort.get_available_providers():
+        raise EngineError(
+            f"this ONNX Runtime has no {name}",
+            "In an environment of its own: pip install 'edgekit[cuda]'",
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    # int8 activations in MatMulNBits: without it 8-bit weights run a hundred times slower.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    settings = {"enable_cuda_graph": "1"} if cuda_graph else {}
+    providers = [(name, settings)] if provider == "cuda" else [name]
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        first = str(error).strip().splitlines()[0]
+        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first}") from error
+    if name not in session.get_providers():
+        raise EngineError(f"ONNX Runtime did not take {graph.name} to {provider}")
+    return session

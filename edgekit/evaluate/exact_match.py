@@ -1,0 +1,198 @@
+"""Exact match: does the model, decoding greedily, give the expected answer to each prompt?
+
+Evaluation and calibration rows are JSON lines of ``prompt``, ``reasoning`` and ``answer``. Only
+the answer, what stands after ``</think>``, is compared; white space around it does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgekit.engine.session import InferenceSession
+from edgekit.errors import CalibrationError
+from edgekit.evaluate.greedy import Completion, greedy_completions
+from edgekit.progress import SILENT, Progress
+from edgekit.text.chat_template import ChatTemplate
+from edgekit.text.reasoning import ReasoningSplitter, prompt_opens_reasoning
+from edgekit.text.tokenizer import Tokenizer
+from edgekit.units import MIB
+
+MAX_LINE_BYTES = 4 * MIB
+MAX_NEW_TOKENS = 512
+_REMEDY = 'Each line is a JSON object: {"prompt": "...", "reasoning": "...", "answer": "..."}'
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """One row of an evaluation or calibration file; ``reasoning`` may be empty."""
+
+    prompt: str
+    reasoning: str
+    answer: str
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt rendered by the chat template, and whether it opens the reasoning."""
+
+    tokens: list[int]
+    in_reasoning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What a model made of one row; ``got`` is None when it never closed its reasoning."""
+
+    row: EvalRow
+    got: str | None
+    generated_tokens: int
+    finished: bool
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is the expected one."""
+        return self.got is not None and self.got == self.row.answer.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class ExactMatch:
+    """Results of a whole file."""
+
+    rows: tuple[RowResult, ...]
+
+    @property
+    def total(self) -> int:
+        """Rows asked."""
+        return len(self.rows)
+
+    @property
+    def correct(self) -> int:
+        """Rows answered as expected."""
+        return sum(row.correct for row in self.rows)
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the JSON form; ``exact_match`` is a fraction of 1."""
+        return {
+            "exact_match": self.correct / self.total,
+            "exact_match_count": self.correct,
+            "total": self.total,
+            "unfinished_count": sum(not row.finished for row in self.rows),
+        }
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[EvalRow]:
+    """Read the rows of a ``.jsonl`` file; blank lines are skipped.
+
+    Args:
+        path: UTF-8 JSON lines.
+        limit: Rows to read at most.
+
+    Raises:
+        CalibrationError: The file cannot be read, has no rows, or a line has another form.
+    """
+    rows: list[EvalRow] = []
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while (limit is None or len(rows) < limit) and (
+                line := file.readline(MAX_LINE_BYTES + 1)
+            ):
+                number += 1
+                if line.strip() or len(line) > MAX_LINE_BYTES:
+                    rows.append(_row(line, f"{path}:{number}"))
+    except OSError as error:
+        raise CalibrationError(
+            f"cannot read {path}: {error.strerror}", "Give a readable .jsonl file"
+        ) from error
+    if not rows:
+        raise CalibrationError(f"{path} has no rows", _REMEDY)
+    return rows
+
+
+def chat_encoder(tokenizer: Tokenizer, template: ChatTemplate) -> Callable[[str], EncodedPrompt]:
+    """Return a function that turns a user's message into the prompt of a chat model."""
+
+    def encode(prompt: str) -> EncodedPrompt:
+        text = template.render([{"role": "user", "content": prompt}])
+        return EncodedPrompt(tokenizer.encode(text), prompt_opens_reasoning(text))
+
+    return encode
+
+
+def evaluate_exact_match(
+    session: InferenceSession,
+    rows: Sequence[EvalRow],
+    *,
+    encode_chat: Callable[[str], EncodedPrompt],
+    decode: Callable[[Sequence[int]], str],
+    eos_ids: Collection[int],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: Progress = SILENT,
+) -> ExactMatch:
+    """Answer every row greedily, in all of the engine's slots at once.
+
+    Args:
+        session: Any engine.
+        rows: What to ask, and the answers.
+        encode_chat: Renders and tokenizes a prompt (:func:`chat_encoder`).
+        decode: Ids to text, the reasoning tags kept.
+        eos_ids: Tokens that end an answer.
+        max_new_tokens: A completion that is longer is cut, and its answer most likely wrong.
+        progress: Advanced by the UTF-8 bytes of each prompt answered.
+
+    Raises:
+        CalibrationError: There are no rows.
+        ContextOverflowError: A prompt does not fit the context.
+        EngineError: The engine fails, or the template refuses a prompt.
+    """
+    if not rows:
+        raise CalibrationError("there are no rows to evaluate", _REMEDY)
+    prompts = [encode_chat(row.prompt) for row in rows]
+    completions = greedy_completions(
+        session,
+        [prompt.tokens for prompt in prompts],
+        eos_ids=eos_ids,
+        max_new_tokens=max_new_tokens,
+        on_finish=lambda i: progress.advance(len(rows[i].prompt.encode()), f"row {i + 1}"),
+    )
+
+    def result(row: EvalRow, prompt: EncodedPrompt, completion: Completion) -> RowResult:
+        got = answer_of(decode(completion.tokens), in_reasoning=prompt.in_reasoning)
+        return RowResult(row, got, len(completion.tokens), completion.finished)
+
+    return ExactMatch(tuple(map(result, rows, prompts, completions)))
+
+
+def answer_of(text: str, *, in_reasoning: bool) -> str | None:
+    """Return what follows the reasoning, stripped; None when the reasoning never ends."""
+    splitter = ReasoningSplitter(in_reasoning=in_reasoning)
+    pieces = splitter.feed(text)
+    if splitter.in_reasoning:
+        return None
+    pieces += splitter.finish()
+    return "".join(piece.text for piece in pieces if not piece.is_reasoning).strip()
+
+
+def _row(line: bytes, where: str) -> EvalRow:
+    if len(line) > MAX_LINE_BYTES:
+        raise CalibrationError(f"{where} is longer than {MAX_LINE_BYTES} bytes", _REMEDY)
+    try:
+        data = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CalibrationError(f"{where} is not JSON: {error}", _REMEDY) from error
+    if not isinstance(data, dict):
+        raise CalibrationError(f"{where} is not a JSON object", _REMEDY)
+    return EvalRow(
+        _text(data, "prompt", where), _text(data, "reasoning", where), _text(data, "answer", where)
+    )
+
+
+def _text(data: dict[str, Any], key: str, where: str) -> str:
+    value = data.get(key, "" if key == "reasoning" else None)
+    if not isinstance(value, str) or (key != "reasoning" and not value.strip()):
+        state = "lacks" if key not in data else "has a wrong value for"
+        raise CalibrationError(f"{where} {state} {key!r}", _REMEDY)
+    return value

@@ -1,0 +1,364 @@
+"""The unquantized model in float32 NumPy: what every quantized model is measured against.
+
+It runs layer by layer over all given sequences at once and reads every weight in strips, so a
+7B checkpoint is a reference in about 1 GiB. It has no key/value cache and does not generate.
+The arithmetic follows ``transformers``' eager float32 path (Qwen2, Llama, Qwen3), to which an
+integration test holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.checkpoint.lazy import Float32Array
+from edgekit.errors import CheckpointError
+from edgekit.evaluate.scores import ScoreAccumulator, TokenScores
+from edgekit.evaluate.weight_strips import STRIP_BYTES, TensorSource, WeightStrips
+from edgekit.evaluate.workers import Workers
+from edgekit.models.config import Linear, ModelConfig, layer_linears, lm_head
+from edgekit.models.rope import cos_sin_tables
+from edgekit.progress import SILENT, Progress
+from edgekit.units import MIB
+
+Tokens = npt.NDArray[np.int64]
+ACTIVATION_BYTES = 384 * MIB
+"""Bytes of one block's activations; more tokens run as several blocks, re-reading the layer."""
+SCORE_BYTES = 4 * MIB
+"""Bytes of one thread's attention scores at a time: small enough to stay in its cache."""
+LOGIT_BYTES = 128 * MIB
+"""Bytes of float32 logits :meth:`ReferenceModel.scores` holds at a time."""
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMaxima:
+    """Largest absolute values seen in one layer: whether float16 can hold them.
+
+    Attributes:
+        residual: Residual stream after the layer's attention and after its MLP.
+        query: q after bias and q_norm, before rotary.
+        key: k after bias and k_norm, before rotary.
+        value: v after bias.
+        attention_score: ``q . k / sqrt(head_dim)``, masked pairs included where computed.
+        mlp_product: ``silu(gate) * up``, which down_proj reads.
+    """
+
+    residual: float = 0.0
+    query: float = 0.0
+    key: float = 0.0
+    value: float = 0.0
+    attention_score: float = 0.0
+    mlp_product: float = 0.0
+
+    def merge(self, **seen: float) -> LayerMaxima:
+        """Return the larger of each field and ``seen``."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values.update({name: max(values[name], value) for name, value in seen.items()})
+        return LayerMaxima(**values)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the JSON form (``residual_amax``, ...), four significant digits."""
+        return {f"{name}_amax": float(f"{getattr(self, name):.4g}") for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """What the LM head reads, for several sequences.
+
+    Attributes:
+        windows: Per sequence float32 [S, hidden_size], after the final norm.
+        maxima: One entry per layer.
+        embedding_amax: Largest |embedding| of the tokens seen.
+    """
+
+    windows: tuple[Float32Array, ...]
+    maxima: tuple[LayerMaxima, ...]
+    embedding_amax: float
+
+    @property
+    def residual_amax(self) -> float:
+        """Largest |residual| anywhere, the embedding included."""
+        return max([self.embedding_amax, *(layer.residual for layer in self.maxima)])
+
+
+class ReferenceModel:
+    """A dense decoder in float32.
+
+    Args:
+        config: The architecture.
+        tensors: Opens a weight by its checkpoint key.
+        threads: Threads of all the arithmetic; with more than one, another reads ahead.
+        strip_bytes: Float32 bytes of a strip of weights; two are alive at once.
+        activation_bytes: Bound on one block's activations. A block holds whole sequences, at
+            least one, so a very long sequence may exceed it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: TensorSource,
+        *,
+        threads: int = 2,
+        strip_bytes: int = STRIP_BYTES,
+        activation_bytes: int = ACTIVATION_BYTES,
+    ) -> None:
+        self.config = config
+        self.threads = threads
+        self._workers = Workers(threads)
+        self._weights = WeightStrips(tensors, self._workers, strip_bytes=strip_bytes)
+        self._block_tokens = max(1, activation_bytes // _activation_bytes_per_token(config))
+
+    def hidden_states(
+        self, windows: Sequence[Tokens], *, progress: Progress = SILENT
+    ) -> HiddenStates:
+        """Run all layers over independent sequences.
+
+        Args:
+            windows: Token ids, int64 [S] each; positions start at 0 in each.
+            progress: Advanced by a layer's stored bytes after each layer; the caller starts
+                and finishes the stage.
+
+        Raises:
+            CheckpointError: A weight is missing, misshapen or not finite, a token id is
+                outside the vocabulary, or activations overflow float32.
+        """
+        with self._workers, np.errstate(over="ignore", invalid="ignore"):
+            return self._run(windows, progress)
+
+    def logits(self, windows: Sequence[Tokens]) -> tuple[Float32Array, ...]:
+        """Return whole logits, float32 [S, vocab_size] a sequence: for small vocabularies.
+
+        4 bytes * tokens * vocab_size are held; :meth:`scores` holds no logits.
+        """
+        with self._workers, np.errstate(over="ignore", invalid="ignore"):
+            states = self._run(windows, SILENT).windows
+            return tuple(self._weights.linear(lm_head(self.config), state) for state in states)
+
+    def logit_strips(self, states: Float32Array) -> Iterator[tuple[int, Float32Array]]:
+        """Yield ``(first_token_id, float32 [P, rows])`` over the vocabulary, in order.
+
+        Args:
+            states: Float32 [P, hidden_size], from :meth:`hidden_states`.
+        """
+        head = lm_head(self.config)
+        shape = (head.out_features, head.in_features)
+        for start, strip in self._weights.matrix(head.weight_key, shape):
+            logits = np.empty((states.shape[0], strip.shape[0]), np.float32)
+            with self._workers:
+                self._weights.multiply(states, strip, logits)
+            yield start, logits
+
+    def scores(
+        self, states: Sequence[Float32Array], wanted: Sequence[Tokens], *, top_k: int = 1
+    ) -> tuple[TokenScores, ...]:
+        """Return log-probabilities of ``wanted`` tokens and the best tokens.
+
+        Args:
+            states: Per sequence float32 [S, hidden_size], from :meth:`hidden_states`.
+            wanted: Per sequence int64 [S]; -1 wants none (log-probability NaN).
+            top_k: Best tokens to keep.
+        """
+        bounds = _bounds(states)
+        done: list[TokenScores] = []
+        for edges in _blocks(bounds, self.logit_rows(LOGIT_BYTES)):
+            part = slice(len(done), len(done) + len(edges) - 1)
+            accumulator = ScoreAccumulator(np.concatenate(wanted[part]), top_k=top_k)
+            with self._workers:
+                for start, logits in self.logit_strips(np.concatenate(states[part])):
+                    accumulator.update_all(start, logits, self._workers)
+            done.extend(accumulator.result().split(edges[1:-1] - edges[0]))
+        return tuple(done)
+
+    def logit_rows(self, size_bytes: int) -> int:
+        """Return how many positions' strips of :meth:`logit_strips` fit in ``size_bytes``."""
+        width = min(self.config.vocab_size, self._weights.rows_per_strip(self.config.hidden_size))
+        return max(1, size_bytes // (4 * width))
+
+    def _run(self, windows: Sequence[Tokens], progress: Progress) -> HiddenStates:
+        config = self.config
+        bounds = _bounds(windows)
+        ids = np.concatenate([*windows, np.empty(0, np.int64)]).astype(np.int64)
+        residual = self._weights.gather(
+            "model.embed_tokens.weight", (config.vocab_size, config.hidden_size), ids
+        )
+        embedding_amax = _amax(residual)
+        longest = int(np.diff(bounds).max(initial=0))
+        rope = cos_sin_tables(config.rope, config.head_dim, np.arange(longest))
+        maxima = []
+        for layer in range(config.num_hidden_layers):
+            seen = LayerMaxima()
+            for edges in _blocks(bounds, self._block_tokens):
+                seen = self._layer(layer, residual[edges[0] : edges[-1]], edges, rope, seen)
+            maxima.append(seen)
+            names = [linear.weight_key for linear in layer_linears(config, layer)]
+            progress.advance(self._weights.stored_bytes(names), f"layer {layer}")
+        norm = self._weights.vector("model.norm.weight", config.hidden_size)
+        states = _rms_norm(residual, norm, config.rms_norm_eps, out=residual)
+        parts = tuple(states[a:b] for a, b in pairwise(bounds))
+        return HiddenStates(parts, tuple(maxima), embedding_amax)
+
+    def _layer(
+        self,
+        layer: int,
+        residual: Float32Array,
+        edges: npt.NDArray[np.int64],
+        rope: tuple[Float32Array, Float32Array],
+        seen: LayerMaxima,
+    ) -> LayerMaxima:
+        """Run one layer in place over the block ``residual`` [T, hidden_size]."""
+        prefix, config = f"model.layers.{layer}", self.config
+        q, k, v, o, gate, up, down = layer_linears(config, layer)
+        x = self._norm(f"{prefix}.input_layernorm.weight", residual)
+        queries, keys, values = (self._heads(prefix, linear, x) for linear in (q, k, v))
+        seen = seen.merge(query=_amax(queries), key=_amax(keys), value=_amax(values))
+        score = self._attend(queries, keys, values, edges - edges[0], rope)
+        residual += self._weights.linear(o, queries.reshape(residual.shape[0], -1))
+        seen = seen.merge(attention_score=score, residual=_amax(residual))
+        del queries, keys, values
+        x = self._norm(f"{prefix}.post_attention_layernorm.weight", residual)
+        product = self._gated_product(gate, up, x)
+        residual += self._weights.linear(down, product, out=x)
+        largest = _amax(residual)
+        if not largest**2 * self.config.hidden_size < _FLOAT32_MAX:  # also when it is NaN
+            raise CheckpointError(
+                f"the activations of layer {layer} overflow float32 ({largest:.3g})",
+                "The weights are damaged, or not of the architecture config.json names",
+            )
+        return seen.merge(mlp_product=_amax(product), residual=largest)
+
+    def _norm(self, name: str, x: Float32Array) -> Float32Array:
+        return _rms_norm(x, self._weights.vector(name, x.shape[-1]), self.config.rms_norm_eps)
+
+    def _heads(self, prefix: str, linear: Linear, x: Float32Array) -> Float32Array:
+        """Return q, k or v as [T, heads, head_dim], normed when the family norms q and k."""
+        heads = self._weights.linear(linear, x).reshape(x.shape[0], -1, self.config.head_dim)
+        kind = linear.name.rsplit(".", 1)[1][0]
+        if self.config.qk_norm and kind in "qk":
+            weight = self._weights.vector(f"{prefix}.self_attn.{kind}_norm.weight", heads.shape[2])
+            _rms_norm(heads, weight, self.config.rms_norm_eps, out=heads)
+        return heads
+
+    def _attend(
+        self,
+        queries: Float32Array,
+        keys: Float32Array,
+        values: Float32Array,
+        edges: npt.NDArray[np.int64],
+        rope: tuple[Float32Array, Float32Array],
+    ) -> float:
+        """Attend within each sequence; the result replaces ``queries``, [T, heads, head_dim]."""
+
+        def attend(window: int) -> float:
+            part = slice(int(edges[window]), int(edges[window + 1]))
+            _rotate(queries[part], rope)
+            _rotate(keys[part], rope)
+            return _causal_attention(queries[part], keys[part], values[part])
+
+        return max(self._workers.map(attend, len(edges) - 1), default=0.0)
+
+    def _gated_product(self, gate: Linear, up: Linear, x: Float32Array) -> Float32Array:
+        """Return ``silu(gate) * up``, [T, intermediate_size]."""
+        product = self._weights.linear(gate, x)
+        self._workers.rows(lambda rows: _silu(product[rows]), product.shape[0])
+        shape = (up.out_features, up.in_features)
+        bias = self._weights.vector(f"{up.name}.bias", shape[0]) if up.bias else None
+        for start, strip in self._weights.matrix(up.weight_key, shape):
+            part = slice(start, start + strip.shape[0])
+            values = np.empty((x.shape[0], strip.shape[0]), np.float32)
+            self._weights.multiply(x, strip, values)
+            if bias is not None:
+                values += bias[part]
+            product[:, part] *= values
+        return product
+
+
+def _activation_bytes_per_token(config: ModelConfig) -> int:
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    width = 2 * config.intermediate_size + 2 * heads * config.head_dim + 3 * config.hidden_size
+    return 4 * width
+
+
+def _bounds(sequences: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """Return where each sequence starts when they stand end to end, and where the last ends."""
+    return np.concatenate([[0], np.cumsum([len(x) for x in sequences], dtype=np.int64)])
+
+
+def _blocks(bounds: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield runs of sequence edges whose tokens number at most ``tokens`` (or one sequence)."""
+    first = 0
+    for i in range(1, len(bounds)):
+        if i == len(bounds) - 1 or bounds[i + 1] - bounds[first] > tokens:
+            yield bounds[first : i + 1]
+            first = i
+
+
+def _amax(x: Float32Array) -> float:
+    return float(max(x.max(), -x.min())) if x.size else 0.0
+
+
+def _rms_norm(
+    x: Float32Array, weight: Float32Array, eps: float, out: Float32Array | None = None
+) -> Float32Array:
+    """Return ``x / sqrt(mean(x**2) + eps) * weight`` over the last axis."""
+    mean = np.einsum("...d,...d->...", x, x)[..., None] / np.float32(x.shape[-1])
+    scaled: Float32Array = np.multiply(x, 1 / np.sqrt(mean + np.float32(eps)), out=out)
+    scaled *= weight
+    return scaled
+
+
+def _rotate(x: Float32Array, rope: tuple[Float32Array, Float32Array]) -> None:
+    """Rotate [S, heads, head_dim] in place; halves are paired (NeoX order, as transformers)."""
+    cos, sin = (table[: x.shape[0], None, :] for table in rope)
+    half = x.shape[2] // 2
+    first, second = x[..., :half], x[..., half:]
+    turned = first * cos - second * sin
+    second *= cos
+    second += first * sin
+    first[...] = turned
+
+
+def _causal_attention(queries: Float32Array, keys: Float32Array, values: Float32Array) -> float:
+    """Replace ``queries`` by attention's result; return the largest |score| computed.
+
+    Args:
+        queries: Float32 [S, heads, head_dim], rotated.
+        keys: Float32 [S, kv_heads, head_dim], rotated.
+        values: Float32 [S, kv_heads, head_dim].
+    """
+    length, heads, dim = queries.shape
+    groups = keys.shape[1]
+    by_head = np.ascontiguousarray(keys.transpose(1, 2, 0))  # [kv_heads, head_dim, S]
+    by_value = np.ascontiguousarray(values.transpose(1, 0, 2))  # [kv_heads, S, head_dim]
+    step = max(1, min(256, SCORE_BYTES // (4 * heads * max(1, length))))
+    largest, scale = 0.0, np.float32(dim**-0.5)
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        block = queries[start:stop].reshape(stop - start, groups, heads // groups, dim)
+        scaled: Float32Array = np.multiply(block.transpose(1, 2, 0, 3), scale)
+        scores: Float32Array = scaled.reshape(groups, -1, dim) @ by_head[:, :, :stop]
+        largest = max(largest, _amax(scores))
+        by_row = scores.reshape(heads, stop - start, stop)
+        future = np.triu(np.ones((stop - start, stop - start), bool), 1)
+        by_row[:, :, start:][:, future] = -np.inf
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        total = scores.sum(axis=-1, keepdims=True)
+        result = (scores @ by_value[:, :stop]) / total
+        by_query = result.reshape(groups, heads // groups, stop - start, dim)
+        queries[start:stop] = by_query.transpose(2, 0, 1, 3).reshape(stop - start, heads, dim)
+    return largest
+
+
+def _silu(x: Float32Array) -> None:
+    """Replace x by ``x / (1 + exp(-x))``; exp overflows to infinity where the result is -0."""
+    for row in range(0, x.shape[0], 64):  # 64 rows of most models stay in a core's cache
+        part = x[row : row + 64]
+        sigmoid = np.exp(-part)
+        sigmoid += 1
+        part /= sigmoid
