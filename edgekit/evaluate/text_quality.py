@@ -157,10 +157,16 @@ def measure_model(candidate: ReferenceModel, sample: TextSample) -> TextQuality:
     Raises:
         CheckpointError: A weight of the candidate is damaged.
     """
-    states = candidate.hidden_states(sample.windows).windows
+    return measure_states(candidate, candidate.hidden_states(sample.windows), sample)
+
+
+def measure_states(
+    candidate: ReferenceModel, states: HiddenStates, sample: TextSample
+) -> TextQuality:
+    """Measure a model whose hidden states on the sample's windows are known already."""
 
     def logits(index: int, part: slice) -> _Strips:
-        return candidate.logit_strips(states[index][part])
+        return candidate.logit_strips(states.windows[index][part])
 
     return _measure(sample, logits, candidate.config.vocab_size)
 

@@ -24,12 +24,19 @@ from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
 from edgekit.errors import EdgekitError, StorageError
+from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.models.config import ModelConfig, count_parameters
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
-from edgekit.pipeline.quality import Reference, judge_stored, make_reference, require_quality
+from edgekit.pipeline.quality import (
+    Reference,
+    judge_stored,
+    make_reference,
+    record_golden,
+    require_quality,
+)
 from edgekit.pipeline.request import BuildRequest, BuildResult
 from edgekit.pipeline.stored import (
     Store,
@@ -154,13 +161,13 @@ def _write(
             writer, config, plan.schemes, model, reference.exponents, request.target
         )
         progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
-        _add_files(writer, checkpoint, reference)
-        quality = _judge(request, config, reference, model, writer, progress)
+        quality, golden = _judge(request, config, reference, model, writer, progress)
+        _add_files(writer, checkpoint, golden)
         quality["tensors"] = error_report(model.errors, plan.schemes)
         progress.start("bundle", 0)
         manifest = _manifest(
             request, checkpoint, plan, reference, model, writer, graphs, report, quality,
-            digests.result(),
+            golden, digests.result(),
         )  # fmt: skip
         path = writer.finish(manifest)
         progress.finish(f"{len(model.entries)} tensors, sha256:{manifest.digest()[:12]}")
@@ -174,25 +181,29 @@ def _judge(
     model: StoredModel,
     writer: BundleWriter,
     progress: Progress,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], GoldenSet]:
     """Judge the stored weights on the golden sequences, by the recipe's limits.
 
     Raises:
         QualityError: The limits are missed.
     """
+    sample = reference.sample
     if not request.check:
-        return {"checked": False, "reason": "--no-check"}
+        if sample.reference is None or sample.states is None:
+            raise AssertionError
+        golden = record_golden(sample.reference, sample.windows, sample.states)
+        return {"checked": False, "reason": "built with --no-check"}, golden
     progress.start("check", 0)
     entries = {entry.name: entry for entry in model.entries}
     untied = replace(config, tie_word_embeddings=False)
     stored = StoredTensors(writer.work, entries, untied, reference.exponents)
-    quality = judge_stored(reference, stored, request.threads)
+    quality, golden = judge_stored(reference, stored, request.threads)
     require_quality(quality, request.recipe.acceptance)
     progress.finish(
         f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
         f"{100 * quality['top1_agreement']:.1f} %"
     )
-    return {"checked": True, **quality}
+    return {"checked": True, **quality}, golden
 
 
 def _identity(request: BuildRequest, checkpoint: Checkpoint) -> str:
@@ -206,10 +217,10 @@ def _identity(request: BuildRequest, checkpoint: Checkpoint) -> str:
     return hashlib.sha256(canonical_bytes({"files": shards, "base": base})).hexdigest()
 
 
-def _add_files(writer: BundleWriter, checkpoint: Checkpoint, reference: Reference) -> None:
+def _add_files(writer: BundleWriter, checkpoint: Checkpoint, golden: GoldenSet) -> None:
     for name, path in checkpoint.tokenizer.files.items():
         writer.add_file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
-    writer.add_file(GOLDEN, canonical_bytes(reference.golden))
+    writer.add_file(GOLDEN, canonical_bytes(golden.to_dict()))
 
 
 def _manifest(
@@ -222,6 +233,7 @@ def _manifest(
     graphs: tuple[GraphEntry, ...],
     report: GraphReport,
     quality: Mapping[str, Any],
+    golden: GoldenSet,
     checkpoint_files: tuple[FileEntry, ...],
 ) -> Manifest:
     config, recipe, target = checkpoint.config, request.recipe, request.target
@@ -250,7 +262,12 @@ def _manifest(
         graphs=graphs,
         tensors=tuple(sorted(model.entries, key=lambda entry: entry.name)),
         f16_exponents=reference.exponents.to_dict(),
-        golden=reference.summary(),
+        golden={
+            "path": GOLDEN,
+            "sequences": len(golden.sequences),
+            "tokens": golden.tokens,
+            "scored_by": "stored weights" if quality["checked"] else "checkpoint",
+        },
         quality=quality,
         size={
             "weights_bytes": plan.fit.weights_bytes,

@@ -128,7 +128,7 @@ def _encode(
 
 
 @njit(nogil=True, cache=True)
-def quantize_strip(
+def quantize_strip(  # noqa: C901 - one loop nest, kept whole for the compiler
     source: Any,
     shift: Any,
     group: int,

@@ -1,0 +1,63 @@
+"""``edgekit verify``: every digest, the graphs, the golden sequences."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.render import StageProgress, console, facts_table, print_json
+from edgekit.units import format_bytes
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--no-run", is_flag=True, help="Check bytes and graphs only; load no engine.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to run the golden sequences.",
+)
+@click.option("--threads", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(bundle: Path, **options: Any) -> None:
+    """Check BUNDLE: every byte by digest, the graphs, and its answers to the golden sequences.
+
+    Exits with 10 when it is damaged, 9 when a graph is not as planned, 12 when an engine's answers
+    are too far from the recorded ones.
+    """  # fmt: skip
+    from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
+    from edgekit.pipeline.verify import verify_bundle  # noqa: PLC0415
+
+    with StageProgress() as progress:
+        report = verify_bundle(
+            open_bundle(bundle),
+            provider=options["provider"],
+            threads=options["threads"],
+            run=not options["no_run"],
+            progress=progress,
+        )
+    if options["as_json"]:
+        print_json(report)
+        return
+    rows = [
+        ("bundle", f"{bundle} is whole"),
+        ("digest", report["digest"]),
+        ("bytes", f"{format_bytes(report['checked_bytes'])} in {report['blobs']} blobs"),
+        ("graphs", ", ".join(report["graphs"])),
+    ]
+    golden = report["golden"]
+    if golden is not None:
+        rows.append(
+            (
+                "golden",
+                f"{golden['tokens']} tokens, mean difference "
+                f"{golden['mean_abs_difference_nats']:.4f} nats, top-1 agreement "
+                f"{100 * golden['top1_agreement']:.1f} % of {golden['clear_positions']} clear ones",
+            )
+        )
+    console().print(facts_table("", rows))

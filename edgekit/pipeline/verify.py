@@ -1,0 +1,73 @@
+"""``edgekit verify``: is a bundle what its manifest says, and does it answer as recorded?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgekit.bundle.reader import Bundle
+from edgekit.bundle.verify import verify_digests
+from edgekit.engine.load import load_bundle
+from edgekit.engine.ort import Provider
+from edgekit.evaluate.golden import GoldenLimits, check_golden
+from edgekit.evaluate.golden_set import GoldenSet
+from edgekit.graph.check import check_graph
+from edgekit.models.config import ModelConfig
+from edgekit.progress import SILENT, Progress
+from edgekit.quant.plan import plan_quantization
+from edgekit.recipe import recipe_from_resolved
+
+ENGINE_LIMITS = GoldenLimits(kl_divergence_nats_max=0.02, top1_agreement_min=0.97)
+"""How far an engine may be from the stored weights in float32: room for float16 and for int8
+activations (ONNX Runtime's fast 4-bit kernels), none for a wrong graph."""
+
+
+def verify_bundle(
+    bundle: Bundle,
+    *,
+    provider: Provider = "cpu",
+    threads: int = 2,
+    run: bool = True,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Check digests, graphs and, with ``run``, the golden sequences on an engine.
+
+    Returns:
+        The report of ``docs/schemas/verify.schema.json``.
+
+    Raises:
+        BundleError: A byte is not what the manifest says.
+        GraphError: A graph is not valid or not as planned.
+        QualityError: The engine's answers are further from the recorded ones than the build's
+            own figures allow.
+    """
+    manifest = bundle.manifest
+    progress.start("digests", bundle.total_bytes)
+    digests = verify_digests(bundle, threads=threads, progress=progress)
+    progress.finish(f"{digests.files} files and {digests.blobs} blobs are whole")
+    progress.start("graphs", 0)
+    config = ModelConfig.from_dict(dict(manifest.model["config"]))
+    recipe = recipe_from_resolved(manifest.recipe["resolved"], manifest.recipe["name"])
+    schemes = plan_quantization(config, recipe.rules())
+    graphs = {g.name: check_graph(bundle.path / g.path, config, schemes) for g in manifest.graphs}
+    progress.finish(", ".join(graphs))
+    return {
+        "bundle": str(bundle.path),
+        "digest": f"sha256:{bundle.digest}",
+        "files": digests.files,
+        "blobs": digests.blobs,
+        "checked_bytes": digests.checked_bytes,
+        "graphs": {name: report.to_dict() for name, report in graphs.items()},
+        "golden": _golden(bundle, provider, threads, progress) if run else None,
+    }
+
+
+def _golden(bundle: Bundle, provider: Provider, threads: int, progress: Progress) -> dict[str, Any]:
+    """Run the golden sequences on an engine."""
+    progress.start("golden", 0)
+    model = load_bundle(bundle, provider=provider, threads=threads)
+    golden = GoldenSet.from_dict(bundle.golden())
+    report = check_golden(model.session, golden, ENGINE_LIMITS)
+    model.session.close()
+    report.require()
+    progress.finish(f"{report.tokens} tokens on {provider}")
+    return report.to_dict()
