@@ -23,4 +23,8 @@ test-slow: ## the tests that take minutes
 bench: ## see tests/bench/README.md for the peers
 	$(bin)/python tests/bench/bench_quantize.py
 lock: ## renew constraints.txt (needs uv)
-	uv pip compile --universal --all-extras --group dev --no-emit-package edgekit --output-file constraints.txt pyproject.toml
+	( echo "# Exact versions of everything the scripts install; made by \`make lock\`."; \
+	  echo "# torch's own CUDA packages are left to torch, which pins them itself."; \
+	  echo torch==2.13.0 | uv pip compile -q --universal --python-version 3.11 --extra host \
+	    --extra calibrate --extra plot --group dev --constraint - --no-annotate --no-header \
+	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-' ) > constraints.txt
