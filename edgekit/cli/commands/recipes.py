@@ -1,0 +1,43 @@
+"""``edgekit recipes``: the recipes that ship, and the published models with their defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgekit.cli.render import console, grid_table, print_json
+from edgekit.units import format_bytes
+
+
+@click.command("recipes")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(*, as_json: bool) -> None:
+    """List the recipes that ship with edgekit and the published models it builds."""
+    from edgekit.models.published import PUBLISHED  # noqa: PLC0415
+    from edgekit.recipe import DEFAULT_RECIPE, load_recipe, shipped_recipes  # noqa: PLC0415
+
+    recipes = [load_recipe(name) for name in shipped_recipes()]
+    if as_json:
+        document: dict[str, Any] = {
+            "default": DEFAULT_RECIPE,
+            "recipes": [{**r.resolved(), "sha256": r.digest()} for r in recipes],
+            "models": [model.to_dict() for model in PUBLISHED],
+        }
+        print_json(document)
+        return
+    out = console()
+    out.print(grid_table("Recipes", ("name", ""), [(r.name, r.description) for r in recipes]))
+    rows = [
+        (
+            model.hub_id.split("/")[1],
+            model.family,
+            f"{model.parameters / 1e9:.2f} B",
+            f"{model.context // 1024}k",
+            format_bytes(model.cache_bytes_per_token),
+            model.recipe,
+        )
+        for model in PUBLISHED
+    ]
+    columns = ("Published models", "family", "size", "context", "cache/token", "recipe")
+    out.print(grid_table("", columns, rows))

@@ -1,0 +1,245 @@
+"""From the command line: a build is reproducible, resumable, checked, and answers questions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import EXAMPLE, write_checkpoint
+
+from edgekit.bundle.reader import open_bundle
+
+
+def edgekit(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line and hold it to an exit code."""
+    result = subprocess.run(
+        [sys.executable, "-m", "edgekit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == check, result.stdout + result.stderr
+    return result
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained example, built for the Orin with the default recipe."""
+    out = tmp_path_factory.mktemp("build") / "tiny.bundle"
+    report = json.loads(
+        edgekit("build", EXAMPLE, "--target", "orin", "--out", out, "--json").stdout
+    )
+    assert report["full_bytes"] == open_bundle(out).total_bytes
+    assert report["quality"]["checked"]
+    return out
+
+
+def test_total_bytes_are_those_on_disk(bundle: Path) -> None:
+    """``full_bytes`` is what the folder really holds."""
+    on_disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    assert open_bundle(bundle).total_bytes == on_disk
+
+
+def test_two_builds_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
+    """Another folder, another thread count, another time: the same files, bit for bit."""
+    edgekit("build", EXAMPLE, "--target", "orin", "--out", tmp_path / "again", "--threads", "1")
+    assert digests(tmp_path / "again") == digests(bundle)
+
+
+def test_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    """Killed in the middle, the build takes up its finished blobs and ends with the same bytes."""
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoint", layers=24, hidden=128, intermediate=512, heads=4
+    )
+    common = ["build", checkpoint, "--target", "cpu", "--no-check"]
+    edgekit(*common, "--out", tmp_path / "whole")
+    command = [sys.executable, "-m", "edgekit", *map(str, common), "--out", str(tmp_path / "cut")]
+    journal = tmp_path / ".cut.partial" / "journal.jsonl"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 20):
+        assert process.poll() is None, "the build ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut").exists()
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / ".cut.partial").rglob("blobs/*/*")}
+    assert kept
+    edgekit(*common, "--out", tmp_path / "cut")
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    for path, stamp in kept.items():
+        final = tmp_path / "cut" / path.relative_to(tmp_path / ".cut.partial")
+        assert final.stat().st_mtime_ns == stamp, "a finished blob was written again"
+
+
+def test_verify_accepts_the_bundle(bundle: Path) -> None:
+    """A fresh bundle passes every check, on an engine too."""
+    report = json.loads(edgekit("verify", bundle, "--json").stdout)
+    assert report["golden"]["passed"]
+    assert report["graphs"]["standard.float16"]["linears"] == {"w4-g64": 43}
+
+
+def test_answer_is_right(bundle: Path) -> None:
+    """The quantized model reasons and answers; reasoning and answer are told apart."""
+    result = edgekit("run", bundle, "What is 58 + 67?", "--temperature", "0")
+    assert result.stdout == "8+7+0=15\n5+6+1=12\ncarry 1\n\n58 + 67 = 125\n"
+    hidden = edgekit("run", bundle, "What is 58 + 67?", "--temperature", "0", "--hide-reasoning")
+    assert hidden.stdout == "58 + 67 = 125\n"
+    assert "tokens/s" in hidden.stderr
+
+
+def test_chat_remembers(bundle: Path) -> None:
+    """Without a prompt, lines from standard input are turns of one conversation."""
+    command = [sys.executable, "-m", "edgekit", "run", str(bundle), "--temperature", "0"]
+    result = subprocess.run(
+        command,
+        input="What is 5 + 4?\nWhat is 9 - 2?\n\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "5 + 4 = 9" in result.stdout
+    assert "9 - 2 = 7" in result.stdout
+
+
+def test_eval_counts_exact_answers(bundle: Path) -> None:
+    """The default recipe answers the reasoning questions as the unquantized model does."""
+    data = Path(__file__).parent.parent / "data" / "reasoning_dev.jsonl"
+    report = json.loads(edgekit("eval", bundle, "--data", data, "--limit", 60, "--json").stdout)
+    assert report["total"] == 60
+    assert report["exact_match_count"] >= 59
+
+
+def test_eval_measures_divergence(bundle: Path) -> None:
+    """Divergence on text is positive, finite and of the size the recipe promises."""
+    text = Path(__file__).parent.parent / "data" / "shakespeare_dev.txt"
+    arguments = ["--text", text, "--text-tokens", 1024, "--reference", EXAMPLE, "--json"]
+    report = json.loads(edgekit("eval", bundle, *arguments).stdout)
+    assert report["tokens"] == 1024
+    assert 0.2 < report["kl_divergence_nats"] < 0.5
+    assert 0.6 < report["top1_agreement"] < 0.9
+
+
+def test_diff_of_a_bundle_with_itself_is_nothing(bundle: Path) -> None:
+    """A device that has the bundle fetches nothing."""
+    report = json.loads(edgekit("diff", bundle, bundle, "--json").stdout)
+    assert report["transfer_bytes"] == 0
+    assert not report["tensors"]
+
+
+def test_diff_counts_what_is_fetched(bundle: Path, tmp_path: Path) -> None:
+    """Between two recipes only the blobs that differ are fetched."""
+    other = tmp_path / "other"
+    edgekit("build", EXAMPLE, "--target", "orin", "--recipe", "w4a16-g128", "--out", other)
+    report = json.loads(edgekit("diff", bundle, other, "--json").stdout)
+    assert 0 < report["transfer_bytes"] < report["full_bytes"]
+    assert not any("norm" in row["name"] for row in report["tensors"])
+    reverse = json.loads(edgekit("diff", other, bundle, "--json").stdout)
+    assert reverse["full_bytes"] == open_bundle(bundle).total_bytes
+
+
+@pytest.mark.parametrize("target", ["orin-32gb", "orin-jp62", "cpu"])
+def test_other_targets_build_and_verify(target: str, tmp_path: Path) -> None:
+    """Every target gives a bundle that passes its own checks."""
+    edgekit("build", EXAMPLE, "--target", target, "--out", tmp_path / "b")
+    report = json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)
+    names = set(report["graphs"])
+    assert (
+        names
+        == {
+            "orin-32gb": {"standard.float16", "standard.float32"},
+            "orin-jp62": {"trt103.float16", "standard.float32"},
+            "cpu": {"standard.float32"},
+        }[target]
+    )
+
+
+@pytest.mark.parametrize("recipe", ["w8a16", "float16", "w4a16-g32"])
+def test_shipped_recipes_build_and_verify(recipe: str, tmp_path: Path) -> None:
+    """Other recipes give bundles that pass their own checks."""
+    edgekit("build", EXAMPLE, "--target", "cpu", "--recipe", recipe, "--out", tmp_path / "b")
+    assert json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)["golden"]["passed"]
+
+
+def test_huge_activations_stay_finite_in_float16(tmp_path: Path) -> None:
+    """A checkpoint whose residual reaches 1e5 runs finitely in the float16 target graph."""
+    from factories import make_config, random_tensors
+
+    config = make_config("qwen2", vocab=4096)
+    tensors = random_tensors(config)
+    for name in tensors:
+        if name.endswith(("down_proj.weight", "o_proj.weight")):
+            tensors[name] = tensors[name] * 3000
+        if name.endswith("up_proj.weight"):
+            tensors[name] = tensors[name] * 30
+    path = write_checkpoint(tmp_path / "loud", tensors=tensors)
+    edgekit("build", path, "--target", "orin", "--recipe", "w8a16", "--out", tmp_path / "b")
+    bundle = open_bundle(tmp_path / "b")
+    layers: list[dict[str, Any]] = bundle.manifest.quality["layers"]
+    assert max(layer["residual_amax"] for layer in layers) > 65504
+    assert bundle.manifest.f16_exponents["residual"] > 0
+    assert run_float16_graph(bundle.path) is True
+
+
+def run_float16_graph(path: Path) -> bool:
+    """Run the golden sequences through the float16 graph on the CPU."""
+    from edgekit.engine.ort import OrtSession
+    from edgekit.evaluate.golden import GoldenLimits, check_golden
+    from edgekit.evaluate.golden_set import GoldenSet
+    from edgekit.models.config import ModelConfig
+
+    bundle = open_bundle(path)
+    config = ModelConfig.from_dict(dict(bundle.manifest.model["config"]))
+    session = OrtSession(
+        path / bundle.graph("target").path,
+        config=config,
+        max_context=64,
+        activation_dtype="float16",
+        threads=1,
+    )
+    limits = GoldenLimits(mean_abs_difference_nats_max=0.3, top1_agreement_min=0.9)
+    report = check_golden(session, GoldenSet.from_dict(bundle.golden()), limits)
+    assert report.passed, report.failures
+    return True
+
+
+def test_help_is_quick_and_lists_every_command() -> None:
+    """``--help`` names every command without importing the heavy packages."""
+    started = time.perf_counter()
+    text = edgekit("--help").stdout
+    assert time.perf_counter() - started < 10
+    for name in ("build", "run", "inspect", "verify", "eval", "diff", "recipes", "doctor"):
+        assert name in text
+
+
+def test_broken_pipe_is_no_traceback(bundle: Path) -> None:
+    """A reader that goes away ends the output quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "edgekit", "inspect", str(bundle), "--json"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert "Traceback" not in result.stderr
