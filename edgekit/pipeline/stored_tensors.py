@@ -21,9 +21,10 @@ from edgekit.errors import BundleError
 from edgekit.graph.exponents import Exponents
 from edgekit.graph.weights import bias_name, codes_name, dense_name, scales_name
 from edgekit.models.config import ModelConfig, all_linears
-from edgekit.quant.packing import unpack_int4
 
 Array = npt.NDArray[Any]
+UNPACK_TILE = 64
+"""Input channels unpacked at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +123,31 @@ class _StoredQuantized:
         return self.codes.size_bytes + self.scales.size_bytes
 
     def rows(self, start: int, stop: int) -> Float32Array:
-        codes, scales = self._parts(start, stop)  # [rows, K], [rows, G]
-        values = codes.astype(np.float32, order="C")
-        group = values.shape[1] // scales.shape[1]
-        by_group = values.reshape(len(values), scales.shape[1], group)
-        by_group *= np.ldexp(scales.astype(np.float32), -self.exponent)[:, :, None]
-        return values
-
-    def _parts(self, start: int, stop: int) -> tuple[Array, Array]:
         codes, scales = _mapped(self.root, self.codes), _mapped(self.root, self.scales)
         if not self.transposed:
-            return codes[start:stop], scales[start:stop]
+            return _scaled(codes[start:stop], scales[start:stop], self.exponent)
         if self.codes.dtype == "int8":
-            return codes[:, start:stop].T, scales[:, start:stop].T
-        first = start // 2  # two codes a byte
-        nibbles = np.ascontiguousarray(codes[:, first : -(-stop // 2)])
-        unpacked = unpack_int4(nibbles)[:, start - 2 * first : stop - 2 * first]
-        return unpacked.T, scales[:, start:stop].T
+            return _scaled(codes[:, start:stop].T, scales[:, start:stop].T, self.exponent)
+        return self._int4_rows(codes, scales, start, stop)
+
+    def _int4_rows(self, codes: Array, scales: Array, start: int, stop: int) -> Float32Array:
+        from edgekit.quant import kernels  # noqa: PLC0415 - Numba is slow to import
+
+        first, last = start // 2, -(-stop // 2)  # two codes a byte
+        part = np.ascontiguousarray(codes[:, first:last])
+        factors = np.ldexp(scales[:, 2 * first : 2 * last].astype(np.float32), -self.exponent)
+        out = np.empty((2 * (last - first), len(codes)), np.float32)
+        group = len(codes) // len(scales)
+        kernels.dequantize_int4(part, factors, group, UNPACK_TILE, out)
+        return out[start - 2 * first : stop - 2 * first]
+
+
+def _scaled(codes: Array, scales: Array, exponent: int) -> Float32Array:
+    """Return codes [rows, K] times their group's scale [rows, G] and 2**-exponent."""
+    values = codes.astype(np.float32, order="C")
+    by_group = values.reshape(len(values), scales.shape[1], -1)
+    by_group *= np.ldexp(scales.astype(np.float32), -exponent)[:, :, None]
+    return values
 
 
 _DTYPES = {"int4": np.uint8, "int8": np.int8, "float16": np.float16, "float32": np.float32}

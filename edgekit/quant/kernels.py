@@ -215,3 +215,26 @@ def as_bits(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], np.uint32]:
     if rows.dtype == np.uint16:
         return rows, np.uint32(16)
     return rows.view(np.uint32), np.uint32(0)
+
+
+@njit(nogil=True, cache=True)
+def dequantize_int4(packed: Any, scales: Any, group: int, tile: int, out: Any) -> None:
+    """Fill float32 ``out`` [rows, K] from stored nibbles uint8 [K, rows // 2].
+
+    Args:
+        packed: Stored codes, transposed, low nibble first.
+        scales: float32 [K // group, rows].
+        group: Input channels that share a scale.
+        tile: Input channels unpacked at a time, so that the transposition stays in cache.
+        out: float32 [rows, K].
+    """
+    columns = packed.shape[0]
+    for start in range(0, columns, tile):
+        stop = min(start + tile, columns)
+        for j in range(packed.shape[1]):
+            for k in range(start, stop):
+                byte = packed[k, j]
+                low = np.int8(byte << np.uint8(4)) >> np.int8(4)
+                high = np.int8(byte) >> np.int8(4)
+                out[2 * j, k] = np.float32(low) * scales[k // group, 2 * j]
+                out[2 * j + 1, k] = np.float32(high) * scales[k // group, 2 * j + 1]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit.bundle.reader import open_bundle
+from edgekit.engine.load import load_bundle
 from edgekit.engine.session import InferenceSession
 
 
 def open_session(folder: Path, *, threads: int, max_context: int) -> InferenceSession:
-    """Open a bundle's host graph in ONNX Runtime on the CPU, one slot of ``max_context``."""
-    from edgekit.bundle.reader import open_bundle
-    from edgekit.engine.ort import OrtSession
+    """Open a bundle's host graph in ONNX Runtime on the CPU, with one slot.
 
-    return OrtSession.open(open_bundle(folder), threads=threads, max_context=max_context)
+    Raises:
+        ValueError: The bundle was built for a shorter context than ``max_context``.
+    """
+    session = load_bundle(open_bundle(folder), threads=threads).session
+    if session.max_context < max_context:
+        msg = f"{folder} holds {session.max_context} tokens, {max_context} are needed"
+        raise ValueError(msg)
+    return session
