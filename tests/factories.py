@@ -25,8 +25,16 @@ def to_bf16(values: Array) -> Array:
     return result
 
 
-def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str = "bf16") -> None:
-    """Write a safetensors file; float arrays are stored as ``dtype``, others as they are."""
+def write_safetensors(
+    path: Path,
+    tensors: dict[str, Array],
+    dtype: str = "bf16",
+    kinds: dict[str, str] | None = None,
+) -> None:
+    """Write a safetensors file; float arrays are stored as ``dtype``, others as they are.
+
+    ``kinds`` gives a tensor another stored type of its size (uint8 bytes as ``F8_E4M3``).
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     chunks, offset = [], 0
     names = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -36,7 +44,7 @@ def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str = "bf16"
             stored = {"bf16": to_bf16, "f16": lambda a: a.astype(np.float16), "f32": np.asarray}
             data, kind = stored[dtype](array).tobytes(), names[dtype]
         else:
-            data, kind = array.tobytes(), other[str(array.dtype)]
+            data, kind = array.tobytes(), (kinds or {}).get(name) or other[str(array.dtype)]
         end = offset + len(data)
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [offset, end]}
         chunks.append(data)
@@ -111,6 +119,7 @@ def write_checkpoint(
     seed: int = 0,
     tokenizer: bool = True,
     tensors: dict[str, Array] | None = None,
+    kinds: dict[str, str] | None = None,
     **config_options: Any,
 ) -> Path:
     """Write a random checkpoint; with ``tokenizer`` it gets the example's, and its vocabulary."""
@@ -122,13 +131,13 @@ def write_checkpoint(
     values = random_tensors(config, seed) if tensors is None else tensors
     names = sorted(values)
     if shards == 1:
-        write_safetensors(path / "model.safetensors", values, dtype)
+        write_safetensors(path / "model.safetensors", values, dtype, kinds)
     else:
         weight_map = {}
         for index in range(shards):
             shard = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
             part = {name: values[name] for name in names[index::shards]}
-            write_safetensors(path / shard, part, dtype)
+            write_safetensors(path / shard, part, dtype, kinds)
             weight_map.update(dict.fromkeys(part, shard))
         index_file = path / "model.safetensors.index.json"
         index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -7,23 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.checkpoint.decode import (
-    FLOAT_DTYPES,
-    BlockScaledFp8Tensor,
-    FloatTensor,
-    check_fp8_scale,
-)
+from edgekit.checkpoint.formats import open_weights
 from edgekit.checkpoint.json_file import read_json
-from edgekit.checkpoint.lazy import LazyTensor
-from edgekit.checkpoint.safetensors import StoredTensor
+from edgekit.checkpoint.lazy import LazyTensor, read_all
+from edgekit.checkpoint.lora import merge_adapter
+from edgekit.checkpoint.prequantized import PrequantizedTensor
 from edgekit.checkpoint.shards import read_shards
 from edgekit.checkpoint.tokenizer_files import TokenizerFiles, find_tokenizer
-from edgekit.errors import CheckpointError, UnsupportedModelError
+from edgekit.errors import CheckpointError
 from edgekit.models.config import ModelConfig, tensor_shapes
 from edgekit.models.families import model_config_from_hf
-
-_HARMLESS_SUFFIXES = ("rotary_emb.inv_freq",)
-"""Buffers that old checkpoints stored and that follow from the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +30,8 @@ class Checkpoint:
         generation_config: ``generation_config.json`` as parsed; empty when there is none.
         tokenizer: Its tokenizer's files.
         shards: Its safetensors files, in order.
-        tensors: Every weight by name.
+        tensors: Every weight by name, the adapter merged.
+        adapter: Files of the LoRA adapter that was merged; empty when there was none.
     """
 
     path: Path
@@ -47,6 +41,7 @@ class Checkpoint:
     tokenizer: TokenizerFiles
     shards: tuple[Path, ...]
     tensors: Mapping[str, LazyTensor] = field(repr=False)
+    adapter: tuple[Path, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,9 +50,9 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return every file the build reads: configuration, shards, tokenizer."""
+        """Return every file the build reads: configuration, shards, tokenizer, adapter."""
         own = (self.path / "config.json", *self.shards, *self.tokenizer.files.values())
-        return tuple(dict.fromkeys(own))
+        return tuple(dict.fromkeys((*own, *self.adapter)))
 
     @property
     def stored_bytes(self) -> int:
@@ -76,11 +71,16 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} holds no tensor {name}") from None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
     """Open a checkpoint folder and check that it is whole.
 
+    Args:
+        path: The folder, as Hugging Face lays it out.
+        adapter: Folder of a PEFT LoRA adapter to merge into the weights.
+
     Raises:
-        UnsupportedModelError: An architecture, key or weight format edgekit does not build.
+        UnsupportedModelError: An architecture, key, weight format or adapter edgekit does not
+            build.
         CheckpointError: Something is missing, damaged or contradictory.
     """
     if not path.is_dir():
@@ -91,50 +91,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = model_config_from_hf(hf_config, generation_config)
     tokenizer = find_tokenizer(path)
     stored, shards = read_shards(path)
-    tensors = _decoders(stored, hf_config.get("quantization_config"))
+    tensors = open_weights(stored, hf_config.get("quantization_config"))
     _check_complete(path, tensors, config)
     kept = {name: tensors[name] for name in tensor_shapes(config)}
-    return Checkpoint(path, config, hf_config, generation_config, tokenizer, shards, kept)
-
-
-def _decoders(stored: Mapping[str, StoredTensor], quantization: Any) -> dict[str, LazyTensor]:
-    """Pair every stored tensor with what decodes it."""
-    block = _fp8_block(quantization)
-    tensors: dict[str, LazyTensor] = {}
-    for name, tensor in stored.items():
-        if name.endswith(("_scale_inv", *_HARMLESS_SUFFIXES)):
-            continue
-        if tensor.dtype in FLOAT_DTYPES:
-            tensors[name] = FloatTensor(tensor)
-        elif tensor.dtype == "F8_E4M3" and block is not None:
-            scale = stored.get(f"{name}_scale_inv")
-            if scale is None:
-                raise CheckpointError(f"{name} is fp8 but {name}_scale_inv is missing")
-            check_fp8_scale(tensor, scale, block)
-            tensors[name] = BlockScaledFp8Tensor(tensor, scale, block)
-        else:
-            raise CheckpointError(
-                f"{tensor.path.name}: {name} has dtype {tensor.dtype}, weights must be bf16, f16 "
-                "or f32",
-                "Use the unquantized checkpoint",
-            )
-    return tensors
-
-
-def _fp8_block(quantization: Any) -> tuple[int, int] | None:
-    """Return [rows, columns] of an fp8 checkpoint's blocks; None for an unquantized one."""
-    if quantization is None:
-        return None
-    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-    if method != "fp8":
-        raise UnsupportedModelError(
-            f"the checkpoint is quantized with {method!r}, which edgekit does not read",
-            "Use the unquantized checkpoint",
-        )
-    block = quantization.get("weight_block_size")
-    if not (isinstance(block, list) and len(block) == 2 and all(type(b) is int for b in block)):
-        raise CheckpointError(f"config.json: weight_block_size is {block!r}, not two sizes")
-    return block[0], block[1]
+    adapter_files: tuple[Path, ...] = ()
+    if adapter is not None:
+        kept, adapter_files = merge_adapter(adapter, kept)
+    return Checkpoint(
+        path, config, hf_config, generation_config, tokenizer, shards, kept, adapter_files
+    )
 
 
 def _check_complete(path: Path, tensors: Mapping[str, LazyTensor], config: ModelConfig) -> None:
@@ -147,7 +112,8 @@ def _check_complete(path: Path, tensors: Mapping[str, LazyTensor], config: Model
             "The checkpoint is incomplete: download it again",
         )
     allowed = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    unexpected = sorted(set(tensors) - set(wanted) - allowed)
+    extra = set(tensors) - set(wanted) - allowed
+    unexpected = sorted(name for name in extra if not _is_empty_bias(tensors, name))
     if unexpected:
         raise CheckpointError(
             f"{path} holds {len(unexpected)} tensors that a {config.model_type} of its config.json "
@@ -160,3 +126,17 @@ def _check_complete(path: Path, tensors: Mapping[str, LazyTensor], config: Model
                 f"{name} has shape {list(tensors[name].shape)}, config.json asks for {list(shape)}",
                 "The weights and config.json are not of one model",
             )
+
+
+def _is_empty_bias(tensors: Mapping[str, LazyTensor], name: str) -> bool:
+    """Tell whether this is an all-zero bias that a quantizer put beside its weight.
+
+    Old GPTQ checkpoints carry one for every module, whether the model has it or not.
+    """
+    weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
+    return (
+        name.endswith(".bias")
+        and isinstance(weight, PrequantizedTensor)
+        and tensors[name].shape == weight.shape[:1]
+        and not read_all(tensors[name]).any()
+    )

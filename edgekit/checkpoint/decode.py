@@ -41,7 +41,14 @@ class FloatTensor:
         part = self.stored.mapped()[start:stop]
         if self.stored.dtype == "BF16":
             return bf16_to_float32(part)
-        return np.asarray(part, dtype=np.float32, order="C").copy()
+        return np.array(part, dtype=np.float32, order="C")
+
+    def columns(self, start: int, stop: int) -> Float32Array:
+        """Return columns of a matrix as fresh float32 [rows, stop - start]."""
+        part = self.stored.mapped()[:, start:stop]
+        if self.stored.dtype == "BF16":
+            return bf16_to_float32(part)
+        return np.array(part, dtype=np.float32, order="C")
 
     def bf16_rows(self, start: int, stop: int) -> npt.NDArray[np.uint16] | None:
         """Return the raw bits of rows without a copy; None unless stored as bf16."""
@@ -93,8 +100,9 @@ def check_fp8_scale(stored: StoredTensor, scale: StoredTensor, block: tuple[int,
     Raises:
         CheckpointError: Names the tensor and both shapes.
     """
-    wanted = tuple(-(-dim // size) for dim, size in zip(stored.shape, block, strict=True))
-    if scale.shape != wanted or scale.dtype not in FLOAT_DTYPES:
+    two = len(stored.shape) == 2
+    wanted = tuple(-(-dim // size) for dim, size in zip(stored.shape, block, strict=two))
+    if not two or scale.shape != wanted or scale.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
             f"{scale.name} is {scale.dtype} {list(scale.shape)}, blocks of {list(block)} over "
             f"{stored.name} {list(stored.shape)} need {list(wanted)}"

@@ -13,6 +13,9 @@ from edgekit.errors import CheckpointError, HubError, MissingExtraError
 from edgekit.progress import SILENT, Progress
 
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+SUBFOLDERS = "*/*"
+"""Left out: other precisions and frameworks, which no checkpoint needs."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -43,9 +46,13 @@ def _fetch(model: str, revision: str | None) -> Path:
         from huggingface_hub import errors  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError(f"fetching {model} from the hub", "host") from error
+    # The HTTP library's own error, whichever httpx this version of the hub's client uses.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     at = f"{model} at revision {revision}" if revision else model
     try:
-        return Path(hub.snapshot_download(model, revision=revision, allow_patterns=list(PATTERNS)))
+        folder = hub.snapshot_download(
+            model, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=[SUBFOLDERS]
+        )
     except errors.GatedRepoError as error:
         raise HubError(f"{model} is gated", "Accept its terms and run `hf auth login`") from error
     except errors.RevisionNotFoundError as error:
@@ -56,11 +63,24 @@ def _fetch(model: str, revision: str | None) -> Path:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
-            f"{at} is not in the cache and the hub cannot be reached",
+            f"{at} is not, or not wholly, in the cache, and the hub cannot be reached",
             "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder",
         ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (http_error, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
             f"fetching {at} failed: {first}", "Run the same command again: the download resumes"
         ) from error
+    return _with_weights(Path(folder), model)
+
+
+def _with_weights(folder: Path, model: str) -> Path:
+    """Refuse a repository that publishes no safetensors; its other weights were not fetched."""
+    if any(folder.glob("*.safetensors")):
+        return folder
+    raise HubError(
+        f"{model} publishes no safetensors weights (pickled ones are not fetched: unpickling "
+        "executes code)",
+        "Convert it once, where you trust it, with transformers' save_pretrained, and point MODEL "
+        "at that folder",
+    )

@@ -1,6 +1,7 @@
 """Which file holds which tensor: one ``model.safetensors``, or shards named by an index.
 
-Shard names come from an untrusted index, so each must be a plain file name inside the folder.
+Shard names come from an untrusted index, so each must be a plain file name inside the folder, and
+a link may lead out of it only to the blobs of a Hugging Face cache, which is made of such links.
 """
 
 from __future__ import annotations
@@ -25,19 +26,39 @@ def read_shards(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]
     """
     if (folder / INDEX).is_file():
         return _read_indexed(folder)
-    if (folder / SINGLE).is_file():
-        path = folder / SINGLE
+    path = contained_file(folder, SINGLE)
+    if path is not None:
         return read_header(path), (path,)
     if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
         raise CheckpointError(
             f"{folder} holds pickled weights only (.bin), which edgekit does not load: unpickling "
             "executes code",
-            "Convert them with transformers: AutoModelForCausalLM.from_pretrained(...)"
-            ".save_pretrained(...)",
+            "Convert them once, where you trust them: transformers' AutoModelForCausalLM"
+            ".from_pretrained(...).save_pretrained(...) writes safetensors",
         )
     raise CheckpointError(
         f"{folder} has no {SINGLE} and no {INDEX}", "Point MODEL at a Hugging Face checkpoint"
     )
+
+
+def contained_file(folder: Path, name: str) -> Path | None:
+    """Return a file of a folder; None when it is not there.
+
+    Raises:
+        CheckpointError: It is a link to somewhere else.
+    """
+    path = folder / name
+    if not path.is_file():
+        return None
+    root, target = folder.resolve(), path.resolve()
+    # <cache>/models--owner--name/snapshots/<revision>/<file> links to ../../blobs/<digest>.
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        raise CheckpointError(
+            f"{path} is a link that leaves its folder",
+            "Put the file itself there: a checkpoint is read from its own folder only",
+        )
+    return path
 
 
 def _read_indexed(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
@@ -47,7 +68,7 @@ def _read_indexed(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ..
     names = sorted({_contained(shard) for shard in weight_map.values()})
     if len(names) > MAX_SHARDS:
         raise CheckpointError(f"{INDEX} names {len(names)} shards, at most {MAX_SHARDS} are read")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if contained_file(folder, name) is None]
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(names)} shards are missing from {folder}: {missing[0]}",

@@ -35,6 +35,7 @@ def _all_full_attention(value: Any) -> bool:
 
 INERT: dict[str, Check] = {
     "_attn_implementation": anything,
+    "_attn_implementation_autoset": anything,
     "_name_or_path": anything,
     "architectures": anything,
     "attention_dropout": anything,
@@ -48,6 +49,7 @@ INERT: dict[str, Check] = {
     "max_window_layers": anything,
     "model_type": anything,
     "pad_token_id": anything,
+    "partial_rotary_factor": exactly(None, 1, 1.0),
     "pretraining_tp": exactly(None, 1),
     "quantization_config": anything,  # read by the checkpoint, which decodes the weights
     "rope_parameters": anything,  # modelled by rope_config

@@ -44,9 +44,9 @@ def cos_sin_tables(
     )
 
 
-def yarn_mscale(factor: float) -> float:
-    """Return YaRN's attention scaling, ``0.1 ln(factor) + 1`` (arXiv 2309.00071, eq. 22)."""
-    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """Return YaRN's attention scaling, ``0.1 * weight * ln(factor) + 1`` (arXiv 2309.00071)."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _required(value: float | None) -> float:

@@ -29,9 +29,21 @@ _KEYS: dict[RopeType, set[str]] = {
         "beta_slow",
         "attn_factor",
         "attention_factor",
+        "mscale",
+        "mscale_all_dim",
     },
 }
-_OPTIONAL = {"beta_fast", "beta_slow", "attn_factor", "attention_factor"}
+_INERT: dict[str, Any] = {"partial_rotary_factor": 1.0, "truncate": True}
+"""Values at which keys of transformers 5 change nothing; null never does."""
+
+_OPTIONAL = {
+    "beta_fast",
+    "beta_slow",
+    "attn_factor",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+}
 
 
 def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeConfig:
@@ -41,10 +53,7 @@ def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeCo
         UnsupportedModelError: A rope type or key that is not modelled.
         CheckpointError: A value is missing, of the wrong type, or the two layouts disagree.
     """
-    section = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"config.json: the rope section must be an object, is {section!r}")
-    values = dict(section)
+    values = _section(data)
     names = {values.pop(key) for key in ("rope_type", "type") if key in values}
     if len(names) > 1:
         raise CheckpointError(f"config.json names two rope types: {sorted(names)}")
@@ -53,8 +62,11 @@ def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeCo
     top = data.get("rope_theta")
     if theta is not None and top is not None and theta != top:
         raise CheckpointError(f"config.json has rope_theta {top} and, in its rope section, {theta}")
+    values = {key: value for key, value in values.items() if _INERT.get(key) != value}
     _check_keys(kind, values)
-    numbers = {key: _number(key, value) for key, value in values.items() if value is not None}
+    numbers = {key: _number(key, value) for key, value in values.items()}
+    if kind == "llama3" and not numbers["low_freq_factor"] < numbers["high_freq_factor"]:
+        raise CheckpointError("config.json: rope's low_freq_factor must be below high_freq_factor")
     context = numbers.get("original_max_position_embeddings")
     if context is None and kind == "yarn":
         context = float(max_position_embeddings)
@@ -71,18 +83,41 @@ def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeCo
     )
 
 
+def _section(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rope section of either layout, without its nulls."""
+    found = [data[key] for key in ("rope_parameters", "rope_scaling") if data.get(key)]
+    for section in found:
+        if not isinstance(section, Mapping):
+            raise CheckpointError(
+                f"config.json: the rope section must be an object, is {section!r}"
+            )
+    if len(found) == 2 and found[0] != found[1]:
+        raise CheckpointError(
+            "config.json has rope_parameters and another rope_scaling",
+            "Remove the one that the weights were not trained with",
+        )
+    section = found[0] if found else {}
+    return {key: value for key, value in section.items() if value is not None}
+
+
 def _attention_factor(kind: str, numbers: Mapping[str, float]) -> float:
     """Resolve YaRN's attention scaling to one number.
 
     ``attention_factor`` replaces the mscale, as in transformers. DeepSeek-R1-0528-Qwen3-8B ships
     ``attn_factor`` 0.87825, which multiplies it: 0.87825 * (0.1 ln 4 + 1) = 1.0. transformers 5.23
-    ignores that key and attends 1.1386 squared times too sharply.
+    ignores that key and attends 1.1386 squared times too sharply. ``mscale`` over
+    ``mscale_all_dim``, DeepSeek's own pair, scales the logarithm of each.
     """
     if kind != "yarn":
         return 1.0
     if "attention_factor" in numbers:
         return numbers["attention_factor"]
-    return numbers.get("attn_factor", 1.0) * yarn_mscale(numbers.get("factor", 1.0))
+    factor = numbers.get("factor", 1.0)
+    mscale = yarn_mscale(factor)
+    if "mscale" in numbers and "mscale_all_dim" in numbers:
+        mscale = yarn_mscale(factor, numbers["mscale"])
+        mscale /= yarn_mscale(factor, numbers["mscale_all_dim"])
+    return numbers.get("attn_factor", 1.0) * mscale
 
 
 def _rope_type(name: Any) -> RopeType:

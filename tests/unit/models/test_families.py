@@ -72,6 +72,16 @@ def test_both_layouts_mean_the_same() -> None:
     assert new.rope.factor == 4.0
 
 
+def test_nulls_and_defaults_of_the_rope_section_are_inert() -> None:
+    """Keys that transformers 5 writes at values that change nothing are not refused."""
+    extra = {"factor": None, "partial_rotary_factor": 1.0, "truncate": True, "mscale": None}
+    plain = make_config("llama")
+    section = {**plain["rope_parameters"], **extra}
+    assert model_config_from_hf({**plain, "rope_parameters": section}) == model_config_from_hf(
+        plain
+    )
+
+
 ROPES: list[dict[str, Any]] = [
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 4.0},
@@ -83,6 +93,8 @@ ROPES: list[dict[str, Any]] = [
         "original_max_position_embeddings": 8192,
     },
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096},
+    {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096,
+     "mscale": 0.8, "mscale_all_dim": 1.2},
     {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "beta_slow": 2.0,
      "original_max_position_embeddings": 32768},
 ]  # fmt: skip
@@ -130,6 +142,7 @@ def test_tables_are_cos_and_sin_of_the_angles() -> None:
         ({"auto_map": {"AutoModel": "x.py"}}, "auto_map"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "has odd = 1"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate"),
         ({"model_type": "gpt2"}, "model_type 'gpt2'; edgekit builds qwen2, llama, qwen3"),
     ],
 )
@@ -153,6 +166,12 @@ def test_unmodelled_is_refused(change: dict[str, Any], message: str) -> None:
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type linear lacks factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, "must be a positive number"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id must hold token ids"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "and another rope_scaling"),
+        ({"rope_parameters": [1]}, "the rope section must be an object"),
+        (
+            {"rope_parameters": {**ROPES[2], "high_freq_factor": 1.0}},
+            "low_freq_factor must be below high_freq_factor",
+        ),
     ],
 )
 def test_damaged_config_is_named(change: dict[str, Any], message: str) -> None:
