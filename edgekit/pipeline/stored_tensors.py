@@ -23,8 +23,6 @@ from edgekit.graph.weights import bias_name, codes_name, dense_name, scales_name
 from edgekit.models.config import ModelConfig, all_linears
 
 Array = npt.NDArray[Any]
-UNPACK_TILE = 64
-"""Input channels unpacked at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,9 @@ class _StoredDense:
     def rows(self, start: int, stop: int) -> Float32Array:
         data = _mapped(self.root, self.entry)
         part = data[:, start:stop].T if self.transposed else data[start:stop]
-        return np.ldexp(part.astype(np.float32, order="C"), -self.exponent)
+        values = part.astype(np.float32, order="C")
+        values *= np.float32(2.0**-self.exponent)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class _StoredQuantized:
         factors = np.ldexp(scales[:, 2 * first : 2 * last].astype(np.float32), -self.exponent)
         out = np.empty((2 * (last - first), len(codes)), np.float32)
         group = len(codes) // len(scales)
-        kernels.dequantize_int4(part, factors, group, UNPACK_TILE, out)
+        kernels.dequantize_int4(part, factors, group, out)
         return out[start - 2 * first : stop - 2 * first]
 
 

@@ -1,11 +1,21 @@
-"""Numba kernels: one pass from stored weights to codes, scales and error.
+"""Numba kernels: from stored weights to scales, codes and error, a strip of rows at a time.
 
-A block of output rows (lanes) and one group of input channels are worked on at a time. The group is
-transposed into a scratch [group, lanes], so that every inner loop runs over lanes: it vectorizes
-without reassociating a sum, which IEEE arithmetic forbids, and the result is already in the
-transposed order that is stored. No fast-math, so no FMA contraction: the same weights give the same
-bytes on every CPU. The number of lanes is an argument, not a constant, because LLVM unrolls short
-constant loops into scalar code before it vectorizes.
+Everything is laid out so that inner loops vectorize although no sum is ever reassociated, which
+IEEE arithmetic forbids and fast-math would allow:
+
+- The search for scales transposes one group of many rows into [channels, lanes]: its loops run over
+  lanes, one row each, and every lane sums in the order of the input channels.
+- Encoding runs along a row, whose scales are known by then. Its squared errors are summed in lanes.
+- The codes of neighbouring rows are gathered into 32-bit words, and words, not codes, are
+  transposed: eight times fewer elements move.
+
+Without fast-math there is no FMA contraction either: the same weights give the same bytes on every
+CPU. Lane counts are arguments, not constants, because LLVM unrolls short constant loops into scalar
+code before it vectorizes. Indices that are sums are cast to unsigned: for signed ones Numba emits
+the wraparound of negative indices, which costs more than the load itself.
+
+``source`` is uint16 (bf16 bits) or uint32 (float32 bits) [rows, K]; shifted left by ``shift`` (16
+or 0) it is float32 bits. ``low`` and ``high`` are the smallest and largest code, as float32.
 """
 
 from __future__ import annotations
@@ -16,225 +26,249 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-LANES = 32
-"""Rows worked on at once: a group of 128 float32 is then half of a 32 KiB first-level cache."""
+SEARCH_CHANNELS = 128
+SEARCH_LANES = 64
+"""Block of the search: 128 channels of 64 rows in float32 are 32 KiB, a first-level cache."""
+ERROR_LANES = 128
+"""Partial sums of a row's squares."""
+TILE_CHANNELS = 16
+"""A cache line of 32-bit words."""
+WORD_BITS = 32
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
-_HALF_ULP = np.uint32(0x0FFF)
-_ONE = np.uint32(1)
-_MANTISSA_SHIFT = np.uint32(13)
-_FLOAT16_MASK = np.uint32(0xFFFFE000)
-_SMALLEST_SCALE = np.float32(2.0**-14)
-"""Smallest normal float16: no scale is smaller, so dividing by one is always safe."""
-
-
-@njit(nogil=True, cache=True)
-def _load(source: Any, shift: Any, row: int, start: int, bits: Any, peak: Any) -> None:
-    """Transpose a group of rows ``row``.. into ``bits`` [group, lanes]; find each lane's peak.
-
-    Lanes past the last row repeat it. ``peak`` [lanes] gets the bit pattern of the largest
-    magnitude: NaN and infinity compare largest.
-    """
-    group, lanes = bits.shape
-    last = source.shape[0] - 1
-    for lane in range(lanes):
-        n = min(row + lane, last)
-        for k in range(group):
-            bits[k, lane] = np.uint32(source[n, start + k]) << shift
-        peak[lane] = np.uint32(0)
-    for k in range(group):
-        for lane in range(lanes):
-            peak[lane] = max(peak[lane], bits[k, lane] & _MAGNITUDE)
-
-
-@njit(nogil=True, cache=True)
-def _first_non_finite(peak: Any, live: int) -> int:
-    for lane in range(live):
-        if peak[lane] >= _INFINITY:
-            return lane
-    return -1
-
-
-@njit(nogil=True, cache=True)
-def _store_scales(scale: Any, scale_bits: Any) -> None:
-    """Round float32 scales [lanes] to float16 precision, half to even, and keep them normal."""
-    for lane in range(scale.shape[0]):
-        scale[lane] = max(scale[lane], _SMALLEST_SCALE)
-    for lane in range(scale.shape[0]):
-        u = scale_bits[lane]
-        scale_bits[lane] = (u + _HALF_ULP + ((u >> _MANTISSA_SHIFT) & _ONE)) & _FLOAT16_MASK
-
-
-@njit(nogil=True, cache=True)
-def _try(
-    values: Any, low: Any, high: Any, trial: Any, inverse: Any, error: Any, best: Any, least: Any
-) -> None:
-    """Keep ``trial`` scales [lanes] in ``best`` where their squared error is below ``least``."""
-    group, lanes = values.shape
-    for lane in range(lanes):
-        error[lane] = np.float32(0)
-        inverse[lane] = np.float32(1) / trial[lane]
-    for k in range(group):
-        for lane in range(lanes):
-            w = values[k, lane]
-            q = min(max(np.rint(w * inverse[lane]), low), high)
-            d = w - q * trial[lane]
-            error[lane] += d * d
-    for lane in range(lanes):
-        if error[lane] < least[lane]:
-            least[lane] = error[lane]
-            best[lane] = trial[lane]
-
-
-@njit(nogil=True, cache=True)
-def _refit(
-    values: Any, low: Any, high: Any, best: Any, inverse: Any, trial: Any, norm: Any
-) -> None:
-    """Fill ``trial`` with the scales of least squared error for the codes ``best`` gives."""
-    group, lanes = values.shape
-    for lane in range(lanes):
-        trial[lane] = np.float32(0)
-        norm[lane] = np.float32(0)
-        inverse[lane] = np.float32(1) / best[lane]
-    for k in range(group):
-        for lane in range(lanes):
-            w = values[k, lane]
-            q = min(max(np.rint(w * inverse[lane]), low), high)
-            trial[lane] += w * q
-            norm[lane] += q * q
-    for lane in range(lanes):
-        if norm[lane] > np.float32(0):
-            trial[lane] /= norm[lane]
-        else:
-            trial[lane] = best[lane]
-
-
-@njit(nogil=True, cache=True)
-def _encode(
-    values: Any, low: Any, high: Any, scale: Any, inverse: Any, worst: Any, weight: Any
-) -> None:
-    """Replace ``values`` by their codes; add up squares, and keep the largest error, per lane."""
-    group, lanes = values.shape
-    for lane in range(lanes):
-        inverse[lane] = np.float32(1) / scale[lane]
-        weight[lane] = np.float32(0)
-    for k in range(group):
-        for lane in range(lanes):
-            w = values[k, lane]
-            q = min(max(np.rint(w * inverse[lane]), low), high)
-            worst[lane] = max(worst[lane], abs(w - q * scale[lane]))
-            weight[lane] += w * w
-            values[k, lane] = q
-
-
-@njit(nogil=True, cache=True)
-def quantize_strip(  # noqa: C901 - one loop nest, kept whole for the compiler
-    source: Any,
-    shift: Any,
-    group: int,
-    lanes: int,
-    low: Any,
-    high: Any,
-    factors: Any,
-    refinements: int,
-    codes: Any,
-    scales: Any,
-    stats: Any,
-) -> int:
-    """Quantize a strip of rows.
-
-    Args:
-        source: uint16 (bf16 bits) or uint32 (float32 bits) [rows, K].
-        shift: uint32 that makes float32 bits of them: 16 for bf16, 0 for float32.
-        group: Input channels that share a scale; divides K.
-        lanes: Rows worked on at once.
-        low: Smallest code, float32.
-        high: Largest code, float32.
-        factors: float32 candidates, relative to the scale that maps the largest weight to ``high``.
-        refinements: Least-squares steps after the search.
-        codes: int8 [K, rows], filled.
-        scales: float32 [K // group, rows], filled with float16-representable values.
-        stats: float64 [3]: squared error and squared weight are added to, the largest absolute
-            error is replaced when larger.
-
-    Returns:
-        -1, or the first row that holds NaN or infinity.
-    """
-    bits = np.empty((group, lanes), np.uint32)
-    values = bits.view(np.float32)
-    peak = np.empty(lanes, np.uint32)
-    trial_bits = np.empty(lanes, np.uint32)
-    trial = trial_bits.view(np.float32)
-    best = np.empty(lanes, np.float32)
-    least = np.empty(lanes, np.float32)
-    inverse = np.empty(lanes, np.float32)
-    error = np.empty(lanes, np.float32)
-    worst = np.zeros(lanes, np.float32)
-    for row in range(0, source.shape[0], lanes):
-        live = min(lanes, source.shape[0] - row)
-        for index in range(source.shape[1] // group):
-            _load(source, shift, row, index * group, bits, peak)
-            bad = _first_non_finite(peak, live)
-            if bad >= 0:
-                return row + bad
-            amax = peak.view(np.float32)
-            least[:] = np.inf
-            for step in range(factors.shape[0] + refinements):
-                if step < factors.shape[0]:
-                    for lane in range(lanes):
-                        trial[lane] = amax[lane] / high * factors[step]
-                else:
-                    _refit(values, low, high, best, inverse, trial, error)
-                _store_scales(trial, trial_bits)
-                _try(values, low, high, trial, inverse, error, best, least)
-            _encode(values, low, high, best, inverse, worst, error)
-            for k in range(group):
-                for lane in range(live):
-                    codes[index * group + k, row + lane] = np.int8(values[k, lane])
-            for lane in range(live):
-                scales[index, row + lane] = best[lane]
-                stats[0] += least[lane]
-                stats[1] += error[lane]
-    for lane in range(lanes):
-        stats[2] = max(stats[2], np.float64(worst[lane]))
-    return -1
-
-
-@njit(nogil=True, cache=True)
-def pack_strip(codes: Any, nibbles: Any) -> None:
-    """Pack int8 codes [K, rows] into nibbles uint8 [K, rows // 2], low nibble first."""
-    for k in range(codes.shape[0]):
-        for j in range(nibbles.shape[1]):
-            low = np.uint8(codes[k, 2 * j]) & np.uint8(15)
-            high = np.uint8(codes[k, 2 * j + 1]) << np.uint8(4)
-            nibbles[k, j] = low | np.uint8(high)
+_SMALLEST_SCALE = np.float32(2.0**-60)
+"""Keeps 1 / scale finite while scales are searched; below what float16 can hold, so it only counts
+for groups of zeros, or nearly."""
+_U = np.uint64
 
 
 def as_bits(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], np.uint32]:
-    """Return the bit patterns :func:`quantize_strip` takes, and their shift."""
+    """Return the ``source`` and ``shift`` of rows that are bf16 bits (uint16) or float32."""
     if rows.dtype == np.uint16:
         return rows, np.uint32(16)
     return rows.view(np.uint32), np.uint32(0)
 
 
 @njit(nogil=True, cache=True)
-def dequantize_int4(packed: Any, scales: Any, group: int, tile: int, out: Any) -> None:
+def _widen(source: Any, shift: Any, row: int, bits: Any) -> None:
+    """Fill ``bits`` uint32 [K] with a row's float32 bits."""
+    for k in range(bits.shape[0]):
+        bits[k] = np.uint32(source[row, k]) << shift
+
+
+@njit(nogil=True, cache=True)
+def find_peaks(source: Any, shift: Any, peaks: Any) -> int:
+    """Fill ``peaks`` with the float32 bits of each group's largest magnitude.
+
+    Args:
+        source: See the module.
+        shift: See the module.
+        peaks: uint32 [rows, groups], filled.
+
+    Returns:
+        -1, or the first row that holds NaN or infinity (their bits compare largest); then
+        ``peaks`` is incomplete.
+    """
+    bits = np.empty(source.shape[1], np.uint32)
+    group = source.shape[1] // peaks.shape[1]
+    for row in range(source.shape[0]):
+        _widen(source, shift, row, bits)
+        worst = np.uint32(0)
+        for index in range(peaks.shape[1]):
+            peak = np.uint32(0)
+            for k in range(group):
+                peak = max(peak, bits[_U(index * group + k)] & _MAGNITUDE)
+            peaks[row, index] = peak
+            worst = max(worst, peak)
+        if worst >= _INFINITY:
+            return row
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _transpose_group(source: Any, shift: Any, row: int, start: int, bits: Any) -> None:
+    """Fill ``bits`` [channels, lanes] from rows ``row``..; lanes past the last row repeat it."""
+    last = source.shape[0] - 1
+    for lane in range(bits.shape[1]):
+        n = min(row + lane, last)
+        for k in range(bits.shape[0]):
+            bits[k, lane] = np.uint32(source[_U(n), _U(start + k)]) << shift
+
+
+@njit(nogil=True, cache=True)
+def _project(values: Any, low: Any, high: Any, inverse: Any, dot: Any, norm: Any) -> None:
+    """Sum w * q and q * q, where q is the code of w, per lane and in channel order."""
+    channels, lanes = values.shape
+    dot[:] = np.float32(0)
+    norm[:] = np.float32(0)
+    for k in range(channels):
+        for lane in range(lanes):
+            w = values[k, lane]
+            q = min(max(np.rint(w * inverse[lane]), low), high)
+            dot[lane] += w * q
+            norm[lane] += q * q
+
+
+@njit(nogil=True, cache=True)
+def _pick(dots: Any, norms: Any) -> None:
+    """Move the step of largest dot**2 / norm to row 0 of ``dots`` and ``norms`` [steps, lanes]."""
+    for step in range(1, dots.shape[0]):
+        for lane in range(dots.shape[1]):
+            here = dots[step, lane] * dots[step, lane] * norms[0, lane]
+            best = dots[0, lane] * dots[0, lane] * norms[step, lane]
+            better = here > best
+            dots[0, lane] = dots[step, lane] if better else dots[0, lane]
+            norms[0, lane] = norms[step, lane] if better else norms[0, lane]
+
+
+@njit(nogil=True, cache=True)
+def search_scales(
+    source: Any, shift: Any, low: Any, high: Any, factors: Any, channels: int, lanes: int,
+    scales: Any,
+) -> None:  # fmt: skip
+    """Replace absmax scales by scales of less squared error.
+
+    For the codes q that a candidate scale gives, the scale of least squared error is (w.q) / (q.q)
+    and lowers the squared error by (w.q)**2 / (q.q): the candidate that lowers it most wins, and
+    its least-squares scale is taken.
+
+    Args:
+        source: See the module.
+        shift: See the module.
+        low: See the module.
+        high: See the module.
+        factors: float32 [steps], candidates relative to absmax.
+        channels: Channels worked on at once; a longer group is worked on in parts.
+        lanes: Rows worked on at once.
+        scales: float32 [rows, groups], absmax scales, replaced; a group of zeros keeps its own.
+    """
+    rows, groups = scales.shape
+    group = source.shape[1] // groups
+    bits = np.empty((min(channels, group), lanes), np.uint32)
+    values = bits.view(np.float32)
+    work = np.empty((4, lanes), np.float32)
+    sums = np.empty((2, factors.shape[0], lanes), np.float64)
+    for row in range(0, rows, lanes):
+        for index in range(groups):
+            for lane in range(lanes):
+                work[3, lane] = scales[min(row + lane, rows - 1), index]
+            sums[:] = 0.0
+            for start in range(0, group, bits.shape[0]):
+                size = min(bits.shape[0], group - start)
+                _transpose_group(source, shift, row, index * group + start, bits[:size])
+                for step in range(factors.shape[0]):
+                    for lane in range(lanes):
+                        scale = max(work[3, lane] * factors[step], _SMALLEST_SCALE)
+                        work[0, lane] = np.float32(1) / scale
+                    _project(values[:size], low, high, work[0], work[1], work[2])
+                    for lane in range(lanes):
+                        sums[0, step, lane] += work[1, lane]
+                        sums[1, step, lane] += work[2, lane]
+            _pick(sums[0], sums[1])
+            for lane in range(min(lanes, rows - row)):
+                if sums[1, 0, lane] > 0.0:
+                    scales[row + lane, index] = sums[0, 0, lane] / sums[1, 0, lane]
+
+
+@njit(nogil=True, cache=True)
+def _add_squares(values: Any, lanes: Any) -> None:
+    """Add the squares of ``values`` [K] to ``lanes``, element k to lane k modulo their number."""
+    count = lanes.shape[0]
+    for start in range(0, values.shape[0], count):
+        for lane in range(min(count, values.shape[0] - start)):
+            v = values[_U(start + lane)]
+            lanes[lane] += v * v
+
+
+@njit(nogil=True, cache=True)
+def encode(
+    source: Any, shift: Any, low: Any, high: Any, scales: Any, bits: int, lanes: int, words: Any
+) -> tuple[float, float, float]:
+    """Round a strip to codes of given scales.
+
+    Args:
+        source: See the module.
+        shift: See the module.
+        low: See the module.
+        high: See the module.
+        scales: float32 [rows, groups], positive.
+        bits: 4 or 8, of a code.
+        lanes: Partial sums of a row's squares.
+        words: uint32 [ceil(rows * bits / 32), K], filled: the codes of 32 / bits rows in two's
+            complement, the first in the lowest bits; zeros past the last row.
+
+    Returns:
+        Squared error, squared weight, largest absolute error.
+    """
+    columns = source.shape[1]
+    group = columns // scales.shape[1]
+    pattern = np.empty(columns, np.uint32)
+    values = pattern.view(np.float32)
+    squares = np.empty((2, lanes), np.float32)
+    mask = np.uint32((1 << bits) - 1)
+    worst = np.uint32(0)
+    squared_error = squared_weight = 0.0
+    words[:] = np.uint32(0)
+    for row in range(source.shape[0]):
+        target = _U(row * bits // WORD_BITS)
+        place = np.uint32(1 << (row * bits % WORD_BITS))
+        _widen(source, shift, row, pattern)
+        squares[:] = np.float32(0)
+        _add_squares(values, squares[1])
+        for index in range(scales.shape[1]):
+            scale = scales[row, index]
+            inverse = np.float32(1) / scale
+            for j in range(group):
+                k = _U(index * group + j)
+                q = min(max(np.rint(values[k] * inverse), low), high)
+                values[k] -= q * scale
+                words[target, k] |= np.uint32(np.uint32(np.int32(q)) & mask) * place
+        _add_squares(values, squares[0])
+        for k in range(columns):
+            worst = max(worst, pattern[k] & _MAGNITUDE)
+        for lane in range(lanes):
+            squared_error += squares[0, lane]
+            squared_weight += squares[1, lane]
+    pattern[0] = worst
+    return squared_error, squared_weight, values[0]
+
+
+@njit(nogil=True, cache=True)
+def transpose_words(words: Any, tile: Any, packed: Any) -> None:
+    """Write ``words`` uint32 [J, K] into ``packed`` uint32 [K, J], which may be a slice.
+
+    ``tile`` uint32 [channels, J] is scratch: strides of a power of two would meet in the same sets
+    of the cache.
+    """
+    for start in range(0, words.shape[1], tile.shape[0]):
+        size = min(tile.shape[0], words.shape[1] - start)
+        for j in range(words.shape[0]):
+            for k in range(size):
+                tile[k, j] = words[j, _U(start + k)]
+        for k in range(size):
+            for j in range(words.shape[0]):
+                packed[_U(start + k), j] = tile[k, j]
+
+
+@njit(nogil=True, cache=True)
+def dequantize_int4(packed: Any, scales: Any, group: int, out: Any) -> None:
     """Fill float32 ``out`` [rows, K] from stored nibbles uint8 [K, rows // 2].
 
     Args:
         packed: Stored codes, transposed, low nibble first.
         scales: float32 [K // group, rows].
-        group: Input channels that share a scale.
-        tile: Input channels unpacked at a time, so that the transposition stays in cache.
+        group: Input channels that share a scale; they are unpacked together, so that the
+            transposition stays in cache.
         out: float32 [rows, K].
     """
-    columns = packed.shape[0]
-    for start in range(0, columns, tile):
-        stop = min(start + tile, columns)
+    for index in range(packed.shape[0] // group):
+        start = index * group
         for j in range(packed.shape[1]):
-            for k in range(start, stop):
+            low_scale, high_scale = scales[index, 2 * j], scales[index, 2 * j + 1]
+            for k in range(start, start + group):
                 byte = packed[k, j]
                 low = np.int8(byte << np.uint8(4)) >> np.int8(4)
-                high = np.int8(byte) >> np.int8(4)
-                out[2 * j, k] = np.float32(low) * scales[k // group, 2 * j]
-                out[2 * j + 1, k] = np.float32(high) * scales[k // group, 2 * j + 1]
+                out[2 * j, k] = np.float32(low) * low_scale
+            for k in range(start, start + group):
+                high = np.int8(packed[k, j]) >> np.int8(4)
+                out[2 * j + 1, k] = np.float32(high) * high_scale
