@@ -192,12 +192,6 @@ def parse_recipe(text: str, source: str) -> Recipe:
     return recipe
 
 
-def recipe_from_resolved(data: dict[str, Any], source: str) -> Recipe:
-    """Read back what :meth:`Recipe.resolved` gave, from a bundle's manifest."""
-    recipe: Recipe = _read(Recipe, data, source, "")
-    return recipe
-
-
 def _read(kind: Any, data: Any, source: str, table: str) -> Any:
     """Fill dataclass ``kind`` from a TOML table, strictly."""
     where = f"[{table}]" if table else "the top level"

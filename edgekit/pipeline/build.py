@@ -30,6 +30,7 @@ from edgekit.models.config import ModelConfig, count_parameters
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
+from edgekit.pipeline.kept import keep_schemes
 from edgekit.pipeline.quality import (
     Reference,
     judge_stored,
@@ -75,7 +76,7 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
     """
     progress.start("open", 0)
     folder = resolve_model(request.model, revision=request.revision, progress=progress)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, adapter=request.adapter)
     plan = make_plan(request, checkpoint)
     progress.finish(describe(checkpoint))
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
@@ -107,7 +108,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint) -> Plan:
         UnsupportedModelError: The result would not fit the target's memory.
     """
     recipe, config = request.recipe, checkpoint.config
-    schemes = plan_quantization(config, recipe.rules())
+    schemes = keep_schemes(checkpoint, plan_quantization(config, recipe.rules()))
     wanted = request.max_context or recipe.graph.max_context
     max_context = min(wanted, config.max_position_embeddings)
     max_sequences = request.max_sequences or recipe.graph.max_sequences

@@ -34,6 +34,7 @@ from edgekit.graph.weights import (
 )
 from edgekit.models.config import Linear, all_linears, tensor_shapes
 from edgekit.models.rope import cos_sin_tables
+from edgekit.pipeline.kept import kept_weight
 from edgekit.progress import Progress
 from edgekit.quant.plan import Schemes
 from edgekit.quant.rtn import quantize_weight
@@ -165,6 +166,13 @@ def store_dense(store: Store, embedding: str, max_context: int, model: StoredMod
 def _quantize(
     store: Store, linear: Linear, tensor: LazyTensor, scheme: QuantScheme
 ) -> QuantizedWeight:
+    """Quantize a weight, or take the codes it brings along."""
+    exponent = store.exponents.of_weight(linear.name)
+    kept = kept_weight(tensor, exponent)
+    if kept is not None:
+        store.progress.advance(tensor.stored_bytes, linear.name)
+        return kept
+
     def advance(done_bytes: int) -> None:
         store.progress.advance(done_bytes, linear.name)
 
@@ -172,7 +180,7 @@ def _quantize(
         tensor,
         scheme,
         threads=store.threads,
-        scale_exponent=store.exponents.of_weight(linear.name),
+        scale_exponent=exponent,
         advance=advance,
     )
 

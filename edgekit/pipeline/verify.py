@@ -8,13 +8,14 @@ from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.engine.load import load_bundle
 from edgekit.engine.ort import Provider
+from edgekit.errors import BundleError
 from edgekit.evaluate.golden import GoldenLimits, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import check_graph
-from edgekit.models.config import ModelConfig
+from edgekit.graph.weights import codes_name
+from edgekit.models.config import ModelConfig, all_linears
 from edgekit.progress import SILENT, Progress
-from edgekit.quant.plan import plan_quantization
-from edgekit.recipe import recipe_from_resolved
+from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
 ENGINE_LIMITS = GoldenLimits(
     kl_divergence_nats_max=0.02, mean_abs_difference_nats_max=0.25, top1_agreement_min=0.97
@@ -48,8 +49,7 @@ def verify_bundle(
     progress.finish(f"{digests.files} files and {digests.blobs} blobs are whole")
     progress.start("graphs", 0)
     config = ModelConfig.from_dict(dict(manifest.model["config"]))
-    recipe = recipe_from_resolved(manifest.recipe["resolved"], manifest.recipe["name"])
-    schemes = plan_quantization(config, recipe.rules())
+    schemes = stored_schemes(bundle, config)
     graphs = {g.name: check_graph(bundle.path / g.path, config, schemes) for g in manifest.graphs}
     progress.finish(", ".join(graphs))
     return {
@@ -61,6 +61,23 @@ def verify_bundle(
         "graphs": {name: report.to_dict() for name, report in graphs.items()},
         "golden": _golden(bundle, provider, threads, progress) if run else None,
     }
+
+
+def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme | None]:
+    """Return each linear's scheme as the manifest's tensors say.
+
+    Raises:
+        BundleError: A tensor names a scheme this edgekit does not know.
+    """
+    labels = {e.name: e.scheme for e in bundle.manifest.tensors if e.role == "codes"}
+    schemes: dict[str, QuantScheme | None] = {}
+    for linear in all_linears(config):
+        label = labels.get(codes_name(linear.name))
+        try:
+            schemes[linear.name] = None if label is None else scheme_of_label(label)
+        except ValueError as error:
+            raise BundleError(f"{linear.name}: {error}", "Upgrade edgekit") from error
+    return schemes
 
 
 def _golden(bundle: Bundle, provider: Provider, threads: int, progress: Progress) -> dict[str, Any]:

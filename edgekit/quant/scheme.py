@@ -45,3 +45,17 @@ class QuantScheme:
         """Short name: ``w4-g128``, ``w8-channel``."""
         group = f"g{self.group_size}" if self.group_size else "channel"
         return f"w{self.bits}-{group}"
+
+
+def scheme_of_label(label: str) -> QuantScheme:
+    """Return the scheme a :attr:`QuantScheme.label` names (bits and group size only).
+
+    Raises:
+        ValueError: It is no such label.
+    """
+    kind, _, group = label.partition("-")
+    bits = {"w4": 4, "w8": 8}.get(kind)
+    size = PER_CHANNEL if group == "channel" else int(group.removeprefix("g") or "-1")
+    if bits is None or size < 0:
+        raise ValueError(f"{label!r} is no scheme")
+    return QuantScheme(4 if bits == 4 else 8, size)

@@ -1,0 +1,118 @@
+"""Builds from quantized checkpoints and with adapters: codes kept, LoRA merged, fp8 decoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from factories import make_config, random_tensors, write_checkpoint, write_safetensors
+
+from edgekit.bundle.reader import Bundle, open_bundle
+from edgekit.checkpoint.checkpoint import open_checkpoint
+from edgekit.checkpoint.lazy import read_all
+from edgekit.pipeline.build import build
+from edgekit.pipeline.request import BuildRequest
+from edgekit.pipeline.verify import verify_bundle
+from edgekit.quant.packing import unpack_int4
+from edgekit.recipe import load_recipe
+from edgekit.targets import TARGETS
+
+Array = np.ndarray[Any, Any]
+MODULE = "model.layers.0.mlp.up_proj"
+
+
+def make(checkpoint: Path, out: Path, **options: Any) -> Bundle:
+    request = BuildRequest(
+        model=str(checkpoint),
+        target=TARGETS["orin"],
+        recipe=load_recipe("w4a16-g64"),
+        out=out,
+        **options,
+    )
+    return open_bundle(build(request).path)
+
+
+def pack_words(codes: Array) -> Array:
+    """Pack unsigned nibbles [..., M] into int32 [..., M / 8], lowest first."""
+    words = np.zeros((*codes.shape[:-1], codes.shape[-1] // 8), np.uint32)
+    for position in range(8):
+        words |= codes[..., position::8].astype(np.uint32) << np.uint32(4 * position)
+    return words.view(np.int32)
+
+
+def test_codes_of_a_gptq_checkpoint_are_kept(tmp_path: Path) -> None:
+    """A symmetric GPTQ weight's codes and scales stand in the bundle as they were."""
+    config = make_config(vocab=4096)
+    tensors: dict[str, Any] = random_tensors(config)
+    rng = np.random.default_rng(2)
+    codes = rng.integers(0, 16, (128, 64))  # [N, K], zero point 8
+    scales = (0.01 + 0.01 * rng.random((128, 2))).astype(np.float16)
+    del tensors[f"{MODULE}.weight"]
+    tensors[f"{MODULE}.qweight"] = np.ascontiguousarray(pack_words(codes).T)  # [K / 8, N]
+    # Version 1 stores zero points less one: 7 in every nibble.
+    tensors[f"{MODULE}.qzeros"] = np.full((2, 16), 0x77777777, np.uint32).view(np.int32)
+    tensors[f"{MODULE}.scales"] = np.ascontiguousarray(scales.T.astype(np.float32))
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False,
+                    "sym": True}  # fmt: skip
+    path = write_checkpoint(
+        tmp_path / "gptq", tensors=tensors, dtype="f16", quantization_config=quantization
+    )
+    bundle = make(path, tmp_path / "b")
+    stored = bundle.read_tensor(bundle.tensor(f"{MODULE}.codes"))
+    np.testing.assert_array_equal(unpack_int4(np.asarray(stored)), (codes - 8).T)
+    kept_scales = bundle.read_tensor(bundle.tensor(f"{MODULE}.scales"))
+    np.testing.assert_array_equal(kept_scales, scales.T)
+    report = verify_bundle(bundle)
+    assert report["graphs"]["standard.float16"]["linears"] == {"w4-g32": 1, "w4-g64": 14}
+    assert report["golden"]["passed"]
+
+
+def test_adapter_is_merged_before_quantization(tmp_path: Path) -> None:
+    """A LoRA changes its own modules' blobs only, and stands among the checkpoint's files."""
+    path = write_checkpoint(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    rng = np.random.default_rng(4)
+    factors = {
+        f"base_model.model.{MODULE}.lora_A.weight": rng.standard_normal((4, 64)),
+        f"base_model.model.{MODULE}.lora_B.weight": rng.standard_normal((128, 4)),
+    }
+    write_safetensors(
+        adapter / "adapter_model.safetensors",
+        {name: values.astype(np.float32) for name, values in factors.items()},
+        "f32",
+    )
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    plain, merged = make(path, tmp_path / "p"), make(path, tmp_path / "m", adapter=adapter)
+    digests = [{e.name: e.sha256 for e in b.manifest.tensors} for b in (plain, merged)]
+    differing = {name for name in digests[0] if digests[0][name] != digests[1][name]}
+    assert differing == {f"{MODULE}.codes", f"{MODULE}.scales"}
+    names = {entry.path for entry in merged.manifest.checkpoint_files}
+    assert "adapter_model.safetensors" in names
+
+
+def test_fp8_blocks_are_decoded(tmp_path: Path) -> None:
+    """A DeepSeek block-scaled fp8 weight is its bytes' values times its block's factor."""
+    config = make_config(vocab=4096)
+    tensors: dict[str, Any] = random_tensors(config)
+    shape = tensors[f"{MODULE}.weight"].shape
+    bits = np.random.default_rng(6).integers(0, 0x7E, shape, np.uint8)
+    tensors[f"{MODULE}.weight"] = bits
+    factors = np.array([[0.5], [0.25]], np.float32)
+    tensors[f"{MODULE}.weight_scale_inv"] = factors
+    quantization = {"quant_method": "fp8", "weight_block_size": [64, 64], "fmt": "e4m3"}
+    path = write_checkpoint(
+        tmp_path / "fp8",
+        tensors=tensors,
+        dtype="f32",
+        kinds={f"{MODULE}.weight": "F8_E4M3"},
+        quantization_config=quantization,
+    )
+    values = read_all(open_checkpoint(path).tensor(f"{MODULE}.weight"))
+    exponent, mantissa = (bits >> 3).astype(int), bits & 7
+    plain = np.where(exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6)
+    np.testing.assert_allclose(values, plain * np.repeat(factors, 64, axis=0), rtol=1e-6)
+    assert make(path, tmp_path / "b").manifest.quality["checked"]
