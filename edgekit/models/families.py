@@ -92,7 +92,7 @@ def _finish(
     if reader.get("hidden_act", str, default="silu") != "silu":
         raise UnsupportedModelError(
             f"config.json has hidden_act {data['hidden_act']!r}; only silu is modelled",
-            "Try --exporter optimum",
+            "Use a model of the families edgekit builds",
         )
     hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     keys = reader.size("num_key_value_heads", heads)
@@ -168,5 +168,5 @@ def _unsupported(kind: Any, data: Mapping[str, Any]) -> UnsupportedModelError:
         )
     return UnsupportedModelError(
         f"config.json has model_type {kind!r}; edgekit builds {names}",
-        "Use a model of these families, or try --exporter optimum",
+        "Use a model of these families, such as deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
     )

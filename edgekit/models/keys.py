@@ -125,12 +125,12 @@ class ConfigReader:
             if check is None:
                 raise UnsupportedModelError(
                     f"config.json has {key} = {value!r}, which edgekit does not model",
-                    "If it does not change the logits, remove it from config.json; otherwise try "
-                    "--exporter optimum",
+                    "If it does not change the logits, remove it from config.json; otherwise use a "
+                    "checkpoint without it",
                 )
             if not check(value):
                 raise UnsupportedModelError(
                     f"config.json has {key} = {value!r}, which changes the model in a way edgekit "
                     "does not build",
-                    "Use a checkpoint without it, or try --exporter optimum",
+                    "Use a checkpoint without it",
                 )
