@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 DEFAULT_RECIPE = "w4a16-g64"
 MAX_RECIPE_BYTES = 64 * 1024
 
-Method = Literal["rtn", "gptq", "awq"]
+Method = Literal["rtn", "gptq", "awq", "awq-gptq"]
 HeadType = Literal["int4", "int8", "float16"]
 EmbeddingType = Literal["float16", "int8"]
 
@@ -36,7 +36,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "bits": (4, 8),
     "group_size": (0, 32, 64, 128),
     "scale_search": ("absmax", "mse"),
-    "algorithm": ("rtn", "gptq", "awq"),
+    "algorithm": ("rtn", "gptq", "awq", "awq-gptq"),
     "dtype": ("float16", "int4", "int8"),
 }
 
@@ -84,15 +84,13 @@ class Quantization:
     """The ``[quant]`` table.
 
     Attributes:
-        algorithm: ``rtn`` needs no data; ``gptq`` and ``awq`` need calibration data.
-        distill_scales: After quantization, tune scales and norms to the unquantized model's
-            output on the calibration data (EfficientQAT's second phase, arXiv 2407.11062).
-        mixed_bits_per_weight: Budget for raising the most sensitive linears to 8 bits, by
-            measured KL divergence; 0 raises none.
+        algorithm: ``rtn`` needs no data; ``gptq`` (arXiv 2210.17323), ``awq`` (arXiv 2306.00978)
+            and both together need calibration data.
+        mixed_bits_per_weight: Budget for giving sensitive linears smaller groups or 8 bits, by
+            measured KL divergence; 0 leaves every linear as its table says. Needs data, too.
     """
 
     algorithm: Method = "rtn"
-    distill_scales: bool = False
     mixed_bits_per_weight: float = 0.0
     linear: WeightFormat = field(default_factory=WeightFormat)
     lm_head: WeightFormat = field(default_factory=WeightFormat)
@@ -102,11 +100,20 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How much calibration data a data-driven algorithm reads."""
+    """Which calibration data an algorithm reads.
+
+    Attributes:
+        tokens: Tokens, in windows of ``window``.
+        window: Tokens of a sequence.
+        seed: Chooses among more text than is wanted.
+        segment_tokens: ``[low, high]`` fills windows with random segments of that many tokens,
+            for text the model knows by heart; ``[0, 0]`` keeps the text's order.
+    """
 
     tokens: int = 32768
     window: int = 512
     seed: int = 0
+    segment_tokens: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +148,13 @@ class Recipe:
     def needs_calibration(self) -> bool:
         """Whether the recipe cannot be built without ``--calibration``."""
         quant = self.quant
-        return quant.algorithm != "rtn" or quant.distill_scales or quant.mixed_bits_per_weight > 0
+        return quant.algorithm != "rtn" or quant.mixed_bits_per_weight > 0
 
     def resolved(self) -> dict[str, Any]:
         """Return every field with its value, defaults included, in JSON's types."""
         data = asdict(self)
         data["quant"]["override"] = list(data["quant"]["override"])
+        data["calibration"]["segment_tokens"] = list(data["calibration"]["segment_tokens"])
         return data
 
     def digest(self) -> str:
@@ -235,12 +243,18 @@ def _value(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
         if not isinstance(value, list):
             raise RecipeError(f"{source}: {path} must be an array of tables [[{path}]]")
         return tuple(_read(Override, row, source, path) for row in value)
+    if key == "segment_tokens":
+        return _interval(value, source, path)
     if key in _CHOICES:
         choices = ("float16", "int8") if kind is Embedding else _CHOICES[key]
         if value not in choices or isinstance(value, bool):
             names = ", ".join(str(c) for c in choices)
             raise RecipeError(f"{source}: {path} is {value!r}", f"Use one of: {names}")
         return value
+    return _scalar(kind, key, value, source, path)
+
+
+def _scalar(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
     wanted = next(f.type for f in fields(kind) if f.name == key)
     expected = _TYPES[str(wanted)]
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -250,6 +264,14 @@ def _value(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
     if isinstance(value, (int, float)) and value < 0:
         raise RecipeError(f"{source}: {path} must not be negative, got {value!r}")
     return value
+
+
+def _interval(value: Any, source: str, path: str) -> tuple[int, int]:
+    if not (isinstance(value, list) and [type(v) for v in value] == [int, int]):
+        raise RecipeError(f"{source}: {path} must be two integers, got {value!r}")
+    if not 0 <= value[0] <= value[1]:
+        raise RecipeError(f"{source}: {path} must be [low, high], got {value!r}")
+    return value[0], value[1]
 
 
 def load_recipe(name: str) -> Recipe:

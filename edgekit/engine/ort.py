@@ -1,11 +1,13 @@
 """ONNX Runtime behind the session protocol: CPU and CUDA by the same code.
 
-Caches are bound as input and output alike, so updates are in place; inputs and logits live in
-buffers that are allocated once per shape, so a decode step allocates nothing.
+Caches are bound as input and output alike, so updates are in place; a decode step's inputs and
+logits live in buffers that are allocated and bound once per shape.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
-from edgekit.engine.ort_cache import CacheBuffers, tier_for
+from edgekit.engine.ort_cache import KeyValueCache, tier_for
 from edgekit.engine.ort_step import Step
-from edgekit.errors import ContextOverflowError, EngineError
+from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
 from edgekit.models.config import ModelConfig
 
 Float32Array = npt.NDArray[np.float32]
@@ -43,6 +45,7 @@ class OrtSession:
 
     Raises:
         EngineError: ONNX Runtime has no such provider, or refuses the graph.
+        MissingExtraError: ONNX Runtime is not installed.
     """
 
     def __init__(
@@ -69,8 +72,16 @@ class OrtSession:
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is not of the standard dialect")
         self._lengths = np.zeros(max_sequences, np.int64)
-        self._cache = self._allocate(tier_for(1, max_context))
-        self._steps: dict[tuple[int, int, int, int], Step] = {}
+        largest = tier_for(max_context, max_context)
+        self._cache = KeyValueCache(
+            self._session,
+            config.num_hidden_layers,
+            (max_sequences, config.num_key_value_heads, largest, config.head_dim),
+            self._dtype,
+            provider,
+            capacity=tier_for(1, max_context),
+        )
+        self._steps: dict[tuple[int, int, int], Step] = {}
 
     @property
     def max_context(self) -> int:
@@ -92,18 +103,21 @@ class OrtSession:
     ) -> Float32Array:
         """Run tokens at positions ``start`` onward in a slot; see ``InferenceSession``."""
         self._check([slot], [start], len(tokens))
-        self._reserve(start + len(tokens))
+        self._check_tokens(tokens)
         self._lengths[slot] = start
+        total = start + len(tokens)
         parts = []
         size = min(self._chunk, self._all_logits_chunk()) if all_logits else self._chunk
         for begin in range(0, len(tokens), size):
             chunk = tokens[begin : begin + size]
-            last = begin + len(chunk) == len(tokens)
+            done = start + begin + len(chunk)
+            # On a CPU moving rows is cheap and attention is not: widen chunk by chunk.
+            self._reserve(done if self._device == "cpu" else total, shrink=begin == 0)
             wanted = len(chunk) if all_logits else 1
             logits = self._prefill_chunk(slot, chunk, start + begin, wanted)
-            if all_logits or last:
+            if all_logits or done == total:
                 parts.append(logits)
-            self._lengths[slot] = start + begin + len(chunk)
+            self._lengths[slot] = done
         result = np.concatenate(parts)
         self._require_finite(result, [slot], np.zeros(len(result), np.int64))
         return result if all_logits else np.asarray(result[0])
@@ -115,50 +129,50 @@ class OrtSession:
         if len(set(slots)) != len(slots) or not slots:
             raise EngineError(f"slots {list(slots)} are empty or repeat")
         self._check(slots, positions, 1)
+        self._check_tokens(tokens)
         self._reserve(max(positions) + 1)
         first, batch = (slots[0], 1) if len(slots) == 1 else (0, self._bucket(max(slots) + 1))
-        step = self._step(first, batch, 1, 1)
-        idle = np.minimum(self._lengths[first : first + batch], self._cache.capacity - 1)
-        step.set_idle(idle)
+        step = self._decode_step(first, batch)
+        step.set_idle(self._lengths[first : first + batch])
         rows = [slot - first for slot in slots]
         for row, token, position in zip(rows, tokens, positions, strict=True):
             step.set_row(row, token, position)
-        logits = step.run(self._session)[rows, 0].astype(np.float32)
+        logits = np.asarray(step.run(self._session)[rows, 0], np.float32)  # a copy already
         self._lengths[list(slots)] = np.asarray(positions) + 1
         self._require_finite(logits, slots, np.arange(len(slots)))
         return logits
 
     def release(self, slot: int) -> None:
-        """Forget what a slot holds; when all are empty, the caches shrink to the first tier."""
+        """Forget what a slot holds; see ``InferenceSession``."""
         self._check([slot], [0], 0)
         self._lengths[slot] = 0
-        first = tier_for(1, self._max_context)
-        if not self._lengths.any() and self._cache.capacity > first:
-            self._replace(self._allocate(first))
+        self._reserve(0, shrink=True)
 
     def close(self) -> None:
-        """Free the engine and its caches."""
+        """Free the engine and its caches; the session is of no use after it."""
         self._steps.clear()
-        del self._session, self._cache
+        for name in ("_session", "_cache"):
+            self.__dict__.pop(name, None)
 
     def _prefill_chunk(
         self, slot: int, tokens: Sequence[int], start: int, wanted: int
     ) -> Float32Array:
-        step = self._step(slot, 1, len(tokens), wanted)
+        key = (slot, 1, len(tokens), wanted)
+        step = Step(self._session, self._cache, self.config, key, self._device, graph_id=None)
         step.set_tokens(tokens, start)
-        return np.asarray(step.run(self._session)[0], np.float32).copy()
+        return np.array(step.run(self._session)[0], np.float32)
 
-    def _step(self, first: int, batch: int, tokens: int, wanted: int) -> Step:
-        """Return the bound buffers of a shape; only decode shapes are worth keeping."""
-        key = (first, batch, tokens, wanted)
+    def _decode_step(self, first: int, batch: int) -> Step:
+        """Return the bound buffers of a decode shape; they are kept, and so is its CUDA graph."""
+        key = (first, batch, self._cache.capacity)
         step = self._steps.get(key)
         if step is None:
+            graph_id = len(self._steps) + 1 if self._cuda_graph else None
+            shape = (first, batch, 1, 1)
             step = Step(
-                self._session, self._cache, self.config, key, self._device,
-                graph_id=len(self._steps) + 1 if self._cuda_graph and tokens == 1 else None,
-            )  # fmt: skip
-            if tokens == 1:
-                self._steps[key] = step
+                self._session, self._cache, self.config, shape, self._device, graph_id=graph_id
+            )
+            self._steps[key] = step
         return step
 
     def _bucket(self, slots: int) -> int:
@@ -168,22 +182,11 @@ class OrtSession:
     def _all_logits_chunk(self) -> int:
         return max(1, LOGITS_CHUNK_BYTES // (self._dtype.itemsize * self.vocab_size))
 
-    def _allocate(self, capacity: int) -> CacheBuffers:
-        config = self.config
-        shape = (self._max_sequences, config.num_key_value_heads, capacity, config.head_dim)
-        return CacheBuffers(config.num_hidden_layers, shape, self._dtype, self._device)
-
-    def _reserve(self, rows: int) -> None:
-        """Make the caches hold ``rows`` rows a slot, and one more for idle writes."""
+    def _reserve(self, rows: int, *, shrink: bool = False) -> None:
+        """Put the caches in the tier that holds ``rows`` rows and what every slot holds."""
         wanted = tier_for(max(rows, int(self._lengths.max())), self._max_context)
-        if wanted > self._cache.capacity:
-            larger = self._allocate(wanted)
-            larger.copy_from(self._cache, self._lengths)
-            self._replace(larger)
-
-    def _replace(self, cache: CacheBuffers) -> None:
-        self._cache = cache
-        self._steps.clear()  # they hold addresses of the old caches
+        if wanted > self._cache.capacity or shrink:
+            self._cache.resize(wanted, self._lengths.tolist())
 
     def _check(self, slots: Sequence[int], starts: Sequence[int], tokens: int) -> None:
         for slot, start in zip(slots, starts, strict=True):
@@ -197,11 +200,24 @@ class OrtSession:
                     "Shorten the prompt, or build the bundle with a larger --max-context",
                 )
 
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise EngineError("there are no tokens to run")
+        lowest, highest = min(tokens), max(tokens)
+        if lowest < 0 or highest >= self.vocab_size:
+            raise EngineError(
+                f"token {lowest if lowest < 0 else highest} is not in the vocabulary of "
+                f"{self.vocab_size}",
+                "Use the tokenizer that belongs to the model",
+            )
+
     def _require_finite(
         self, logits: Float32Array, slots: Sequence[int], owner: npt.NDArray[np.int64]
     ) -> None:
         """Zero the slots whose logits are not finite, and say so."""
-        bad = ~np.isfinite(logits).all(axis=-1)
+        # A row's sum is finite only if all of it is, and is had without a mask of its size.
+        with np.errstate(invalid="ignore", over="ignore"):
+            bad = ~np.isfinite(logits.sum(axis=-1))
         if bad.any():
             broken = sorted({slots[row] for row in owner[bad]})
             self._cache.zero(broken)
@@ -217,8 +233,14 @@ def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph
 
     Raises:
         EngineError: The provider is missing, or the graph is refused.
+        MissingExtraError: ONNX Runtime is not installed.
     """
-    import onnxruntime as ort  # noqa: PLC0415
+    try:
+        import onnxruntime as ort  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("Running a model", "cuda" if provider == "cuda" else "host") from (
+            error
+        )
 
     name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
     if name not in ort.get_available_providers():
@@ -226,6 +248,13 @@ def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph
             f"this ONNX Runtime has no {name}",
             "In an environment of its own: pip install 'edgekit[cuda]'",
         )
+    if provider == "cuda":
+        ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where they are installed
+    if provider == "cuda":
+        # Finds CUDA and cuDNN in their wheels. What it prints about missing ones would spoil a
+        # command's JSON; the check below is what reports them.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
@@ -239,5 +268,8 @@ def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph
         first = str(error).strip().splitlines()[0]
         raise EngineError(f"ONNX Runtime refuses {graph.name}: {first}") from error
     if name not in session.get_providers():
-        raise EngineError(f"ONNX Runtime did not take {graph.name} to {provider}")
+        raise EngineError(
+            f"ONNX Runtime did not take {graph.name} to {provider}",
+            "Check that the driver, CUDA and cuDNN are those onnxruntime-gpu was built for",
+        )
     return session

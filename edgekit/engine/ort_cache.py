@@ -1,87 +1,161 @@
-"""Key/value caches for ONNX Runtime, in tiers of capacity.
+"""Key/value caches for ONNX Runtime: one buffer for good, attended in tiers of capacity.
 
-The graph attends over a cache's whole width, and slicing it would be a copy, so caches start small
-and grow by doubling; a copy per doubling is all it costs. One buffer a layer holds all slots, a
-slot being a contiguous part, so prefill binds one slot's part and decode the leading slots.
+The graph attends over a cache's whole width, and slicing it would be a copy, so a short context
+wants a narrow cache. Each layer's keys (and values) have one buffer of the largest capacity; a
+tier lays the slots out anew at its start, ``[slots, Hkv, C, D]`` with a smaller C, and a change of
+tier moves the rows in use. So memory is known from the start, growing allocates nothing, and a
+shape keeps its addresses, which a captured CUDA graph needs. A slot is a contiguous part of a
+tier: prefill binds one slot, decode the leading ones.
+
+Rows not in use hold zeros or finite numbers of earlier sequences, both harmless where the mask is
+False; numbers that are not finite never stay (``zero``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.contracts import engine_io
+
 FIRST_TIER = 256
+ROW_MULTIPLE = 64
+"""The last tier's capacity is a multiple of this; attention kernels like aligned mask rows."""
 
 
-class CacheBuffers:
-    """The caches of all layers at one capacity.
+class _Buffer(Protocol):
+    """Flat memory of one layer's keys or values; places and counts are elements."""
+
+    address: int
+
+    def move(self, target: int, source: int, count: int) -> None: ...
+
+    def zero(self, start: int, count: int) -> None: ...
+
+
+class KeyValueCache:
+    """The caches of all layers and slots, at one tier at a time.
 
     Args:
+        session: The ONNX Runtime session they are for.
         layers: Number of layers; each has a key and a value buffer.
-        shape: [slots, Hkv, C, D].
+        shape: [slots, Hkv, C, D] of the largest tier.
         dtype: Activation type.
         device: ``cpu`` or ``cuda``.
+        capacity: C of the first tier.
     """
 
     def __init__(
-        self, layers: int, shape: tuple[int, int, int, int], dtype: npt.DTypeLike, device: str
+        self,
+        session: Any,
+        layers: int,
+        shape: tuple[int, int, int, int],
+        dtype: npt.DTypeLike,
+        device: str,
+        capacity: int,
     ) -> None:
-        import onnxruntime as ort  # noqa: PLC0415
-
-        self.shape = shape
+        self.slots, self.heads, self.max_capacity, self.dim = shape
         self.dtype = np.dtype(dtype)
-        self._device = device
-        # Zeros, because a NaN left in a masked row would still poison the output.
-        self._arrays = [np.zeros(shape, dtype) for _ in range(2 * layers)]
-        self._values = [ort.OrtValue.ortvalue_from_numpy(a, device, 0) for a in self._arrays]
-        if device != "cpu":
-            self._arrays = []
+        self.capacity = capacity
+        count = int(np.prod(shape))
+        self._buffers: list[_Buffer] = [
+            HostBuffer(count, self.dtype)
+            if device == "cpu"
+            else DeviceBuffer(count, self.dtype, device, session)
+            for _ in range(2 * layers)
+        ]
 
-    @property
-    def capacity(self) -> int:
-        """Rows a slot holds."""
-        return self.shape[2]
+    def shape(self, slots: int) -> tuple[int, int, int, int]:
+        """Return the shape of ``slots`` slots at the present tier."""
+        return (slots, self.heads, self.capacity, self.dim)
 
     def pointer(self, index: int, slot: int) -> int:
-        """Return the address of a slot's part of buffer ``index``."""
-        slots, heads, capacity, dim = self.shape
-        del slots
-        address: int = self._values[index].data_ptr()
-        return address + slot * heads * capacity * dim * self.dtype.itemsize
+        """Return the address of a slot in buffer ``index`` at the present tier."""
+        return self._buffers[index].address + self._at(slot, 0) * self.dtype.itemsize
 
-    def copy_from(self, other: CacheBuffers, lengths: npt.NDArray[np.int64]) -> None:
-        """Take over the first ``lengths`` rows of every slot of smaller caches."""
-        rows = int(lengths.max(initial=0))
-        if rows == 0:
+    def resize(self, capacity: int, lengths: Sequence[int]) -> None:
+        """Change the tier, keeping the first ``lengths[slot]`` rows of each slot."""
+        if capacity == self.capacity:
             return
-        for index, value in enumerate(self._values):
-            if self._device == "cpu":
-                self._arrays[index][:, :, :rows] = other._arrays[index][:, :, :rows]
-            else:
-                host = np.zeros(self.shape, self.dtype)
-                host[:, :, :rows] = other._values[index].numpy()[:, :, :rows]
-                value.update_inplace(host)
+        blocks = [
+            (slot, head, min(lengths[slot], capacity) * self.dim)
+            for slot in range(self.slots)
+            for head in range(self.heads)
+            if lengths[slot]
+        ]
+        if capacity > self.capacity:
+            blocks.reverse()  # upward moves from the last block on overwrite nothing still needed
+        for buffer in self._buffers:
+            for slot, head, count in blocks:
+                block = (slot * self.heads + head) * self.dim
+                buffer.move(block * capacity, block * self.capacity, count)
+        self.capacity = capacity
 
-    def zero(self, slots: list[int]) -> None:
-        """Zero whole slots."""
-        for index, value in enumerate(self._values):
-            if self._device == "cpu":
-                self._arrays[index][slots] = 0
-            else:
-                host: Any = value.numpy()
-                host[slots] = 0
-                value.update_inplace(host)
+    def zero(self, slots: Sequence[int]) -> None:
+        """Zero whole slots: a NaN left in a masked row would still poison the output."""
+        for buffer in self._buffers:
+            for slot in slots:
+                buffer.zero(self._at(slot, 0), self.heads * self.capacity * self.dim)
+
+    def _at(self, slot: int, row: int) -> int:
+        return (slot * self.heads * self.capacity + row) * self.dim
+
+
+class HostBuffer:
+    """A buffer in main memory; the system hands out its zeroed pages when they are touched."""
+
+    def __init__(self, count: int, dtype: np.dtype[Any]) -> None:
+        self.array = np.zeros(count, dtype)
+        self.address = self.array.ctypes.data
+
+    def move(self, target: int, source: int, count: int) -> None:
+        """Copy ``count`` elements; the places may overlap."""
+        self.array[target : target + count] = self.array[source : source + count]
+
+    def zero(self, start: int, count: int) -> None:
+        """Zero ``count`` elements."""
+        self.array[start : start + count] = 0
+
+
+class DeviceBuffer:
+    """A buffer on an accelerator, moved through main memory (a tier changes a few times)."""
+
+    def __init__(self, count: int, dtype: np.dtype[Any], device: str, session: Any) -> None:
+        import onnxruntime as ort  # noqa: PLC0415
+
+        self._dtype, self._device = dtype, device
+        self._value = ort.OrtValue.ortvalue_from_numpy(np.zeros(count, dtype), device, 0)
+        self._views = session.io_binding()
+        self.address: int = self._value.data_ptr()
+
+    def move(self, target: int, source: int, count: int) -> None:
+        """Copy ``count`` elements; the places may overlap."""
+        if target != source:
+            self._view(target, count).update_inplace(np.array(self._view(source, count).numpy()))
+
+    def zero(self, start: int, count: int) -> None:
+        """Zero ``count`` elements."""
+        self._view(start, count).update_inplace(np.zeros(count, self._dtype))
+
+    def _view(self, start: int, count: int) -> Any:
+        """Return part of the buffer as an OrtValue: an output bound to an address is one."""
+        where = self.address + start * self._dtype.itemsize
+        name = engine_io.present_key(0)
+        self._views.bind_output(name, self._device, 0, self._dtype.type, (count,), where)
+        return self._views.get_outputs()[0]
 
 
 def tier_for(rows: int, max_context: int) -> int:
     """Return the capacity for ``rows`` rows: a power of two from 256, or just above the context.
 
-    One row more than ``max_context`` is kept, so that an idle slot in a batch always has a row to
+    There is always one row more than asked for, so that an idle slot in a batch has a row to
     write to that no position reads.
     """
     tier = FIRST_TIER
     while tier < rows + 1:
         tier *= 2
-    return min(tier, max_context + 1)
+    last = -(-(max_context + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
+    return min(tier, last)

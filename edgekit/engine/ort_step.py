@@ -9,8 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
-from edgekit.engine.ort_cache import CacheBuffers
+from edgekit.engine.ort_cache import KeyValueCache
+from edgekit.errors import EngineError
 from edgekit.models.config import ModelConfig
+
+NO_GRAPH = -1
+"""ONNX Runtime's ``kGraphAnnotationSkip`` (inference_session.h)."""
 
 
 class Step:
@@ -18,17 +22,18 @@ class Step:
 
     Args:
         session: The ONNX Runtime session.
-        cache: Caches to bind in place.
+        cache: Caches to bind in place, at their present tier.
         config: Architecture.
         key: ``(first, batch, tokens, wanted)``.
         device: ``cpu`` or ``cuda``.
-        graph_id: CUDA graph annotation of this shape; None runs without one.
+        graph_id: CUDA graph annotation of this shape, never used for another; None runs
+            without a graph.
     """
 
     def __init__(
         self,
         session: Any,
-        cache: CacheBuffers,
+        cache: KeyValueCache,
         config: ModelConfig,
         key: tuple[int, int, int, int],
         device: str,
@@ -40,8 +45,9 @@ class Step:
         first, batch, tokens, wanted = key
         self._device = device
         self._options = ort.RunOptions()
-        if graph_id is not None:
-            self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        # Unset, the annotation is 0, which captures too: -1 is what runs without a graph.
+        self._graph_id = str(NO_GRAPH if graph_id is None else graph_id)
+        self._options.add_run_config_entry("gpu_graph_id", self._graph_id)
         self.arrays: dict[str, npt.NDArray[Any]] = {
             engine_io.INPUT_IDS: np.zeros((batch, tokens), np.int64),
             engine_io.POSITION_IDS: np.zeros((batch, tokens), np.int64),
@@ -61,7 +67,7 @@ class Step:
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         self._binding.bind_ortvalue_output(engine_io.LOGITS, self._logits)
-        shape = (batch, *cache.shape[1:])
+        shape = cache.shape(batch)
         for layer in range(config.num_hidden_layers):
             for offset, past, present in (
                 (0, engine_io.past_key(layer), engine_io.present_key(layer)),
@@ -97,11 +103,19 @@ class Step:
         self.arrays[engine_io.WRITE_INDEX][row] = position
 
     def run(self, session: Any) -> npt.NDArray[Any]:
-        """Run the step; returns logits [batch, wanted, V], overwritten by the next run."""
+        """Run the step; returns logits [batch, wanted, V], overwritten by the next run.
+
+        Raises:
+            EngineError: ONNX Runtime fails (out of memory, a kernel that refuses a shape).
+        """
         if self._device != "cpu":
             for name, value in self._inputs.items():
                 value.update_inplace(self.arrays[name])
-        session.run_with_iobinding(self._binding, self._options)
+        try:
+            session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            first = str(error).strip().splitlines()[0]
+            raise EngineError(f"ONNX Runtime failed in a step: {first}") from error
         if self._device == "cpu":
             return self._host_logits
         result: npt.NDArray[Any] = self._logits.numpy()

@@ -27,6 +27,7 @@ from edgekit.errors import EdgekitError, StorageError
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.models.config import ModelConfig, count_parameters
+from edgekit.pipeline.calibrated import mix_schemes, read_calibration, store_calibrated
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
@@ -48,6 +49,7 @@ from edgekit.pipeline.stored import (
 )
 from edgekit.pipeline.stored_tensors import StoredTensors
 from edgekit.progress import SILENT, Progress
+from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, plan_quantization
 from edgekit.quant.report import error_report
 from edgekit.units import format_bytes
@@ -62,6 +64,7 @@ class Plan:
 
     name: str
     schemes: Schemes
+    calibration: CalibrationSet | None
     fit: Fit
     max_context: int
     max_sequences: int
@@ -77,8 +80,8 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
     progress.start("open", 0)
     folder = resolve_model(request.model, revision=request.revision, progress=progress)
     checkpoint = open_checkpoint(folder, adapter=request.adapter)
-    plan = make_plan(request, checkpoint)
     progress.finish(describe(checkpoint))
+    plan = make_plan(request, checkpoint, progress)
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         try:
             require_space(writer.work, plan.fit.weights_bytes + SPACE_MARGIN_BYTES)
@@ -100,15 +103,19 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
     )
 
 
-def make_plan(request: BuildRequest, checkpoint: Checkpoint) -> Plan:
+def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress = SILENT) -> Plan:
     """Decide schemes and sizes, and refuse what does not fit the target.
 
     Raises:
         RecipeError: The recipe does not fit the model.
+        CalibrationError: The recipe needs calibration data that is missing or wrong.
         UnsupportedModelError: The result would not fit the target's memory.
     """
     recipe, config = request.recipe, checkpoint.config
     schemes = keep_schemes(checkpoint, plan_quantization(config, recipe.rules()))
+    calibration = read_calibration(request, checkpoint)
+    if calibration is not None and recipe.quant.mixed_bits_per_weight:
+        schemes = mix_schemes(request, checkpoint, schemes, calibration, progress)
     wanted = request.max_context or recipe.graph.max_context
     max_context = min(wanted, config.max_position_embeddings)
     max_sequences = request.max_sequences or recipe.graph.max_sequences
@@ -121,7 +128,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint) -> Plan:
         max_sequences=max_sequences,
     )
     require_fit(fit, request.target)
-    return Plan(Path(request.model).name, schemes, fit, max_context, max_sequences)
+    return Plan(Path(request.model).name, schemes, calibration, fit, max_context, max_sequences)
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -147,12 +154,16 @@ def _write(
         model = StoredModel()
         store = Store(
             checkpoint,
-            _identity(request, checkpoint),
+            _identity(checkpoint),
             writer,
             reference.exponents,
             request.threads,
             progress,
         )
+        if plan.calibration is not None and request.recipe.quant.algorithm != "rtn":
+            progress.start("calibrate", 0)
+            store_calibrated(request, store, plan.schemes, plan.calibration, model)
+            progress.finish(f"{request.recipe.quant.algorithm}, {len(model.errors)} linears")
         progress.start("quantize", count_stored_bytes(checkpoint))
         store_linears(store, plan.schemes, model)
         store_dense(store, request.recipe.quant.embedding.dtype, plan.max_context, model)
@@ -207,15 +218,14 @@ def _judge(
     return {"checked": True, **quality}, golden
 
 
-def _identity(request: BuildRequest, checkpoint: Checkpoint) -> str:
-    """Digest of what decides a stored tensor's bytes: the shards as they are, and the base.
+def _identity(checkpoint: Checkpoint) -> str:
+    """Digest of what decides a stored tensor's bytes: the checkpoint's files as they are.
 
     Size and time of change stand for a shard's content here: this key only decides whether an
     interrupted build may take up its own work.
     """
     shards = [[p.name, p.stat().st_size, str(p.stat().st_mtime_ns)] for p in checkpoint.files]
-    base = open_bundle(request.base).digest if request.base else None
-    return hashlib.sha256(canonical_bytes({"files": shards, "base": base})).hexdigest()
+    return hashlib.sha256(canonical_bytes(shards)).hexdigest()
 
 
 def _add_files(writer: BundleWriter, checkpoint: Checkpoint, golden: GoldenSet) -> None:
@@ -248,7 +258,12 @@ def _manifest(
             "config": config.to_dict(),
         },
         checkpoint_files=checkpoint_files,
-        recipe={"name": recipe.name, "sha256": recipe.digest(), "resolved": recipe.resolved()},
+        recipe={
+            "name": recipe.name,
+            "sha256": recipe.digest(),
+            "resolved": recipe.resolved(),
+            "calibration_sha256": plan.calibration.digest if plan.calibration else None,
+        },
         target=target.to_dict(),
         requirements={
             "l4t": target.l4t,

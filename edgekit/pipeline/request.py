@@ -20,7 +20,6 @@ class BuildRequest:
         out: Bundle folder to make; must not exist unless ``overwrite``.
         revision: Hub revision (commit, tag or branch).
         adapter: PEFT LoRA folder merged into the checkpoint.
-        base: Bundle whose scales are kept where that costs no accuracy.
         calibration: Data for calibrated recipes (.jsonl or .txt).
         max_context, max_sequences: Override the recipe's; None keeps them.
         threads: Worker threads; the bytes do not depend on it.
@@ -33,7 +32,6 @@ class BuildRequest:
     out: Path
     revision: str | None = None
     adapter: Path | None = None
-    base: Path | None = None
     calibration: Path | None = None
     max_context: int | None = None
     max_sequences: int | None = None

@@ -102,8 +102,10 @@ class Store:
 
 
 def store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
-    """Store every linear: codes and scales, or a dense transposed float16 weight."""
+    """Store every linear not stored yet: codes and scales, or a dense float16 weight."""
     for linear in all_linears(store.checkpoint.config):
+        if codes_name(linear.name) in model.tensors:
+            continue
         scheme = schemes[linear.name]
         tensor = store.checkpoint.tensor(linear.weight_key)
         key = store.key(linear.name, asdict(scheme) if scheme else "dense")
@@ -115,7 +117,7 @@ def store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
             store.writer.note(key, noted)
         else:
             weight = _quantize(store, linear, tensor, scheme)
-            noted = Noted(store_weight(store.writer, linear, weight), asdict(weight.error))
+            noted = Noted(store_weight(store.writer, linear.name, weight), asdict(weight.error))
             store.writer.note(key, noted)
         if noted.facts:
             model.errors[linear.name] = WeightError(**noted.facts)
@@ -123,17 +125,17 @@ def store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
 
 
 def store_weight(
-    writer: BundleWriter, linear: Linear, weight: QuantizedWeight
+    writer: BundleWriter, name: str, weight: QuantizedWeight
 ) -> tuple[TensorEntry, TensorEntry]:
     """Store a quantized weight's codes and scales."""
     scheme = weight.scheme
     shape = (weight.in_features, weight.out_features)
     dtype: Any = "int4" if scheme.bits == 4 else "int8"
     codes = writer.add_tensor(
-        codes_name(linear.name), "codes", dtype, shape, [weight.packed.data], scheme.label
+        codes_name(name), "codes", dtype, shape, [weight.packed.data], scheme.label
     )
     scales = writer.add_tensor(
-        scales_name(linear.name),
+        scales_name(name),
         "scales",
         "float16",
         weight.scales.shape,
@@ -144,7 +146,7 @@ def store_weight(
 
 
 def store_dense(store: Store, embedding: str, max_context: int, model: StoredModel) -> None:
-    """Store what is no linear's weight: embedding, norms, biases, rotary tables."""
+    """Store what is no linear's weight and not stored yet: embedding, norms, biases, rope."""
     checkpoint = store.checkpoint
     linears = {linear.weight_key for linear in all_linears(checkpoint.config)}
     for name in tensor_shapes(checkpoint.config):
@@ -154,13 +156,23 @@ def store_dense(store: Store, embedding: str, max_context: int, model: StoredMod
         elif name not in linears:
             exponent = store.exponents.of_bias(module) if kind == "bias" else 0
             stored = bias_name(module) if kind == "bias" else name
-            tensor = checkpoint.tensor(name)
-            model.add(_store_float16(store, stored, tensor, exponent))
+            if stored not in model.tensors:
+                tensor = checkpoint.tensor(name)
+                model.add(_store_float16(store, stored, tensor, exponent))
     config = checkpoint.config
     tables = cos_sin_tables(config.rope, config.head_dim, np.arange(max_context))
     for name, table in zip((ROPE_COS, ROPE_SIN), tables, strict=True):
         shape = (max_context, config.head_dim // 2)
         model.add(store.writer.add_tensor(name, "dense", "float32", shape, [table.data]))
+
+
+def store_dense_values(store: Store, name: str, values: npt.NDArray[np.float32]) -> TensorEntry:
+    """Store new values of a norm or a bias, named as in the checkpoint."""
+    module, kind = name.rsplit(".", 1)
+    exponent = store.exponents.of_bias(module) if kind == "bias" else 0
+    stored = bias_name(module) if kind == "bias" else name
+    data = _to_float16(name, values, exponent)
+    return store.writer.add_tensor(stored, "dense", "float16", values.shape, [data.data])
 
 
 def _quantize(

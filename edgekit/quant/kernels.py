@@ -31,8 +31,8 @@ SEARCH_LANES = 64
 """Block of the search: 128 channels of 64 rows in float32 are 32 KiB, a first-level cache."""
 ERROR_LANES = 128
 """Partial sums of a row's squares."""
-TILE_CHANNELS = 16
-"""A cache line of 32-bit words."""
+TILE_CHANNELS = 32
+"""Channels whose words are transposed at a time: two cache lines of a row."""
 WORD_BITS = 32
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
@@ -69,15 +69,14 @@ def find_peaks(source: Any, shift: Any, peaks: Any) -> int:
         -1, or the first row that holds NaN or infinity (their bits compare largest); then
         ``peaks`` is incomplete.
     """
-    bits = np.empty(source.shape[1], np.uint32)
     group = source.shape[1] // peaks.shape[1]
     for row in range(source.shape[0]):
-        _widen(source, shift, row, bits)
         worst = np.uint32(0)
         for index in range(peaks.shape[1]):
             peak = np.uint32(0)
             for k in range(group):
-                peak = max(peak, bits[_U(index * group + k)] & _MAGNITUDE)
+                bits = np.uint32(np.uint32(source[row, _U(index * group + k)]) << shift)
+                peak = max(peak, bits & _MAGNITUDE)
             peaks[row, index] = peak
             worst = max(worst, peak)
         if worst >= _INFINITY:
@@ -110,15 +109,17 @@ def _project(values: Any, low: Any, high: Any, inverse: Any, dot: Any, norm: Any
 
 
 @njit(nogil=True, cache=True)
-def _pick(dots: Any, norms: Any) -> None:
-    """Move the step of largest dot**2 / norm to row 0 of ``dots`` and ``norms`` [steps, lanes]."""
-    for step in range(1, dots.shape[0]):
-        for lane in range(dots.shape[1]):
-            here = dots[step, lane] * dots[step, lane] * norms[0, lane]
-            best = dots[0, lane] * dots[0, lane] * norms[step, lane]
-            better = here > best
-            dots[0, lane] = dots[step, lane] if better else dots[0, lane]
-            norms[0, lane] = norms[step, lane] if better else norms[0, lane]
+def _best_scale(sums: Any, lane: int) -> float:
+    """Return the least-squares scale of the step of largest dot**2 / norm; 0 if all norms are.
+
+    ``sums`` is float64 [2, steps, lanes], dots and norms.
+    """
+    dot, norm = sums[0, 0, lane], sums[1, 0, lane]
+    for step in range(1, sums.shape[1]):
+        d, n = sums[0, step, lane], sums[1, step, lane]
+        if d * d * norm > dot * dot * n:
+            dot, norm = d, n
+    return dot / norm if norm > 0.0 else 0.0
 
 
 @njit(nogil=True, cache=True)
@@ -140,7 +141,7 @@ def search_scales(
         factors: float32 [steps], candidates relative to absmax.
         channels: Channels worked on at once; a longer group is worked on in parts.
         lanes: Rows worked on at once.
-        scales: float32 [rows, groups], absmax scales, replaced; a group of zeros keeps its own.
+        scales: float32 [rows, groups], absmax scales, replaced; 0 for a group of zeros.
     """
     rows, groups = scales.shape
     group = source.shape[1] // groups
@@ -164,10 +165,8 @@ def search_scales(
                     for lane in range(lanes):
                         sums[0, step, lane] += work[1, lane]
                         sums[1, step, lane] += work[2, lane]
-            _pick(sums[0], sums[1])
             for lane in range(min(lanes, rows - row)):
-                if sums[1, 0, lane] > 0.0:
-                    scales[row + lane, index] = sums[0, 0, lane] / sums[1, 0, lane]
+                scales[row + lane, index] = _best_scale(sums, lane)
 
 
 @njit(nogil=True, cache=True)
@@ -224,8 +223,8 @@ def encode(
                 values[k] -= q * scale
                 words[target, k] |= np.uint32(np.uint32(np.int32(q)) & mask) * place
         _add_squares(values, squares[0])
-        for k in range(columns):
-            worst = max(worst, pattern[k] & _MAGNITUDE)
+        for j in range(columns):
+            worst = max(worst, pattern[j] & _MAGNITUDE)
         for lane in range(lanes):
             squared_error += squares[0, lane]
             squared_weight += squares[1, lane]

@@ -11,6 +11,10 @@ from edgekit.errors import QuantizationError
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 
+FLOAT16_MAX = 65504.0
+SMALLEST_SCALE = 2.0**-24
+"""Smallest positive float16, subnormal. TensorRT's parser refuses a scale of 0."""
+
 
 def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Pack signed 4-bit codes two per byte, low nibble first.
@@ -63,39 +67,64 @@ def pack_codes(
     scheme: QuantScheme,
     original: npt.NDArray[np.float32] | None = None,
     scale_exponent: int = 0,
+    name: str = "the weight",
 ) -> QuantizedWeight:
     """Store codes that an algorithm other than round-to-nearest chose.
 
     Args:
         codes: int8 [N, K].
-        scales: [N, K // group_size].
+        scales: [N, K // group_size], positive; 0 where all codes of a group are 0.
         scheme: Their scheme.
         original: float32 [N, K], for the error statistics; zeros when None.
-        scale_exponent: Multiply the stored scales by ``2**scale_exponent``.
+        scale_exponent: Multiply the stored scales by ``2**scale_exponent``; errors are those of the
+            weight before that.
+        name: What to call the weight in errors.
 
     Raises:
-        QuantizationError: A shape or a code does not fit the scheme.
+        QuantizationError: A shape, a code or a scale does not fit the scheme.
     """
     rows, columns = codes.shape
-    if scales.shape != (rows, scheme.groups(columns)):
-        raise QuantizationError(f"scales have shape {scales.shape}, codes {codes.shape}")
+    group = scheme.group_size or columns
+    if scales.shape != (rows, columns // group) or columns % group:
+        raise QuantizationError(
+            f"{name} has codes {list(codes.shape)} and scales {list(scales.shape)}, "
+            f"not one scale per group of {group}"
+        )
+    stored = to_float16_scales(name, scales.astype(np.float32), scale_exponent)
     transposed = np.ascontiguousarray(codes.T)
-    weight = QuantizedWeight(
-        scheme,
-        columns,
-        rows,
-        pack_int4(transposed) if scheme.bits == 4 else transposed,
-        np.ascontiguousarray(scales.T.astype(np.float16)),
-        WeightError(0.0, 0.0, 0.0),
-    )
+    packed = pack_int4(transposed) if scheme.bits == 4 else transposed
+    error = WeightError(0.0, 0.0, 0.0)
     if original is not None:
-        difference = dequantize(weight) - original
+        effective = stored.astype(np.float32) * np.float32(2.0**-scale_exponent)
+        difference = codes.astype(np.float32) * np.repeat(effective, group, axis=1) - original
         error = WeightError(
             float(np.square(difference, dtype=np.float64).sum()),
             float(np.square(original, dtype=np.float64).sum()),
             float(np.abs(difference).max()),
         )
-    else:
-        error = weight.error
-    stored = np.ldexp(weight.scales.astype(np.float32), scale_exponent).astype(np.float16)
-    return QuantizedWeight(scheme, columns, rows, weight.packed, stored, error)
+    return QuantizedWeight(scheme, columns, rows, packed, np.ascontiguousarray(stored.T), error)
+
+
+def to_float16_scales(
+    name: str, scales: npt.NDArray[np.float32], exponent: int
+) -> npt.NDArray[np.float16]:
+    """Return ``scales * 2**exponent`` as it is stored: float16, half to even, never 0.
+
+    Args:
+        name: Of the tensor, for the error.
+        scales: float32, any shape.
+        exponent: Usually 0.
+
+    Raises:
+        QuantizationError: A scale is negative, not a number, or overflows float16.
+    """
+    if not scales.min(initial=0.0) >= 0:
+        raise QuantizationError(f"{name} has a scale that is negative or not a number")
+    with np.errstate(over="ignore"):  # infinity is refused below
+        shifted = scales * np.float32(2.0**exponent)  # exact, and faster than ldexp
+    if not shifted.max(initial=0.0) <= FLOAT16_MAX:
+        raise QuantizationError(
+            f"{name} has weights too large for float16 scales", "Store it in float32 or rescale it"
+        )
+    stored: npt.NDArray[np.float16] = np.maximum(shifted, np.float32(SMALLEST_SCALE)).astype("f2")
+    return stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Algorithm = Literal["rtn", "gptq", "awq"]
+Algorithm = Literal["rtn", "gptq", "awq", "awq-gptq"]
 ScaleSearch = Literal["absmax", "mse"]
 PER_CHANNEL = 0
 """``group_size`` of one scale per output channel."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from factories import write_checkpoint
 
 from edgekit.bundle.reader import open_bundle
 from edgekit.checkpoint.checkpoint import open_checkpoint
+from edgekit.contracts import engine_io
+from edgekit.engine import ort_cache
 from edgekit.engine.load import load_bundle
 from edgekit.engine.ort import OrtSession
-from edgekit.engine.ort_cache import tier_for
+from edgekit.engine.ort_cache import DeviceBuffer, HostBuffer, KeyValueCache, tier_for
 from edgekit.errors import ContextOverflowError, EngineError
 from edgekit.evaluate.reference import ReferenceModel
 from edgekit.pipeline.build import build
@@ -129,7 +133,10 @@ def test_nan_is_reported_and_cleaned_up(
     """A NaN in a cache is reported, its slot is zeroed, the others live on."""
     session.prefill(0, tokens[:10])
     session.prefill(1, tokens[:10])
-    session._cache._arrays[0][1, 0, 3, 0] = np.nan
+    damaged = session._cache._buffers[0]
+    assert isinstance(damaged, HostBuffer)
+    shape = session._cache.shape(4)
+    damaged.array[: math.prod(shape)].reshape(shape)[1, 0, 3, 0] = np.nan
     with pytest.raises(EngineError, match="slot 1"):
         session.decode([0, 1], [tokens[10], tokens[10]], [10, 10])
     close(session.decode([0], [tokens[10]], [10])[0], expected[10])
@@ -153,16 +160,109 @@ def test_misuse_is_refused(
         session.decode(slots, [0] * len(slots), positions)
 
 
-def test_release_shrinks_the_caches(session: OrtSession, tokens: list[int]) -> None:
-    """When the last slot is released the caches return to the first tier."""
+def test_caches_are_as_wide_as_the_longest_slot(
+    session: OrtSession, tokens: list[int], expected: Array
+) -> None:
+    """Release and a new prompt narrow the caches, and what other slots hold survives that."""
     session.prefill(0, tokens[:300])
+    session.prefill(2, tokens[:40])
     assert session._cache.capacity == 512
     session.release(0)
     assert session._cache.capacity == 256
+    close(session.decode([2], [tokens[40]], [40])[0], expected[40])
+    session.prefill(1, tokens[:300])
+    assert session._cache.capacity == 512
+    close(session.prefill(1, tokens[:20]), expected[19])
+    assert session._cache.capacity == 256
+    close(session.decode([1, 2], [tokens[20], tokens[41]], [20, 41])[1], expected[41])
+
+
+def test_decode_shapes_are_bound_once(session: OrtSession, tokens: list[int]) -> None:
+    """Coming back to a tier uses its bound buffers again: a captured graph stays valid."""
+    for _ in range(2):
+        session.prefill(0, tokens[:255])
+        session.decode([0], [1], [255])
+        session.decode([0], [1], [256])
+    assert sorted(session._steps) == [(0, 1, 512)]
+    session.prefill(0, tokens[:5])
+    step = session._decode_step(0, 1)
+    session.prefill(0, tokens[:300])
+    session.release(0)
+    session.prefill(0, tokens[:5])
+    assert session._decode_step(0, 1) is step
+
+
+def test_only_decode_steps_are_captured(session: OrtSession) -> None:
+    """A CUDA graph has its own id for good; every other step says explicitly that it has none."""
+    session._cuda_graph = True
+    ids = {session._decode_step(*shape)._graph_id for shape in [(0, 1), (1, 1), (0, 4), (0, 1)]}
+    assert ids == {"1", "2", "3"}
+    session._cuda_graph = False
+    assert session._decode_step(2, 1)._graph_id == "-1"
+
+
+@pytest.mark.parametrize("tokens", [[], [4096], [-1], [3, 1 << 40]])
+def test_tokens_the_model_lacks_are_refused(session: OrtSession, tokens: list[int]) -> None:
+    """No tokens, and ids outside the vocabulary, are errors before the engine sees them."""
+    with pytest.raises(EngineError, match=r"no tokens|not in the vocabulary"):
+        session.prefill(0, tokens)
+
+
+def test_an_engine_failure_is_an_engine_error(session: OrtSession) -> None:
+    """What ONNX Runtime raises in a step comes out as edgekit's error, in one line."""
+    session.prefill(0, [1, 2])
+    session._decode_step(0, 1).arrays[engine_io.LOGITS_INDEX][:] = 99
+    with pytest.raises(EngineError, match="failed in a step") as caught:
+        session.decode([0], [3], [2])
+    assert "\n" not in str(caught.value)
+
+
+def test_closing_twice_is_harmless(folders: tuple[Path, Path]) -> None:
+    """Close frees the caches, and may be called again."""
+    model = load_bundle(open_bundle(folders[1]), threads=1)
+    model.session.close()
+    model.session.close()
+    assert not hasattr(model.session, "_cache")
+
+
+@pytest.mark.parametrize("kind", ["host", "device"])
+def test_a_change_of_tier_keeps_the_rows_in_use(
+    session: OrtSession, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Rows survive growing and narrowing in place, in both kinds of memory, to the bit."""
+    slots, heads, dim, layers = 3, 2, 4, 2
+    if kind == "device":
+        # The accelerator's code on the CPU device: the same OrtValue views and copies.
+        monkeypatch.setattr(
+            ort_cache,
+            "HostBuffer",
+            lambda count, dtype: DeviceBuffer(count, dtype, "cpu", session._session),
+        )
+    cache = KeyValueCache(None, layers, (slots, heads, 24, dim), np.float32, "cpu", 4)
+    lengths = [4, 0, 3]
+    rng = np.random.default_rng(0)
+
+    def view(index: int) -> Array:
+        shape = cache.shape(slots)
+        pointer = ctypes.cast(cache.pointer(index, 0), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, (math.prod(shape),)).reshape(shape)
+
+    held = []
+    for index in range(2 * layers):
+        view(index)[:] = rng.standard_normal(cache.shape(slots))
+        held.append([view(index)[s, :, :n].copy() for s, n in enumerate(lengths)])
+    for capacity in (8, 24, 9, 5, 24, 4):
+        cache.resize(capacity, lengths)
+        for index in range(2 * layers):
+            for slot, rows in enumerate(held[index]):
+                np.testing.assert_array_equal(view(index)[slot, :, : lengths[slot]], rows)
+    cache.zero([2])
+    assert not view(3)[2].any()
+    np.testing.assert_array_equal(view(3)[0], held[3][0])
 
 
 @pytest.mark.parametrize(
-    ("rows", "tier"), [(1, 256), (255, 256), (256, 512), (600, 701), (700, 701)]
+    ("rows", "tier"), [(1, 256), (255, 256), (256, 512), (600, 704), (700, 704)]
 )
 def test_tiers_keep_a_row_for_idle_writes(rows: int, tier: int) -> None:
     """Capacity doubles, stays above the rows held, and ends just above the context."""

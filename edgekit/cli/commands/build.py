@@ -32,11 +32,6 @@ from edgekit.units import format_bytes
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path),
-    help="Earlier bundle: keep its scales where that costs no accuracy, for a small update.",
-)
 @click.option("--adapter", type=click.Path(path_type=Path), help="PEFT LoRA folder to merge.")
 @click.option(
     "--calibration",
@@ -76,7 +71,6 @@ def command(**options: Any) -> None:
         out=options["out"] or Path(f"{name}.{target.name}.bundle"),
         revision=options["revision"],
         adapter=options["adapter"],
-        base=options["base"],
         calibration=options["calibration"],
         max_context=options["max_context"],
         max_sequences=options["max_sequences"],

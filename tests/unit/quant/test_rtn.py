@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from edgekit.checkpoint.decode import bf16_to_float32
 from edgekit.errors import CheckpointError, QuantizationError
-from edgekit.quant.packing import dequantize, pack_codes, pack_int4, unpack_int4, unpack_weight
-from edgekit.quant.rtn import CODE_RANGE, MSE_FACTORS, MSE_REFINEMENTS, quantize_weight
-from edgekit.quant.scheme import QuantScheme
+from edgekit.quant.packing import dequantize, unpack_weight
+from edgekit.quant.rtn import CODE_RANGE, MSE_FACTORS, quantize_weight
+from edgekit.quant.scheme import QuantScheme, ScaleSearch
 
 Array = np.ndarray[Any, Any]
 
@@ -62,33 +62,27 @@ def plain_reference(values: Array, scheme: QuantScheme) -> tuple[Array, Array]:
     rows, columns = values.shape
     low, high = CODE_RANGE[scheme.bits]
     groups = values.reshape(rows, scheme.groups(columns), -1)
-    amax = np.abs(groups).max(-1)
-
-    def stored(scale: Array) -> Array:
-        return np.maximum(scale, np.float32(2.0**-14)).astype(np.float16).astype(np.float32)
+    absmax = np.abs(groups).max(-1) / np.float32(high)
 
     def encode(scale: Array) -> Array:
         inverse = np.float32(1) / scale
         return np.clip(np.rint(groups * inverse[..., None]), low, high)
 
-    def error(scale: Array) -> Array:
-        return sequential(np.square(groups - encode(scale) * scale[..., None]))
+    def parts_sum(terms: Array) -> Array:
+        """Sum parts of 128 channels in float32, the parts in float64."""
+        starts = range(0, terms.shape[-1], 128)
+        return sum(sequential(terms[..., i : i + 128]).astype(np.float64) for i in starts)
 
-    factors = MSE_FACTORS if scheme.scale_search == "mse" else (1.0,)
-    best, least = np.zeros_like(amax), np.full_like(amax, np.inf)
-    trials = [stored(amax / np.float32(high) * np.float32(f)) for f in factors]
-    for step in range(len(trials) + (MSE_REFINEMENTS if scheme.scale_search == "mse" else 0)):
-        if step < len(trials):
-            scale = trials[step]
-        else:
-            q = encode(best)
-            norm = sequential(q * q)
-            fitted = sequential(groups * q) / np.where(norm > 0, norm, 1)
-            scale = stored(np.where(norm > 0, fitted, best).astype(np.float32))
-        found = error(scale)
-        better = found < least
-        best, least = np.where(better, scale, best), np.where(better, found, least)
-    return encode(best).reshape(rows, columns).astype(np.int8), best
+    dot, norm = np.zeros(absmax.shape), np.zeros(absmax.shape)
+    for step, factor in enumerate(MSE_FACTORS[scheme.bits]):
+        q = encode(np.maximum(absmax * np.float32(factor), np.float32(2.0**-60)))
+        d, n = parts_sum(groups * q), parts_sum(q * q)
+        better = (d * d * norm > dot * dot * n) | (step == 0)
+        dot, norm = np.where(better, d, dot), np.where(better, n, norm)
+    searched = (dot / np.where(norm > 0, norm, 1)).astype(np.float32)
+    found = searched if scheme.scale_search == "mse" else absmax
+    scale = np.maximum(found, np.float32(2.0**-24)).astype(np.float16).astype(np.float32)
+    return encode(scale).reshape(rows, columns).astype(np.int8), scale
 
 
 SCHEMES = [
@@ -109,6 +103,19 @@ def test_kernel_equals_plain_numpy(scheme: QuantScheme, stored: str) -> None:
     tensor = MemoryTensor(array)
     codes, scales = plain_reference(tensor.rows(0, 150), scheme)
     result = quantize_weight(tensor, scheme)
+    np.testing.assert_array_equal(unpack_weight(result), codes)
+    np.testing.assert_array_equal(result.scales.T.astype(np.float32), scales)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 1), (3, 100), (130, 300)])
+@pytest.mark.parametrize("search", ["absmax", "mse"])
+def test_channels_of_any_length(rows: int, columns: int, search: ScaleSearch) -> None:
+    """Rows that do not fill a word or a strip, and channels that fill no block, are exact, too."""
+    scheme = QuantScheme(8, 0, search)
+    tensor = MemoryTensor(weight(rows, columns))
+    codes, scales = plain_reference(tensor.array, scheme)
+    result = quantize_weight(tensor, scheme)
+    assert result.packed.shape == (columns, rows)
     np.testing.assert_array_equal(unpack_weight(result), codes)
     np.testing.assert_array_equal(result.scales.T.astype(np.float32), scales)
 
@@ -155,6 +162,24 @@ def test_scale_exponent_moves_scales_only() -> None:
     assert plain.error == shifted.error
 
 
+@pytest.mark.parametrize("exponent", [-12, 0, 3])
+@pytest.mark.parametrize("search", ["absmax", "mse"])
+def test_codes_are_nearest_for_the_stored_scale(exponent: int, search: ScaleSearch) -> None:
+    """Where stored scales are subnormal float16, codes are the nearest for those very scales."""
+    values = weight(8, 64) * np.float32(0.01)
+    result = quantize_weight(
+        MemoryTensor(values), QuantScheme(4, 32, search), scale_exponent=exponent
+    )
+    if exponent < 0:
+        assert (result.scales < np.finfo(np.float16).tiny).all()
+    scale = np.ldexp(result.scales.T.astype(np.float32), -exponent)
+    step = np.repeat(scale, 32, axis=1)
+    codes = np.clip(np.rint(values / step), -8, 7)
+    np.testing.assert_array_equal(unpack_weight(result), codes)
+    squared = float(np.square(values - codes * step).sum())
+    assert result.error.squared_error == pytest.approx(squared, rel=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_weights_are_named(bad: float) -> None:
     """NaN and infinity are refused with the tensor's name and the row."""
@@ -177,6 +202,7 @@ def test_zero_weights_stay_zero() -> None:
         ((4, 100), QuantScheme(4, 64), "not a multiple of group size 64"),
         ((5, 64), QuantScheme(4, 64), "odd number of output channels"),
         ((64,), QuantScheme(4, 64), r"not \[N, K\]"),
+        ((0, 64), QuantScheme(4, 64), r"not \[N, K\]"),
     ],
 )
 def test_shapes_that_do_not_fit(shape: tuple[int, ...], scheme: QuantScheme, message: str) -> None:
@@ -185,40 +211,19 @@ def test_shapes_that_do_not_fit(shape: tuple[int, ...], scheme: QuantScheme, mes
         quantize_weight(MemoryTensor(np.zeros(shape, np.float32)), scheme)
 
 
-def test_scales_beyond_float16() -> None:
-    """Weights whose scales overflow float16 are refused, not stored as infinity."""
-    with pytest.raises(QuantizationError, match="too large for float16"):
-        quantize_weight(MemoryTensor(np.full((2, 64), 1e7, np.float32)), QuantScheme(4, 64))
+@pytest.mark.parametrize("size", [1e7, 1e30, 3e38])
+@pytest.mark.parametrize("search", ["absmax", "mse"])
+def test_scales_beyond_float16(size: float, search: ScaleSearch) -> None:
+    """Weights whose scales overflow float16 are refused, even where their squares overflow."""
+    tensor = MemoryTensor(np.full((2, 64), size, np.float32))
+    with pytest.raises(QuantizationError, match=r"test\.weight has weights too large for float16"):
+        quantize_weight(tensor, QuantScheme(4, 64, search))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 20))
-@settings(deadline=None)
-def test_packing_round_trips(seed: int, rows: int, pairs: int) -> None:
-    """Unpacking gives back every code, negative ones included."""
-    codes = np.random.default_rng(seed).integers(-8, 8, (rows, 2 * pairs)).astype(np.int8)
-    packed = pack_int4(codes)
-    assert packed.shape == (rows, pairs)
-    np.testing.assert_array_equal(unpack_int4(packed), codes)
-
-
-def test_packing_layout_is_low_nibble_first() -> None:
-    """The first code of a pair is in bits 0 to 3, as ONNX lays int4 out."""
-    assert pack_int4(np.array([[1, -1]], np.int8)).tolist() == [[0xF1]]
-
-
-@pytest.mark.parametrize("codes", [[[1, 2, 3]], [[8, 0]], [[-9, 0]]])
-def test_packing_refuses_what_does_not_fit(codes: list[list[int]]) -> None:
-    """An odd count and a code outside [-8, 7] are errors."""
-    with pytest.raises(QuantizationError):
-        pack_int4(np.array(codes, np.int8))
-
-
-def test_codes_of_other_algorithms_are_stored_as_given() -> None:
-    """Codes chosen elsewhere come back unchanged, with their error against the original."""
-    rng = np.random.default_rng(1)
-    codes = rng.integers(-8, 8, (6, 64)).astype(np.int8)
-    scales = rng.random((6, 2)).astype(np.float16)
-    original = codes * np.repeat(scales.astype(np.float32), 32, axis=1)
-    packed = pack_codes(codes, scales, QuantScheme(4, 32), original)
-    np.testing.assert_array_equal(unpack_weight(packed), codes)
-    assert packed.error.squared_error == 0
+def test_progress_adds_up_to_the_stored_bytes() -> None:
+    """The steps told to ``advance`` sum to the tensor's bytes exactly."""
+    told: list[int] = []
+    tensor = MemoryTensor(weight(300, 96))
+    quantize_weight(tensor, QuantScheme(4, 32), advance=told.append)
+    assert len(told) == 2
+    assert sum(told) == tensor.stored_bytes

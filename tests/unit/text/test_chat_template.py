@@ -1,7 +1,5 @@
 """Chat templates render as transformers renders them, and no further than the sandbox."""
 
-# ruff: noqa: RUF001 - DeepSeek's special tokens are spelt with U+FF5C
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """The tokenizer wrapper and its streaming decoder."""
 
-# ruff: noqa: RUF001 - DeepSeek's special tokens are spelt with U+FF5C
-
 from __future__ import annotations
 
 import json

@@ -1,0 +1,248 @@
+"""The streaming pass of calibrated quantization: one decoder layer at a time.
+
+Two residual streams are carried through the model: that of the quantized layers so far and, when
+outputs are matched, that of the full-precision layers. See :mod:`edgekit.quant.calibrate` for what
+bounds its memory. Needs torch (extra ``calibrate``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from edgekit.errors import QuantizationError
+from edgekit.models.config import Linear, ModelConfig, layer_linears, lm_head
+from edgekit.progress import Progress
+from edgekit.quant.calibrate import (
+    CalibrationOptions,
+    CalibrationReport,
+    EmitDense,
+    EmitLinear,
+    TensorSource,
+)
+from edgekit.quant.calibration import CalibrationSet
+from edgekit.quant.decoder_layer import SUBLAYERS, Sublayer, linear
+from edgekit.quant.fold import fold_head, fold_layer
+from edgekit.quant.gptq import GptqFactor, Rounded, round_to_nearest, search_scales
+from edgekit.quant.hessian import InputMoments, MomentAccumulator, OutputTarget, output_error
+from edgekit.quant.layer_reader import LayerReader
+from edgekit.quant.plan import Schemes
+from edgekit.quant.refine import refine
+from edgekit.quant.scheme import QuantScheme
+from edgekit.quant.tensor import WeightError
+from edgekit.quant.torch_run import repeatable
+
+HEAD_ROWS = 16384
+"""Rows of the LM head quantized at a time."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class _Streams:
+    """Residual streams of all windows, [n, S, hidden] each; ``full`` is None when not carried."""
+
+    quantized: torch.Tensor
+    full: torch.Tensor | None
+
+
+class LayerwiseCalibrator:
+    """One calibration run; see :func:`edgekit.quant.calibrate.calibrate_model`."""
+
+    def __init__(
+        self,
+        tensors: TensorSource,
+        config: ModelConfig,
+        plan: Schemes,
+        calibration: CalibrationSet,
+        options: CalibrationOptions,
+        progress: Progress,
+    ) -> None:
+        self._reader = LayerReader(tensors, config, calibration, options.device, progress)
+        self._config = config
+        self._plan = plan
+        self._options = options
+        self._device = self._reader.device
+        self._layer = self._reader.layer
+        self._output_error: dict[str, float] = {}
+        self._match = options.match_output and options.algorithm != "awq"
+
+    def run(self, emit: EmitLinear, emit_dense: EmitDense) -> CalibrationReport:
+        """Quantize the whole model."""
+        with torch.no_grad(), repeatable(self._options.threads):
+            first = self._reader.embed()
+            streams = _Streams(first, first.clone() if self._match else None)
+            for index in range(self._config.num_hidden_layers):
+                self._quantize_layer(index, streams, emit, emit_dense)
+            self._quantize_head(streams, emit, emit_dense)
+        return CalibrationReport(
+            self._options.algorithm,
+            int(self._reader.calibration.windows.size),
+            self._reader.calibration.digest,
+            self._output_error,
+        )
+
+    def _quantize_layer(
+        self, index: int, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense
+    ) -> None:
+        full = self._reader.layer_tensors(index)
+        prefix = f"model.layers.{index}."
+        specs = {x.name.removeprefix(prefix): x for x in layer_linears(self._config, index)}
+        if self._options.algorithm != "gptq":
+            schemes = {short: self._plan[prefix + short] for short in specs}
+            batches = (streams.quantized[p].to(self._device) for p in self._batches(streams))
+            for name in fold_layer(self._layer, full, schemes, batches):
+                emit_dense(prefix + name, full[name].cpu().numpy())
+        quantized = dict(full)
+        for sublayer in SUBLAYERS:
+            moments = self._moments(sublayer, full, quantized, streams)
+            rounding = _Rounding(moments, self._options)
+            for short in sublayer.linears:
+                scheme = self._plan[prefix + short]
+                if scheme is None:
+                    continue
+                weight = full[f"{short}.weight"]
+                rounded = rounding(weight, scheme)
+                quantized[f"{short}.weight"] = rounded.dequantize()
+                error = _Error(moments)
+                error.add(weight, rounded)
+                self._emit(specs[short], [rounded], error, emit)
+            if sublayer.residual:
+                self._advance(sublayer, full, quantized, streams)
+
+    def _batches(self, streams: _Streams) -> Iterator[slice]:
+        size = self._options.batch_windows
+        for start in range(0, streams.quantized.shape[0], size):
+            yield slice(start, start + size)
+
+    def _moments(
+        self, sublayer: Sublayer, full: Tensors, quantized: Tensors, streams: _Streams
+    ) -> InputMoments:
+        """Run all windows up to the sublayer's input and add up its moments."""
+        rows, columns = full[f"{sublayer.linears[0]}.weight"].shape
+        total = MomentAccumulator(
+            columns,
+            self._device,
+            cross=self._match,
+            out_features=rows if self._match and sublayer.residual else 0,
+        )
+        for part in self._batches(streams):
+            x = streams.quantized[part].to(self._device)
+            inputs = sublayer.inputs(self._layer, quantized, x)
+            if streams.full is None:
+                total.add(inputs)
+                continue
+            x_full = streams.full[part].to(self._device)
+            drift = x_full - x if sublayer.residual else None
+            total.add(inputs, sublayer.inputs(self._layer, full, x_full), drift)
+        return total.result()
+
+    def _quantize_head(self, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense) -> None:
+        """Quantize the LM head in strips of rows: they share one Hessian and nothing else."""
+        spec = lm_head(self._config)
+        scheme = self._plan[spec.name]
+        if scheme is None:
+            return
+        norm = self._reader.read("model.norm.weight")
+        moments = self._head_moments(norm, streams)
+        table = self._reader.open(spec.weight_key)
+        scale = torch.ones_like(norm)
+        if self._options.algorithm != "gptq":
+            norm, scale, moments = fold_head(norm, table, scheme, moments)
+            emit_dense("model.norm.weight", norm.cpu().numpy())
+        rounding, error = _Rounding(moments, self._options), _Error(moments)
+        parts: list[Rounded] = []
+        for start in range(0, table.shape[0], HEAD_ROWS):
+            stop = min(start + HEAD_ROWS, table.shape[0])
+            rows = np.ascontiguousarray(table.rows(start, stop))
+            weight = torch.from_numpy(rows).to(self._device) * scale
+            rounded = rounding(weight, scheme)
+            error.add(weight, rounded)
+            parts.append(Rounded(rounded.codes.cpu(), rounded.scales.cpu()))
+        self._reader.progress.advance(table.stored_bytes, spec.name)
+        self._emit(spec, parts, error, emit)
+
+    def _head_moments(self, norm: torch.Tensor, streams: _Streams) -> InputMoments:
+        total = MomentAccumulator(norm.shape[0], self._device, cross=streams.full is not None)
+        for part in self._batches(streams):
+            inputs = self._layer.norm(norm, streams.quantized[part].to(self._device))
+            if streams.full is None:
+                total.add(inputs)
+            else:
+                total.add(inputs, self._layer.norm(norm, streams.full[part].to(self._device)))
+        return total.result()
+
+    def _emit(self, spec: Linear, parts: list[Rounded], error: _Error, emit: EmitLinear) -> None:
+        codes = torch.cat([part.codes for part in parts]).cpu().numpy()
+        scales = torch.cat([part.scales for part in parts]).cpu().numpy()
+        if not np.isfinite(scales).all():
+            raise QuantizationError(
+                f"{spec.name} has weights too large for float16 scales",
+                "Store it in float32 or rescale it",
+            )
+        self._output_error[spec.name] = error.relative_output
+        emit(spec.name, codes, scales, error.weight)
+
+    def _advance(
+        self, sublayer: Sublayer, full: Tensors, quantized: Tensors, streams: _Streams
+    ) -> None:
+        """Add the sublayer's output to both streams, in place."""
+        name = sublayer.linears[0]
+        for part in self._batches(streams):
+            for stream, tensors in ((streams.quantized, quantized), (streams.full, full)):
+                if stream is not None:
+                    x = stream[part].to(self._device)
+                    x += linear(tensors, name, sublayer.inputs(self._layer, tensors, x))
+                    stream[part] = x.to(stream.device)
+
+
+class _Rounding:
+    """How the linears that read one input are rounded; factors its Hessian once."""
+
+    def __init__(self, moments: InputMoments, options: CalibrationOptions) -> None:
+        self._hessian = moments.hessian
+        self._sweeps = options.refine_sweeps
+        self._factor: GptqFactor | None = None
+        if options.algorithm == "awq":
+            return
+        self._target = OutputTarget(moments, options.match_damping)
+        self._factor = GptqFactor(
+            moments.hessian, damping=options.damping, act_order=options.act_order
+        )
+
+    def __call__(self, weight: torch.Tensor, scheme: QuantScheme) -> Rounded:
+        target = weight if self._factor is None else self._target(weight)
+        scales = search_scales(target, scheme, self._hessian.diagonal())
+        if self._factor is None:
+            return round_to_nearest(weight, scales, scheme)
+        rounded = self._factor.quantize(target, scales, scheme)
+        return refine(target, rounded, self._hessian, scheme, self._sweeps)
+
+
+class _Error:
+    """Adds up how far quantized rows are from the weight, and their outputs from its outputs."""
+
+    def __init__(self, moments: InputMoments) -> None:
+        self._hessian = moments.hessian
+        self._output = self._power = 0.0
+        self.weight = WeightError(0.0, 0.0, 0.0)
+
+    def add(self, weight: torch.Tensor, rounded: Rounded) -> None:
+        """Add rows [R, K]."""
+        change = rounded.dequantize() - weight
+        self._output += output_error(change, self._hessian)
+        self._power += output_error(weight, self._hessian)
+        before = self.weight
+        self.weight = WeightError(
+            before.squared_error + float(change.square().sum(dtype=torch.float64)),
+            before.squared_weight + float(weight.square().sum(dtype=torch.float64)),
+            max(before.max_abs_error, float(change.abs().max())),
+        )
+
+    @property
+    def relative_output(self) -> float:
+        """Squared output error over squared output."""
+        return self._output / self._power if self._power else 0.0
