@@ -25,6 +25,9 @@ STRIP_BYTES = 16 * MIB
 """Float32 bytes of one strip; two are alive at once. Larger strips multiply no faster, and beyond
 32 MiB glibc maps fresh pages for every one."""
 
+BLOCKS = 8
+"""Parts a strip is multiplied in, whatever the number of threads."""
+
 _ROW_GAP = 8
 """Rows read for nothing to save a read: a read costs more than a few rows."""
 
@@ -130,8 +133,15 @@ class WeightStrips:
         return out
 
     def multiply(self, x: Float32Array, strip: Float32Array, out: Float32Array) -> None:
-        """Write ``x @ strip.T`` to ``out``, rows of x split among the threads."""
-        self._workers.rows(lambda rows: _product(x[rows], strip, out[rows]), x.shape[0])
+        """Write ``x @ strip.T`` to ``out``, the strip's rows split among the threads.
+
+        The split does not depend on the number of threads, so neither do the rounding errors:
+        golden sequences come out the same on any number of cores.
+        """
+        height = -(-strip.shape[0] // BLOCKS)
+        self._workers.rows(
+            lambda rows: _product(x, strip[rows], out[:, rows]), strip.shape[0], height
+        )
 
     def rows_per_strip(self, columns: int) -> int:
         """Return how many rows of ``columns`` float32 values a strip holds."""
