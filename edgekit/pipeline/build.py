@@ -27,6 +27,7 @@ from edgekit.errors import EdgekitError, StorageError
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.models.config import ModelConfig, count_parameters
+from edgekit.pipeline.base import Base, describe_update, open_base
 from edgekit.pipeline.calibrated import mix_schemes, read_calibration, store_calibrated
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
@@ -65,6 +66,7 @@ class Plan:
     name: str
     schemes: Schemes
     calibration: CalibrationSet | None
+    base: Base | None
     fit: Fit
     max_context: int
     max_sequences: int
@@ -91,15 +93,17 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
         except EdgekitError:
             writer.discard()
             raise
+    bundle = open_bundle(path)
     return BuildResult(
         path=path,
         digest=digest,
         name=plan.name,
         recipe=request.recipe.name,
         target=request.target.name,
-        total_bytes=open_bundle(path).total_bytes,
+        total_bytes=bundle.total_bytes,
         fit=plan.fit,
         quality=quality,
+        update=describe_update(plan.base, bundle) if plan.base else None,
     )
 
 
@@ -116,6 +120,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
     calibration = read_calibration(request, checkpoint)
     if calibration is not None and recipe.quant.mixed_bits_per_weight:
         schemes = mix_schemes(request, checkpoint, schemes, calibration, progress)
+    base = open_base(request, config, schemes)
     wanted = request.max_context or recipe.graph.max_context
     max_context = min(wanted, config.max_position_embeddings)
     max_sequences = request.max_sequences or recipe.graph.max_sequences
@@ -128,7 +133,9 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
         max_sequences=max_sequences,
     )
     require_fit(fit, request.target)
-    return Plan(Path(request.model).name, schemes, calibration, fit, max_context, max_sequences)
+    return Plan(
+        Path(request.model).name, schemes, calibration, base, fit, max_context, max_sequences
+    )
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -151,14 +158,18 @@ def _write(
     config = checkpoint.config
     with CheckpointDigests(checkpoint.files) as digests:
         reference = make_reference(checkpoint, request.threads, progress)
+        if plan.base is not None:
+            kept = plan.base.keep_exponents(reference.exponents)
+            reference = replace(reference, exponents=kept)
         model = StoredModel()
         store = Store(
             checkpoint,
-            _identity(checkpoint),
+            _identity(checkpoint, plan.base),
             writer,
             reference.exponents,
             request.threads,
             progress,
+            plan.base,
         )
         if plan.calibration is not None and request.recipe.quant.algorithm != "rtn":
             progress.start("calibrate", 0)
@@ -218,14 +229,15 @@ def _judge(
     return {"checked": True, **quality}, golden
 
 
-def _identity(checkpoint: Checkpoint) -> str:
-    """Digest of what decides a stored tensor's bytes: the checkpoint's files as they are.
+def _identity(checkpoint: Checkpoint, base: Base | None) -> str:
+    """Digest of what decides a stored tensor's bytes: the checkpoint's files as they are, the base.
 
     Size and time of change stand for a shard's content here: this key only decides whether an
     interrupted build may take up its own work.
     """
     shards = [[p.name, p.stat().st_size, str(p.stat().st_mtime_ns)] for p in checkpoint.files]
-    return hashlib.sha256(canonical_bytes(shards)).hexdigest()
+    source = {"shards": shards, "base": base.bundle.digest if base else None}
+    return hashlib.sha256(canonical_bytes(source)).hexdigest()
 
 
 def _add_files(writer: BundleWriter, checkpoint: Checkpoint, golden: GoldenSet) -> None:
@@ -263,6 +275,7 @@ def _manifest(
             "sha256": recipe.digest(),
             "resolved": recipe.resolved(),
             "calibration_sha256": plan.calibration.digest if plan.calibration else None,
+            "base_sha256": plan.base.bundle.digest if plan.base else None,
         },
         target=target.to_dict(),
         requirements={

@@ -21,6 +21,7 @@ class BuildRequest:
         revision: Hub revision (commit, tag or branch).
         adapter: PEFT LoRA folder merged into the checkpoint.
         calibration: Data for calibrated recipes (.jsonl or .txt).
+        base: Bundle of an earlier version, whose scales are kept where they are as good.
         max_context, max_sequences: Override the recipe's; None keeps them.
         threads: Worker threads; the bytes do not depend on it.
         check: Run the golden sequences through the built bundle.
@@ -33,11 +34,38 @@ class BuildRequest:
     revision: str | None = None
     adapter: Path | None = None
     calibration: Path | None = None
+    base: Path | None = None
     max_context: int | None = None
     max_sequences: int | None = None
     threads: int = 2
     overwrite: bool = False
     check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A build against the bundle it is an update of.
+
+    Attributes:
+        base: Digest of that bundle, hex.
+        scales: Scales of the new bundle.
+        kept_scales: How many of them are the base's.
+        transfer_bytes: What a device that holds the base fetches, tensor by tensor.
+    """
+
+    base: str
+    scales: int
+    kept_scales: int
+    transfer_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "base": f"sha256:{self.base}",
+            "scales": self.scales,
+            "kept_scales": self.kept_scales,
+            "transfer_bytes": self.transfer_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +80,7 @@ class BuildResult:
         total_bytes: All files together.
         fit: Predicted memory on the target.
         quality: The manifest's quality report.
+        update: What the update from the base costs; None without one.
     """
 
     path: Path
@@ -62,6 +91,7 @@ class BuildResult:
     total_bytes: int
     fit: Fit
     quality: dict[str, Any]
+    update: Update | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (``docs/schemas/build.schema.json``)."""
@@ -75,4 +105,5 @@ class BuildResult:
             "bits_per_linear_weight": round(self.fit.bits_per_linear_weight, 4),
             "fit": self.fit.to_dict(),
             "quality": self.quality,
+            "update": self.update.to_dict() if self.update else None,
         }

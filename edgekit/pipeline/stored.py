@@ -34,6 +34,7 @@ from edgekit.graph.weights import (
 )
 from edgekit.models.config import Linear, all_linears, tensor_shapes
 from edgekit.models.rope import cos_sin_tables
+from edgekit.pipeline.base import Base
 from edgekit.pipeline.kept import kept_weight
 from edgekit.progress import Progress
 from edgekit.quant.plan import Schemes
@@ -80,6 +81,7 @@ class Store:
         exponents: Powers of two multiplied into the weights.
         threads: Worker threads.
         progress: Told about stored bytes as they pass.
+        base: The bundle whose scales are kept where possible.
     """
 
     checkpoint: Checkpoint
@@ -88,6 +90,7 @@ class Store:
     exponents: Exponents
     threads: int
     progress: Progress
+    base: Base | None = None
 
     def key(self, name: str, what: Any) -> str:
         """Return the resume key of a tensor."""
@@ -193,6 +196,7 @@ def _quantize(
         scheme,
         threads=store.threads,
         scale_exponent=exponent,
+        base_scales=store.base.scales(linear, scheme) if store.base else None,
         advance=advance,
     )
 

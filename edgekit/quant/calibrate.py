@@ -65,7 +65,8 @@ class CalibrationOptions:
         refine_sweeps: Rounds of coordinate descent and scale refits after GPTQ
             (:mod:`edgekit.quant.refine`).
         act_order: Take channels by falling energy (the stored order does not change).
-        batch_windows: Windows in a forward pass at a time; bounds activation memory.
+        batch_tokens: Tokens in a forward pass at a time, whole windows, one at least; bounds
+            activation memory.
         device: ``cpu`` or a CUDA device (``cuda``, ``cuda:1``).
         threads: CPU threads. The same codes come out only for the same number, machine and
             device.
@@ -74,12 +75,16 @@ class CalibrationOptions:
     algorithm: CalibratedAlgorithm = "gptq"
     match_output: bool = True
     damping: float = 0.01
-    match_damping: float = 0.1
-    refine_sweeps: int = 3
+    match_damping: float = 0.3
+    refine_sweeps: int = 8
     act_order: bool = True
-    batch_windows: int = 8
+    batch_tokens: int = 4096
     device: str = "cpu"
     threads: int = 2
+
+    def batch_of(self, window: int) -> int:
+        """Return how many windows of ``window`` tokens go through a layer at a time."""
+        return max(1, self.batch_tokens // window)
 
 
 @dataclass(frozen=True, slots=True)

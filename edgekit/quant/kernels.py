@@ -180,6 +180,56 @@ def _add_squares(values: Any, lanes: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
+def _rounding_error(values: Any, low: Any, high: Any, scale: Any, lanes: Any) -> float:
+    """Return the squared error of rounding a group under a scale; ``lanes`` is scratch."""
+    inverse = np.float32(1) / scale
+    count = lanes.shape[0]
+    lanes[:] = np.float32(0)
+    for start in range(0, values.shape[0], count):
+        for lane in range(min(count, values.shape[0] - start)):
+            w = values[_U(start + lane)]
+            error = w - min(max(np.rint(w * inverse), low), high) * scale
+            lanes[lane] += error * error
+    total = 0.0
+    for lane in range(count):
+        total += lanes[lane]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def keep_scales(
+    source: Any, shift: Any, low: Any, high: Any, base: Any, growth: float, lanes: int, scales: Any
+) -> None:
+    """Replace scales by those of an earlier version wherever they are nearly as good.
+
+    Args:
+        source: See the module.
+        shift: See the module.
+        low: See the module.
+        high: See the module.
+        base: float32 [rows, groups], the earlier scales; one that is not positive is not taken.
+        growth: Largest factor on a group's squared error.
+        lanes: Partial sums of a group's squares.
+        scales: float32 [rows, groups], positive, replaced.
+    """
+    columns = source.shape[1]
+    group = columns // scales.shape[1]
+    pattern = np.empty(columns, np.uint32)
+    values = pattern.view(np.float32)
+    sums = np.empty(lanes, np.float32)
+    for row in range(source.shape[0]):
+        _widen(source, shift, row, pattern)
+        for index in range(scales.shape[1]):
+            old = base[row, index]
+            if not old > np.float32(0) or old == scales[row, index]:
+                continue
+            part = values[index * group : (index + 1) * group]
+            least = _rounding_error(part, low, high, scales[row, index], sums)
+            if _rounding_error(part, low, high, old, sums) <= least * growth:
+                scales[row, index] = old
+
+
+@njit(nogil=True, cache=True)
 def encode(
     source: Any, shift: Any, low: Any, high: Any, scales: Any, bits: int, lanes: int, words: Any
 ) -> tuple[float, float, float]:

@@ -45,7 +45,8 @@ class LayerReader:
         self.config = config
         self.calibration = calibration
         self.device = torch_device(device)
-        self.layer = DecoderLayer(config, calibration.windows.shape[1], self.device)
+        self.window = calibration.windows.shape[1]
+        self.layer = DecoderLayer(config, self.window, self.device)
         self.progress = progress
 
     def embed(self) -> torch.Tensor:

@@ -114,7 +114,7 @@ class LayerwiseCalibrator:
                 self._advance(sublayer, full, quantized, streams)
 
     def _batches(self, streams: _Streams) -> Iterator[slice]:
-        size = self._options.batch_windows
+        size = self._options.batch_of(self._reader.window)
         for start in range(0, streams.quantized.shape[0], size):
             yield slice(start, start + size)
 

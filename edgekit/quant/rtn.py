@@ -32,6 +32,11 @@ MSE_FACTORS: dict[int, tuple[float, ...]] = {
 }
 """Candidate scales by bits, relative to absmax."""
 
+BASE_ERROR_GROWTH = 1.02
+"""An earlier version's scale is kept if a group's squared error grows by at most this factor."""
+KEEP_LANES = 16
+"""Partial sums of a group's squared error."""
+
 CODE_RANGE: dict[int, tuple[int, int]] = {4: (-8, 7), 8: (-127, 127)}
 
 
@@ -41,6 +46,7 @@ def quantize_weight(
     *,
     threads: int = 2,
     scale_exponent: int = 0,
+    base_scales: npt.NDArray[np.float32] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> QuantizedWeight:
     """Quantize a linear's weight [N, K], a strip of rows at a time.
@@ -55,6 +61,9 @@ def quantize_weight(
         threads: Worker threads.
         scale_exponent: Multiply the stored scales by ``2**scale_exponent``; errors are those of the
             weight before that.
+        base_scales: float32 [N, K // group_size], scales of an earlier version of this weight (not
+            multiplied by ``2**scale_exponent``). Each is kept where it costs next to no accuracy
+            (:data:`BASE_ERROR_GROWTH`), so that codes of unchanged weights do not change either.
         advance: Told how many stored bytes each finished strip took, from the worker threads.
 
     Raises:
@@ -68,7 +77,8 @@ def quantize_weight(
 
     def work(start: int) -> tuple[float, float, float]:
         stop = min(start + STRIP_ROWS, rows)
-        error = _quantize_rows(tensor, scheme, scale_exponent, start, stop, words, scales)
+        base = None if base_scales is None else base_scales[start:stop]
+        error = _quantize_rows(tensor, scheme, scale_exponent, base, start, stop, words, scales)
         if advance is not None:
             advance(round(bytes_per_row * stop) - round(bytes_per_row * start))
         return error
@@ -116,6 +126,7 @@ def _quantize_rows(
     tensor: LazyTensor,
     scheme: QuantScheme,
     exponent: int,
+    base: npt.NDArray[np.float32] | None,
     start: int,
     stop: int,
     words: npt.NDArray[np.uint32],
@@ -146,9 +157,14 @@ def _quantize_rows(
             kernels.SEARCH_CHANNELS, kernels.SEARCH_LANES, wanted,
         )  # fmt: skip
     stored = to_float16_scales(tensor.name, wanted, exponent)
+    effective = stored.astype(np.float32) * np.float32(2.0**-exponent)
+    if base is not None:
+        kernels.keep_scales(
+            source, shift, low, high, base, BASE_ERROR_GROWTH, KEEP_LANES, effective
+        )
+        stored = to_float16_scales(tensor.name, effective, exponent)
     scales[:, start:stop] = stored.T
     codes = np.empty((-(-(stop - start) * scheme.bits // 32), source.shape[1]), np.uint32)
-    effective = stored.astype(np.float32) * np.float32(2.0**-exponent)
     error: tuple[float, float, float] = kernels.encode(
         source, shift, low, high, effective, scheme.bits, kernels.ERROR_LANES, codes
     )

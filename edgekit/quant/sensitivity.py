@@ -137,7 +137,7 @@ def measure_sensitivity(
     with torch.no_grad(), repeatable(settings.threads):
         streams = {"": reader.embed()}
         for index in range(config.num_hidden_layers):
-            _advance_all(reader, index, plan, streams, settings.batch_windows)
+            _advance_all(reader, index, plan, streams, settings.batch_of(reader.window))
         return _divergences(reader, plan, streams)
 
 

@@ -38,6 +38,12 @@ from edgekit.units import format_bytes
     type=click.Path(path_type=Path),
     help="Data for calibrated recipes, .jsonl or .txt.",
 )
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Bundle of an earlier version: keeps its scales where they are as good, so that the "
+    "update is small.",
+)
 @click.option("--revision", help="Commit, tag or branch of a hub id.")
 @click.option("--max-context", type=click.IntRange(1), help="Tokens a sequence can hold.")
 @click.option("--max-sequences", type=click.IntRange(1), help="Sequences decoded at once.")
@@ -72,6 +78,7 @@ def command(**options: Any) -> None:
         revision=options["revision"],
         adapter=options["adapter"],
         calibration=options["calibration"],
+        base=options["base"],
         max_context=options["max_context"],
         max_sequences=options["max_sequences"],
         threads=options["threads"],
@@ -117,4 +124,13 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         )
     else:
         rows.append(("quality", f"not checked: {quality.get('reason', '')}"))
+    if update := result["update"]:
+        kept = 100 * update["kept_scales"] / update["scales"]
+        rows.append(
+            (
+                "update",
+                f"{format_bytes(update['transfer_bytes'])} to fetch from the base, "
+                f"{kept:.1f} % of its scales kept",
+            )
+        )
     return rows

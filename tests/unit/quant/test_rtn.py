@@ -227,3 +227,36 @@ def test_progress_adds_up_to_the_stored_bytes() -> None:
     quantize_weight(tensor, QuantScheme(4, 32), advance=told.append)
     assert len(told) == 2
     assert sum(told) == tensor.stored_bytes
+
+
+@pytest.mark.parametrize("stored_as", ["bf16", "float32"])
+def test_base_scales_are_kept_where_they_cost_nothing(stored_as: str) -> None:
+    """Each group takes the base's scale exactly when its squared error grows by 2 % at most."""
+    scheme = QuantScheme(4, 32, "mse")
+    values = weight(64, 128)
+    array = to_bf16(values) if stored_as == "bf16" else values
+    plain = quantize_weight(MemoryTensor(array), scheme)
+    own = plain.scales.T.astype(np.float32)
+    base = (own * np.linspace(0.93, 1.07, own.size).reshape(own.shape)).astype(np.float16)
+    based = quantize_weight(MemoryTensor(array), scheme, base_scales=base.astype(np.float32))
+    exact = MemoryTensor(array).rows(0, 64).reshape(64, 4, 32).astype(np.float64)
+
+    def errors(scales: Array) -> Array:
+        step = scales.astype(np.float64)[..., None]
+        result: Array = np.square(exact - np.clip(np.rint(exact / step), -8, 7) * step).sum(-1)
+        return result
+
+    expected = np.where(errors(base) <= 1.02 * errors(own), base, plain.scales.T)
+    assert (expected == based.scales.T).mean() > 0.99  # ties of float32 sums aside
+    assert 0.1 < (base == based.scales.T).mean() < 0.9
+    assert based.error.squared_error <= 1.02 * plain.error.squared_error
+
+
+def test_wrong_base_scales_are_not_taken() -> None:
+    """Zero, negative and infinite scales of a base are never better."""
+    scheme = QuantScheme(4, 32, "mse")
+    plain = quantize_weight(MemoryTensor(weight(64, 64)), scheme)
+    for value in (0.0, -1.0, np.inf, np.nan):
+        base = np.full((64, 2), value, np.float32)
+        based = quantize_weight(MemoryTensor(weight(64, 64)), scheme, base_scales=base)
+        np.testing.assert_array_equal(based.scales, plain.scales)

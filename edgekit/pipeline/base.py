@@ -1,0 +1,136 @@
+"""The bundle of an earlier version, whose scales a new build keeps where that costs no accuracy.
+
+Codes are weights divided by scales: a scale searched anew moves by a percent and takes codes of
+unchanged weights with it. Kept scales keep them, and the update that a fleet fetches is small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.diff import diff_bundles
+from edgekit.bundle.reader import Bundle, open_bundle
+from edgekit.contracts.manifest import TensorEntry
+from edgekit.errors import BundleError, RecipeError
+from edgekit.graph.exponents import Exponents
+from edgekit.graph.weights import codes_name, scales_name
+from edgekit.models.config import Linear, ModelConfig, all_linears
+from edgekit.pipeline.request import BuildRequest, Update
+from edgekit.quant.plan import Schemes
+from edgekit.quant.scheme import QuantScheme
+
+SPARE_EXPONENT = 4
+"""Most powers of two that a base may hold down activations more than this version needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An earlier bundle of the same model.
+
+    Attributes:
+        bundle: As opened.
+        entries: Its tensors by name.
+        exponents: The powers of two its weights were multiplied by.
+    """
+
+    bundle: Bundle
+    entries: dict[str, TensorEntry]
+    exponents: Exponents
+
+    def scales(self, linear: Linear, scheme: QuantScheme) -> npt.NDArray[np.float32] | None:
+        """Return a linear's scales, float32 [N, G], exponents taken out again.
+
+        Returns:
+            None if it is stored otherwise: dense, in another scheme, of another shape.
+
+        Raises:
+            DigestMismatchError: The base is damaged.
+        """
+        if not self.matches(linear, scheme):
+            return None
+        stored = self.bundle.read_tensor(self.entries[scales_name(linear.name)], check=True)
+        exponent = self.exponents.of_weight(linear.name)
+        scales: npt.NDArray[np.float32] = np.ldexp(stored.T.astype(np.float32), -exponent)
+        return np.ascontiguousarray(scales)
+
+    def matches(self, linear: Linear, scheme: QuantScheme) -> bool:
+        """Whether the linear is stored here as it will be stored anew."""
+        codes = self.entries.get(codes_name(linear.name))
+        shape = (linear.in_features, linear.out_features)
+        return codes is not None and (codes.scheme, codes.shape) == (scheme.label, shape)
+
+    def keep_exponents(self, needed: Exponents) -> Exponents:
+        """Return exponents that are safe and, where they may be, the base's own."""
+        own = self.exponents
+        return Exponents(
+            residual=_keep(needed.residual, own.residual),
+            mlp=_keep_all(needed.mlp, own.mlp),
+            value=_keep_all(needed.value, own.value),
+        )
+
+
+def describe_update(base: Base, bundle: Bundle) -> Update:
+    """Return what the update from ``base`` to ``bundle`` keeps and costs."""
+    kept = total = 0
+    for entry in bundle.manifest.tensors:
+        if entry.role != "scales":
+            continue
+        total += entry.size_bytes // 2
+        old = base.entries.get(entry.name)
+        if old is not None and old.shape == entry.shape:
+            kept += int((bundle.read_tensor(entry) == base.bundle.read_tensor(old)).sum())
+    transfer = diff_bundles(base.bundle, bundle).transfer_bytes
+    return Update(base.bundle.digest, total, kept, transfer)
+
+
+def open_base(request: BuildRequest, config: ModelConfig, schemes: Schemes) -> Base | None:
+    """Open the bundle that a build is an update of; None when it is none.
+
+    Raises:
+        BundleError: It is damaged, would be overwritten, or no linear of it is stored as this build
+            will store it.
+        RecipeError: The recipe chooses codes by calibration.
+    """
+    path, recipe = request.base, request.recipe
+    if path is None:
+        return None
+    if path.resolve() == request.out.resolve():
+        raise BundleError(f"{path} is both --base and --out", "Give the update a folder of its own")
+    if recipe.quant.algorithm != "rtn":
+        raise RecipeError(
+            f"--base does nothing for {recipe.name}: {recipe.quant.algorithm} chooses scales and "
+            "codes together",
+            "Leave --base out, or use a recipe that rounds to nearest",
+        )
+    bundle = open_bundle(path)
+    entries = {entry.name: entry for entry in bundle.manifest.tensors}
+    base = Base(bundle, entries, _read_exponents(bundle))
+    planned = [(x, scheme) for x in all_linears(config) if (scheme := schemes[x.name]) is not None]
+    if not any(base.matches(linear, scheme) for linear, scheme in planned):
+        raise BundleError(
+            f"{path} has no scales to keep: it was built from a model of other shapes, or with "
+            f"other group sizes than {recipe.name}",
+            "Give a bundle of an earlier version of this model, built with the same recipe",
+        )
+    return base
+
+
+def _read_exponents(bundle: Bundle) -> Exponents:
+    data = bundle.manifest.f16_exponents
+    try:
+        return Exponents(int(data["residual"]), tuple(data["mlp"]), tuple(data["value"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"the manifest of {bundle.path} has wrong f16_exponents") from error
+
+
+def _keep(needed: int, own: int) -> int:
+    return own if 0 <= own - needed <= SPARE_EXPONENT else needed
+
+
+def _keep_all(needed: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
+    if len(needed) != len(own):
+        return needed
+    return tuple(map(_keep, needed, own))
