@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich import box
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,6 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from edgekit.units import format_bytes, format_duration
 
@@ -43,24 +45,39 @@ def print_json(data: Mapping[str, Any]) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
-def facts_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a two-column table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+def facts_table(title: str, rows: Iterable[tuple[str | Text, str | Text]]) -> Table:
+    """Return a two-column table of names and values; plain strings are shown as they are."""
+    heading = Text(title) if title else None
+    table = Table(title=heading, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
-
-
-def grid_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table whose columns after the first are right-aligned numbers."""
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     return table
+
+
+def grid_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Container[str] = ()
+) -> Table:
+    """Return a table that keeps names (the first column) whole.
+
+    Args:
+        columns: Headings.
+        rows: A cell a column.
+        numbers: Columns to align right.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, column in enumerate(columns):
+        justify: JustifyMethod = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _cell(value: str | Text) -> Text:
+    """Return a string unparsed: names and paths may hold what Rich takes for markup."""
+    return value if isinstance(value, Text) else Text(value)
 
 
 class StageProgress:

@@ -108,17 +108,16 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "memory",
-            f"{format_bytes(fit['total_bytes'])} predicted "
-            f"({format_bytes(fit['weights_bytes'])} weights, "
-            f"{format_bytes(fit['cache_bytes'])} caches), "
-            f"{used:.1f} % of {format_bytes(fit['usable_bytes'])} usable",
+            f"{format_bytes(fit['total_bytes'])} predicted, {used:.1f} % of "
+            f"{format_bytes(fit['usable_bytes'])} usable; "
+            f"caches {format_bytes(fit['cache_bytes'])}",
         ),
     ]
     if quality.get("checked"):
         rows.append(
             (
                 "quality",
-                f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+                f"KL {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
                 f"{100 * quality['top1_agreement']:.1f} % over {quality['tokens']} golden tokens",
             )
         )

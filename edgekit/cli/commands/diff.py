@@ -37,6 +37,7 @@ def command(a: Path, b: Path, *, as_json: bool) -> None:
     out.print(facts_table(f"{a} → {b}", rows))
     if diff.tensors:
         shown = [(c.name, c.change, format_bytes(c.new_bytes)) for c in diff.tensors[:SHOWN]]
-        out.print(grid_table("", ("tensor", "change", "new"), shown))
+        out.print()
+        out.print(grid_table(("tensor", "change", "new"), shown, numbers=("new",)))
     if len(diff.tensors) > SHOWN:
         out.print(f"... and {len(diff.tensors) - SHOWN} more (--json lists all)", style="dim")

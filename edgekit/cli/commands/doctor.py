@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from edgekit.cli.render import console, print_json
 from edgekit.units import format_bytes
@@ -72,14 +73,16 @@ def command(*, as_json: bool) -> None:
 
 
 def _table(findings: list[Finding]) -> Table:
-    marks = {"ok": "[green]✓[/]", "missing": "[yellow]-[/]", "problem": "[red]✗[/]"}
+    marks = {"ok": ("✓", "green"), "missing": ("-", "yellow"), "problem": ("✗", "red")}
     table = Table(title="edgekit doctor", title_justify="left", show_header=False, box=None)
     table.add_column()
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        remedy = f"\n[dim]{finding.remedy}[/]" if finding.remedy else ""
-        table.add_row(marks[finding.state], finding.what, finding.detail + remedy)
+        detail = Text(finding.detail)
+        if finding.remedy:
+            detail.append(f"\n{finding.remedy}", style="dim")
+        table.add_row(Text(*marks[finding.state]), finding.what, detail)
     return table
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from edgekit.cli.render import console, facts_table, grid_table, print_json
 from edgekit.units import format_bytes
@@ -34,7 +35,8 @@ def command(path: Path, *, as_json: bool) -> None:
             (row["name"], row["scheme"], str(row["relative_rmse"]), str(row["sqnr_db"]))
             for row in worst
         ]
-        out.print(grid_table("", columns, shown))
+        out.print()
+        out.print(grid_table(columns, shown, numbers=columns[2:]))
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
@@ -104,4 +106,7 @@ def _text(key: str, value: Any) -> str:
         return f"{format_bytes(value)} ({value})"
     if key == "parameters":
         return f"{value / 1e6:.1f} M"
+    if key == "f16_exponents":
+        shown = [f"{name} {exponent}" for name, exponent in value.items() if np.any(exponent)]
+        return ", ".join(shown) or "none needed"
     return str(value)

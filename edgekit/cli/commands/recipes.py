@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from edgekit.cli.render import console, grid_table, print_json
-from edgekit.units import format_bytes
 
 
 @click.command("recipes")
@@ -17,7 +16,10 @@ def command(*, as_json: bool) -> None:
     from edgekit.models.published import PUBLISHED  # noqa: PLC0415
     from edgekit.recipe import DEFAULT_RECIPE, load_recipe, shipped_recipes  # noqa: PLC0415
 
-    recipes = [load_recipe(name) for name in shipped_recipes()]
+    recipes = sorted(
+        (load_recipe(name) for name in shipped_recipes()),
+        key=lambda recipe: (recipe.needs_calibration, recipe.name != DEFAULT_RECIPE, recipe.name),
+    )
     if as_json:
         document: dict[str, Any] = {
             "default": DEFAULT_RECIPE,
@@ -27,17 +29,19 @@ def command(*, as_json: bool) -> None:
         print_json(document)
         return
     out = console()
-    out.print(grid_table("Recipes", ("name", ""), [(r.name, r.description) for r in recipes]))
+    out.print(grid_table(("recipe", "what it does"), [(r.name, r.description) for r in recipes]))
     rows = [
         (
             model.hub_id.split("/")[1],
             model.family,
             f"{model.parameters / 1e9:.2f} B",
             f"{model.context // 1024}k",
-            format_bytes(model.cache_bytes_per_token),
+            f"{model.cache_bytes_per_token / 1000:.0f} kB",
             model.recipe,
         )
         for model in PUBLISHED
     ]
-    columns = ("Published models", "family", "size", "context", "cache/token", "recipe")
-    out.print(grid_table("", columns, rows))
+    columns = ("published model", "family", "size", "context", "cache", "recipe")
+    out.print()
+    out.print(grid_table(columns, rows, numbers=("size", "context", "cache")))
+    out.print("\ncache: float16 keys and values of one token", style="dim")
