@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Noted:
 
 
 class BundleWriter:
-    """One bundle being written.
+    """One bundle being written; blobs may be added from several threads.
 
     Args:
         out: Folder the finished bundle gets.
@@ -72,6 +73,7 @@ class BundleWriter:
         self._noted = _read_journal(self.work / JOURNAL)
         with storage_errors(self.work):
             self._journal = (self.work / JOURNAL).open("a", encoding="utf-8")
+        self._noting = threading.Lock()
         self._files: dict[str, FileEntry] = {}
 
     def __enter__(self) -> Self:
@@ -102,7 +104,7 @@ class BundleWriter:
 
     def note(self, key: str, noted: Noted) -> None:
         """Record finished blobs under ``key``, for a later try."""
-        with storage_errors(self.work / JOURNAL):
+        with self._noting, storage_errors(self.work / JOURNAL):
             self._journal.write(json.dumps({"key": key, **asdict(noted)}) + "\n")
             self._journal.flush()
 

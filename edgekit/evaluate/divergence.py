@@ -40,6 +40,12 @@ class Divergence:
         equal: npt.NDArray[np.bool_] = self.reference.top_ids[:, 0] == self.candidate.top_ids[:, 0]
         return equal
 
+    def split(self, edges: npt.NDArray[np.int64]) -> list[Divergence]:
+        """Split the positions before each of ``edges``."""
+        kl_nats = np.split(self.kl_nats, edges)
+        scores = (self.reference.split(edges), self.candidate.split(edges))
+        return [Divergence(*parts) for parts in zip(kl_nats, *scores, strict=True)]
+
 
 class DivergenceAccumulator:
     """Takes both models' logits strip by strip, in order of token id.
@@ -49,11 +55,12 @@ class DivergenceAccumulator:
 
     Args:
         wanted: Int64 [P], tokens whose log-probabilities are wanted; -1 none.
+        top_k: Best tokens to keep of each model.
     """
 
-    def __init__(self, wanted: npt.NDArray[np.int64]) -> None:
-        self._reference = ScoreAccumulator(wanted)
-        self._candidate = ScoreAccumulator(wanted)
+    def __init__(self, wanted: npt.NDArray[np.int64], *, top_k: int = 1) -> None:
+        self._reference = ScoreAccumulator(wanted, top_k=top_k)
+        self._candidate = ScoreAccumulator(wanted, top_k=top_k)
         self._cross = np.zeros(len(wanted))
 
     def update(

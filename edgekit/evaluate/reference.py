@@ -164,9 +164,9 @@ class ReferenceModel:
             wanted: Per sequence int64 [S]; -1 wants none (log-probability NaN).
             top_k: Best tokens to keep.
         """
-        bounds = _bounds(states)
+        bounds = sequence_bounds(states)
         done: list[TokenScores] = []
-        for edges in _blocks(bounds, self.logit_rows(LOGIT_BYTES)):
+        for edges in sequence_blocks(bounds, self.logit_rows(LOGIT_BYTES)):
             part = slice(len(done), len(done) + len(edges) - 1)
             accumulator = ScoreAccumulator(np.concatenate(wanted[part]), top_k=top_k)
             with self._workers:
@@ -182,7 +182,7 @@ class ReferenceModel:
 
     def _run(self, windows: Sequence[Tokens], progress: Progress) -> HiddenStates:
         config = self.config
-        bounds = _bounds(windows)
+        bounds = sequence_bounds(windows)
         ids = np.concatenate([*windows, np.empty(0, np.int64)]).astype(np.int64)
         residual = self._weights.gather(
             "model.embed_tokens.weight", (config.vocab_size, config.hidden_size), ids
@@ -193,7 +193,7 @@ class ReferenceModel:
         maxima = []
         for layer in range(config.num_hidden_layers):
             seen = LayerMaxima()
-            for edges in _blocks(bounds, self._block_tokens):
+            for edges in sequence_blocks(bounds, self._block_tokens):
                 seen = self._layer(layer, residual[edges[0] : edges[-1]], edges, rope, seen)
             maxima.append(seen)
             names = [linear.weight_key for linear in layer_linears(config, layer)]
@@ -284,12 +284,12 @@ def _activation_bytes_per_token(config: ModelConfig) -> int:
     return 4 * width
 
 
-def _bounds(sequences: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+def sequence_bounds(sequences: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
     """Return where each sequence starts when they stand end to end, and where the last ends."""
     return np.concatenate([[0], np.cumsum([len(x) for x in sequences], dtype=np.int64)])
 
 
-def _blocks(bounds: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
+def sequence_blocks(bounds: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
     """Yield runs of sequence edges whose tokens number at most ``tokens`` (or one sequence)."""
     first = 0
     for i in range(1, len(bounds)):

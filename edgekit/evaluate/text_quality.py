@@ -17,7 +17,13 @@ from edgekit.checkpoint.lazy import Float32Array
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import CalibrationError, ContextOverflowError, EngineError
 from edgekit.evaluate.divergence import Divergence, DivergenceAccumulator, perplexity
-from edgekit.evaluate.reference import HiddenStates, ReferenceModel, Tokens
+from edgekit.evaluate.reference import (
+    HiddenStates,
+    ReferenceModel,
+    Tokens,
+    sequence_blocks,
+    sequence_bounds,
+)
 from edgekit.evaluate.scores import Float64Array, ScoreAccumulator
 from edgekit.evaluate.workers import Workers
 from edgekit.progress import SILENT, Progress
@@ -164,11 +170,40 @@ def measure_states(
     candidate: ReferenceModel, states: HiddenStates, sample: TextSample
 ) -> TextQuality:
     """Measure a model whose hidden states on the sample's windows are known already."""
+    return summarize(compare_states(candidate, states, sample))
 
-    def logits(index: int, part: slice) -> _Strips:
-        return candidate.logit_strips(states.windows[index][part])
 
-    return _measure(sample, logits, candidate.config.vocab_size)
+def compare_states(
+    candidate: ReferenceModel, states: HiddenStates, sample: TextSample, *, top_k: int = 1
+) -> tuple[Divergence, ...]:
+    """Compare a model with the sample's reference, window by window.
+
+    Both LM heads are read once for as many windows as fit in ``LOGIT_BYTES`` of logits.
+
+    Args:
+        candidate: The model.
+        states: Its hidden states on the sample's windows.
+        sample: Must have a reference.
+        top_k: Best tokens to keep of each model.
+    """
+    reference, ours = sample.reference, sample.states
+    if reference is None or ours is None:
+        raise ValueError("the sample has no reference")
+    rows = min(model.logit_rows(LOGIT_BYTES) for model in (reference, candidate))
+    compared: list[Divergence] = []
+    with Workers(reference.threads) as workers:
+        for edges in sequence_blocks(sequence_bounds(sample.windows), rows):
+            part = slice(len(compared), len(compared) + len(edges) - 1)
+            wanted = np.concatenate([np.append(w[1:], -1) for w in sample.windows[part]])
+            block = _compare(
+                reference.logit_strips(np.concatenate(ours.windows[part])),
+                candidate.logit_strips(np.concatenate(states.windows[part])),
+                DivergenceAccumulator(wanted, top_k=top_k),
+                reference.config.vocab_size,
+                workers,
+            )
+            compared.extend(block.split(edges[1:-1] - edges[0]))
+    return tuple(compared)
 
 
 def _measure(
@@ -189,8 +224,9 @@ def _measure(
                     likely.append(_score(strips, wanted[part], workers))
                 else:
                     ours = sample.reference.logit_strips(sample.states.windows[index][part])
-                    compared.append(_compare(ours, strips, wanted[part], vocab_size, workers))
-    return _summary(likely, compared)
+                    accumulator = DivergenceAccumulator(wanted[part])
+                    compared.append(_compare(ours, strips, accumulator, vocab_size, workers))
+    return summarize(compared) if compared else _likelihood(likely)
 
 
 def _score(strips: _Strips, wanted: npt.NDArray[np.int64], workers: Workers) -> Float64Array:
@@ -203,12 +239,11 @@ def _score(strips: _Strips, wanted: npt.NDArray[np.int64], workers: Workers) -> 
 def _compare(
     reference: _Strips,
     candidate: _Strips,
-    wanted: npt.NDArray[np.int64],
+    accumulator: DivergenceAccumulator,
     vocab_size: int,
     workers: Workers,
 ) -> Divergence:
     """Walk both vocabularies at once; their strips need not have the same width."""
-    accumulator = DivergenceAccumulator(wanted)
     start, first, second = 0, (0, _NOTHING), (0, _NOTHING)
     while start < vocab_size:
         first, second = _covering(first, reference, start), _covering(second, candidate, start)
@@ -228,10 +263,13 @@ def _covering(
     return current if start < current[0] + current[1].shape[1] else next(strips)
 
 
-def _summary(likely: list[Float64Array], compared: list[Divergence]) -> TextQuality:
-    if not compared:
-        values = np.concatenate(likely)
-        return TextQuality(tokens=len(values), perplexity=perplexity(values))
+def _likelihood(likely: list[Float64Array]) -> TextQuality:
+    values = np.concatenate(likely)
+    return TextQuality(tokens=len(values), perplexity=perplexity(values))
+
+
+def summarize(compared: Sequence[Divergence]) -> TextQuality:
+    """Return the figures over all compared positions."""
     kl = np.concatenate([part.kl_nats for part in compared])
     return TextQuality(
         tokens=len(kl),

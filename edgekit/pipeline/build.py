@@ -45,8 +45,7 @@ from edgekit.pipeline.stored import (
     Store,
     StoredModel,
     count_stored_bytes,
-    store_dense,
-    store_linears,
+    store_tensors,
 )
 from edgekit.pipeline.stored_tensors import StoredTensors
 from edgekit.progress import SILENT, Progress
@@ -176,8 +175,8 @@ def _write(
             store_calibrated(request, store, plan.schemes, plan.calibration, model)
             progress.finish(f"{request.recipe.quant.algorithm}, {len(model.errors)} linears")
         progress.start("quantize", count_stored_bytes(checkpoint))
-        store_linears(store, plan.schemes, model)
-        store_dense(store, request.recipe.quant.embedding.dtype, plan.max_context, model)
+        embedding = request.recipe.quant.embedding.dtype
+        store_tensors(store, plan.schemes, embedding, plan.max_context, model)
         progress.finish(f"{plan.fit.bits_per_linear_weight:.3f} bits per linear weight")
         progress.start("graph", 0)
         graphs, report = write_graphs(

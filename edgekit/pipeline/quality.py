@@ -17,7 +17,7 @@ from edgekit.errors import QualityError
 from edgekit.evaluate.golden import golden_from_scores
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.evaluate.reference import HiddenStates, ReferenceModel, Tokens
-from edgekit.evaluate.text_quality import TextSample, measure_states
+from edgekit.evaluate.text_quality import TextSample, compare_states, summarize
 from edgekit.graph.exponents import Exponents, choose_exponents
 from edgekit.pipeline.golden_windows import golden_windows
 from edgekit.pipeline.stored_tensors import StoredTensors
@@ -74,10 +74,12 @@ def judge_stored(
     """
     model = ReferenceModel(stored.config, stored.open, threads=threads)
     states = model.hidden_states(reference.sample.windows)
-    quality = measure_states(model, states, reference.sample).to_dict()
+    compared = compare_states(model, states, reference.sample, top_k=2)
+    quality = summarize(compared).to_dict()
     report: dict[str, Any] = {name: round(value, 6) for name, value in quality.items()}
     report["layers"] = [dict(layer) for layer in reference.layers]
-    return report, record_golden(model, reference.sample.windows, states)
+    scores = [part.candidate for part in compared]
+    return report, golden_from_scores(reference.sample.windows, scores)
 
 
 def record_golden(

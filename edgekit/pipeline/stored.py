@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +42,10 @@ from edgekit.quant.plan import Schemes
 from edgekit.quant.rtn import quantize_weight
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight, WeightError
+from edgekit.recipe import EmbeddingType
+
+_Waiting = tuple[str, str, "Future[Noted]"]
+"""A linear's name, its resume key, and its blobs being written."""
 
 EMBEDDING = "model.embed_tokens"
 DENSE_STRIP_ROWS = 2048
@@ -68,6 +73,12 @@ class StoredModel:
             self.entries.append(entry)
             location = blob_location(entry.sha256)
             self.tensors[entry.name] = GraphTensor(entry.name, entry.dtype, entry.shape, location)
+
+    def add_linear(self, name: str, noted: Noted) -> None:
+        """Take note of a linear's blobs and, if it is quantized, its error."""
+        if noted.facts:
+            self.errors[name] = WeightError(**noted.facts)
+        self.add(*noted.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +115,60 @@ class Store:
         return hashlib.sha256(canonical_bytes(parts)).hexdigest()
 
 
-def store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
-    """Store every linear not stored yet: codes and scales, or a dense float16 weight."""
-    for linear in all_linears(store.checkpoint.config):
-        if codes_name(linear.name) in model.tensors:
-            continue
-        scheme = schemes[linear.name]
-        tensor = store.checkpoint.tensor(linear.weight_key)
-        key = store.key(linear.name, asdict(scheme) if scheme else "dense")
-        noted = store.writer.resume(key)
-        if noted is not None:
-            store.progress.advance(tensor.stored_bytes, linear.name)
-        elif scheme is None:
-            noted = Noted((_store_transposed(store, linear, tensor),))
-            store.writer.note(key, noted)
-        else:
-            weight = _quantize(store, linear, tensor, scheme)
-            noted = Noted(store_weight(store.writer, linear.name, weight), asdict(weight.error))
-            store.writer.note(key, noted)
-        if noted.facts:
-            model.errors[linear.name] = WeightError(**noted.facts)
-        model.add(*noted.entries)
+def store_tensors(
+    store: Store, schemes: Schemes, embedding: EmbeddingType, max_context: int, model: StoredModel
+) -> None:
+    """Store every tensor of the model that is not stored yet.
+
+    The embedding, mostly copying, is stored beside the linears, mostly arithmetic.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="edgekit-embedding") as pool:
+        embedded = pool.submit(_store_embedding, store, embedding)
+        _store_linears(store, schemes, model)
+        _store_dense(store, max_context, model)
+        model.add(*embedded.result().entries)
+
+
+def _store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
+    """Store every linear not stored yet: codes and scales, or a dense float16 weight.
+
+    A weight is hashed and written while the next one is quantized: two packed weights are alive.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="edgekit-store") as pool:
+        waiting: _Waiting | None = None
+        for linear in all_linears(store.checkpoint.config):
+            if codes_name(linear.name) in model.tensors:
+                continue
+            scheme = schemes[linear.name]
+            tensor = store.checkpoint.tensor(linear.weight_key)
+            key = store.key(linear.name, asdict(scheme) if scheme else "dense")
+            noted = store.writer.resume(key)
+            if noted is not None:
+                store.progress.advance(tensor.stored_bytes, linear.name)
+                model.add_linear(linear.name, noted)
+            elif scheme is None:
+                noted = Noted((_store_transposed(store, linear, tensor),))
+                store.writer.note(key, noted)
+                model.add_linear(linear.name, noted)
+            else:
+                weight = _quantize(store, linear, tensor, scheme)
+                _take(store, model, waiting)
+                written = pool.submit(_write_weight, store.writer, linear.name, weight)
+                waiting = linear.name, key, written
+        _take(store, model, waiting)
+
+
+def _write_weight(writer: BundleWriter, name: str, weight: QuantizedWeight) -> Noted:
+    return Noted(store_weight(writer, name, weight), asdict(weight.error))
+
+
+def _take(store: Store, model: StoredModel, waiting: _Waiting | None) -> None:
+    """Wait for a weight to be written, and note it."""
+    if waiting is not None:
+        name, key, written = waiting
+        noted = written.result()
+        store.writer.note(key, noted)
+        model.add_linear(name, noted)
 
 
 def store_weight(
@@ -148,15 +192,13 @@ def store_weight(
     return codes, scales
 
 
-def store_dense(store: Store, embedding: str, max_context: int, model: StoredModel) -> None:
-    """Store what is no linear's weight and not stored yet: embedding, norms, biases, rope."""
+def _store_dense(store: Store, max_context: int, model: StoredModel) -> None:
+    """Store what is small and not stored yet: norms, biases, rotary tables."""
     checkpoint = store.checkpoint
     linears = {linear.weight_key for linear in all_linears(checkpoint.config)}
     for name in tensor_shapes(checkpoint.config):
         module, kind = name.rsplit(".", 1)
-        if module == EMBEDDING:
-            _store_embedding(store, embedding, model)
-        elif name not in linears:
+        if module != EMBEDDING and name not in linears:
             exponent = store.exponents.of_bias(module) if kind == "bias" else 0
             stored = bias_name(module) if kind == "bias" else name
             if stored not in model.tensors:
@@ -214,19 +256,20 @@ def _store_transposed(store: Store, linear: Linear, tensor: LazyTensor) -> Tenso
     )
 
 
-def _store_embedding(store: Store, dtype: str, model: StoredModel) -> None:
+def _store_embedding(store: Store, dtype: EmbeddingType) -> Noted:
     """Store the embedding as float16, or as int8 codes with one scale per token."""
     name = f"{EMBEDDING}.weight"
     tensor = store.checkpoint.tensor(name)
     exponent = store.exponents.of_weight(EMBEDDING)
     key = store.key(name, dtype)
     noted = store.writer.resume(key)
-    if noted is None and dtype == "float16":
-        noted = Noted((_store_float16(store, name, tensor, exponent),))
-    elif noted is None:
-        noted = Noted(_store_int8_rows(store, tensor, exponent))
-    store.writer.note(key, noted)
-    model.add(*noted.entries)
+    if noted is None:
+        if dtype == "float16":
+            noted = Noted((_store_float16(store, name, tensor, exponent),))
+        else:
+            noted = Noted(_store_int8_rows(store, tensor, exponent))
+        store.writer.note(key, noted)
+    return noted
 
 
 def _store_int8_rows(
@@ -244,7 +287,8 @@ def _store_int8_rows(
             store.progress.advance(tensor.stored_bytes * len(strip) // rows, tensor.name)
 
     add = store.writer.add_tensor
-    first = add(codes_name(EMBEDDING), "codes", "int8", tensor.shape, codes(), "w8-row")
+    ahead = _ahead(codes())
+    first = add(codes_name(EMBEDDING), "codes", "int8", tensor.shape, ahead, "w8-row")
     second = add(scales_name(EMBEDDING), "scales", "float16", (rows, 1), [scales.data], "w8-row")
     return first, second
 
@@ -255,7 +299,16 @@ def _store_float16(store: Store, name: str, tensor: LazyTensor, exponent: int) -
             yield _to_float16(tensor.name, strip, exponent).data
             store.progress.advance(tensor.stored_bytes * len(strip) // tensor.shape[0], name)
 
-    return store.writer.add_tensor(name, "dense", "float16", tuple(tensor.shape), chunks())
+    return store.writer.add_tensor(name, "dense", "float16", tuple(tensor.shape), _ahead(chunks()))
+
+
+def _ahead(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """Make the next chunk while the current one is hashed and written."""
+    with ThreadPoolExecutor(1, thread_name_prefix="edgekit-ahead") as pool:
+        coming = pool.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = pool.submit(next, chunks, None)
+            yield chunk
 
 
 def _to_float16(

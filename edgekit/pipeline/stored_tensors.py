@@ -134,12 +134,12 @@ class _StoredQuantized:
         from edgekit.quant import kernels  # noqa: PLC0415 - Numba is slow to import
 
         first, last = start // 2, -(-stop // 2)  # two codes a byte
-        part = np.ascontiguousarray(codes[:, first:last])
         factors = np.ldexp(scales[:, 2 * first : 2 * last].astype(np.float32), -self.exponent)
-        out = np.empty((2 * (last - first), len(codes)), np.float32)
+        out = np.empty((len(codes), 2 * (last - first)), np.float32)
         group = len(codes) // len(scales)
-        kernels.dequantize_int4(part, factors, group, out)
-        return out[start - 2 * first : stop - 2 * first]
+        kernels.dequantize_int4(np.asarray(codes[:, first:last]), factors, group, out)
+        # Left transposed, as stored: the products that use it read either order alike.
+        return out[:, start - 2 * first : stop - 2 * first].T
 
 
 def _scaled(codes: Array, scales: Array, exponent: int) -> Float32Array:

@@ -10,6 +10,7 @@ states, twice; the LM head is worked on in strips of rows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -111,6 +112,9 @@ def require_torch(feature: str) -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
+    # OpenMP reads this when torch loads it. GPTQ makes a million small calls: threads that spin
+    # between them cost five times the run when anything else wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import torch  # noqa: PLC0415 - an extra
     except ImportError as error:

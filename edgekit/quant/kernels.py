@@ -301,23 +301,19 @@ def transpose_words(words: Any, tile: Any, packed: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def dequantize_int4(packed: Any, scales: Any, group: int, out: Any) -> None:
-    """Fill float32 ``out`` [rows, K] from stored nibbles uint8 [K, rows // 2].
+    """Fill float32 ``out`` [K, rows] from stored nibbles uint8 [K, rows // 2].
 
     Args:
-        packed: Stored codes, transposed, low nibble first.
+        packed: Stored codes, transposed, low nibble first; may be a slice.
         scales: float32 [K // group, rows].
-        group: Input channels that share a scale; they are unpacked together, so that the
-            transposition stays in cache.
-        out: float32 [rows, K].
+        group: Input channels that share a scale.
+        out: float32 [K, rows].
     """
-    for index in range(packed.shape[0] // group):
-        start = index * group
+    for k in range(packed.shape[0]):
+        index = k // group
         for j in range(packed.shape[1]):
-            low_scale, high_scale = scales[index, 2 * j], scales[index, 2 * j + 1]
-            for k in range(start, start + group):
-                byte = packed[k, j]
-                low = np.int8(byte << np.uint8(4)) >> np.int8(4)
-                out[2 * j, k] = np.float32(low) * low_scale
-            for k in range(start, start + group):
-                high = np.int8(packed[k, j]) >> np.int8(4)
-                out[2 * j + 1, k] = np.float32(high) * high_scale
+            byte = np.int32(packed[k, _U(j)])
+            low = ((byte & 15) ^ 8) - 8  # sign-extends the nibble
+            high = ((byte >> 4) ^ 8) - 8
+            out[k, _U(2 * j)] = np.float32(low) * scales[index, _U(2 * j)]
+            out[k, _U(2 * j + 1)] = np.float32(high) * scales[index, _U(2 * j + 1)]
