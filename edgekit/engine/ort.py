@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
-from edgekit.engine.ort_cache import KeyValueCache, tier_for
+from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
 from edgekit.engine.ort_step import Step
 from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
 from edgekit.models.config import ModelConfig
@@ -72,14 +72,15 @@ class OrtSession:
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is not of the standard dialect")
         self._lengths = np.zeros(max_sequences, np.int64)
-        largest = tier_for(max_context, max_context)
+        self._tiers = TIERS_TO_A_DOUBLING[provider]
+        largest = tier_for(max_context, max_context, self._tiers)
         self._cache = KeyValueCache(
             self._session,
             config.num_hidden_layers,
             (max_sequences, config.num_key_value_heads, largest, config.head_dim),
             self._dtype,
             provider,
-            capacity=tier_for(1, max_context),
+            capacity=tier_for(1, max_context, self._tiers),
         )
         self._steps: dict[tuple[int, int, int], Step] = {}
 
@@ -184,9 +185,12 @@ class OrtSession:
 
     def _reserve(self, rows: int, *, shrink: bool = False) -> None:
         """Put the caches in the tier that holds ``rows`` rows and what every slot holds."""
-        wanted = tier_for(max(rows, int(self._lengths.max())), self._max_context)
+        held = max(rows, int(self._lengths.max()))
+        wanted = tier_for(held, self._max_context, self._tiers)
         if wanted > self._cache.capacity or shrink:
             self._cache.resize(wanted, self._lengths.tolist())
+            if not self._cuda_graph:  # shapes of other tiers would pile up buffers for logits
+                self._steps.clear()
 
     def _check(self, slots: Sequence[int], starts: Sequence[int], tokens: int) -> None:
         for slot, start in zip(slots, starts, strict=True):
@@ -228,8 +232,18 @@ class OrtSession:
             )
 
 
-def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph: bool) -> Any:
+def open_ort(
+    graph: Path,
+    provider: Provider,
+    threads: int | None,
+    *,
+    cuda_graph: bool,
+    exact: bool = False,
+) -> Any:
     """Load a graph in ONNX Runtime with the options edgekit relies on.
+
+    ``exact`` leaves the graph as it is written: weights are dequantized and multiplied in float32,
+    where fused kernels would round the activations to int8.
 
     Raises:
         EngineError: The provider is missing, or the graph is refused.
@@ -249,8 +263,6 @@ def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph
             "In an environment of its own: pip install 'edgekit[cuda]'",
         )
     if provider == "cuda":
-        ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where they are installed
-    if provider == "cuda":
         # Finds CUDA and cuDNN in their wheels. What it prints about missing ones would spoil a
         # command's JSON; the check below is what reports them.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -260,6 +272,8 @@ def open_ort(graph: Path, provider: Provider, threads: int | None, *, cuda_graph
     options.log_severity_level = 3
     # int8 activations in MatMulNBits: without it 8-bit weights run a hundred times slower.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if exact:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings = {"enable_cuda_graph": "1"} if cuda_graph else {}
     providers = [(name, settings)] if provider == "cuda" else [name]
     try:

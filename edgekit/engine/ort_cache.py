@@ -22,6 +22,10 @@ import numpy.typing as npt
 from edgekit.contracts import engine_io
 
 FIRST_TIER = 256
+"""Smallest capacity where tiers double."""
+TIERS_TO_A_DOUBLING = {"cpu": 8, "cuda": 1}
+"""On a CPU attention costs what it spans and moving rows is cheap. On CUDA each tier is a graph to
+capture and its rows move through main memory."""
 ROW_MULTIPLE = 64
 """The last tier's capacity is a multiple of this; attention kernels like aligned mask rows."""
 
@@ -148,14 +152,20 @@ class DeviceBuffer:
         return self._views.get_outputs()[0]
 
 
-def tier_for(rows: int, max_context: int) -> int:
-    """Return the capacity for ``rows`` rows: a power of two from 256, or just above the context.
+def tier_for(rows: int, max_context: int, steps: int) -> int:
+    """Return the capacity for ``rows`` rows.
 
     There is always one row more than asked for, so that an idle slot in a batch has a row to
     write to that no position reads.
+
+    Args:
+        rows: At most ``max_context``.
+        max_context: Tokens of the largest tier.
+        steps: Tiers to every doubling, a power of two; with 8 the capacity is at most an eighth
+            (or 64 rows) more than it must be.
     """
-    tier = FIRST_TIER
-    while tier < rows + 1:
-        tier *= 2
+    octave = 1 << rows.bit_length()  # the power of two above rows
+    step = max(octave // (2 * steps), ROW_MULTIPLE)
+    tier = -(-(rows + 1) // step) * step
     last = -(-(max_context + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
-    return min(tier, last)
+    return min(max(tier, FIRST_TIER // steps), last)

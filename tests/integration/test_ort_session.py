@@ -166,30 +166,36 @@ def test_caches_are_as_wide_as_the_longest_slot(
     """Release and a new prompt narrow the caches, and what other slots hold survives that."""
     session.prefill(0, tokens[:300])
     session.prefill(2, tokens[:40])
-    assert session._cache.capacity == 512
+    assert session._cache.capacity == 320
     session.release(0)
-    assert session._cache.capacity == 256
+    assert session._cache.capacity == 64
     close(session.decode([2], [tokens[40]], [40])[0], expected[40])
     session.prefill(1, tokens[:300])
-    assert session._cache.capacity == 512
+    assert session._cache.capacity == 320
     close(session.prefill(1, tokens[:20]), expected[19])
-    assert session._cache.capacity == 256
+    assert session._cache.capacity == 64
     close(session.decode([1, 2], [tokens[20], tokens[41]], [20, 41])[1], expected[41])
 
 
 def test_decode_shapes_are_bound_once(session: OrtSession, tokens: list[int]) -> None:
-    """Coming back to a tier uses its bound buffers again: a captured graph stays valid."""
-    for _ in range(2):
+    """Steps of one tier share their buffers; only captured graphs outlive a change of tier."""
+
+    def cross_a_tier() -> None:
         session.prefill(0, tokens[:255])
         session.decode([0], [1], [255])
         session.decode([0], [1], [256])
-    assert sorted(session._steps) == [(0, 1, 512)]
-    session.prefill(0, tokens[:5])
+        session.prefill(0, tokens[:5])
+
+    cross_a_tier()
+    session.decode([0], [1], [5])
+    session.decode([0], [1], [6])
+    assert sorted(session._steps) == [(0, 1, 64)]
+    session._cuda_graph = True
     step = session._decode_step(0, 1)
-    session.prefill(0, tokens[:300])
-    session.release(0)
-    session.prefill(0, tokens[:5])
+    cross_a_tier()
+    assert sorted(session._steps) == [(0, 1, 64), (0, 1, 320)]
     assert session._decode_step(0, 1) is step
+    session._cuda_graph = False
 
 
 def test_only_decode_steps_are_captured(session: OrtSession) -> None:
@@ -262,11 +268,27 @@ def test_a_change_of_tier_keeps_the_rows_in_use(
 
 
 @pytest.mark.parametrize(
-    ("rows", "tier"), [(1, 256), (255, 256), (256, 512), (600, 704), (700, 704)]
+    ("rows", "doubling", "fine"),
+    [
+        (1, 256, 64),
+        (63, 256, 64),
+        (64, 256, 128),
+        (255, 256, 256),
+        (256, 512, 320),
+        (600, 704, 640),
+        (700, 704, 704),
+    ],
 )
-def test_tiers_keep_a_row_for_idle_writes(rows: int, tier: int) -> None:
-    """Capacity doubles, stays above the rows held, and ends just above the context."""
-    assert tier_for(rows, CONTEXT) == tier
+def test_tiers_keep_a_row_for_idle_writes(rows: int, doubling: int, fine: int) -> None:
+    """Capacity stays above the rows held, ends just above the context, and grows as told."""
+    assert tier_for(rows, CONTEXT, 1) == doubling
+    assert tier_for(rows, CONTEXT, 8) == fine
+
+
+@pytest.mark.parametrize("rows", [1000, 2048, 2049, 4000])
+def test_fine_tiers_waste_an_eighth_at_most(rows: int) -> None:
+    """Where rows are many, attention spans few that are not held."""
+    assert rows < tier_for(rows, 8192, 8) <= rows * 1.125 + 1
 
 
 def test_missing_provider_is_an_error(folders: tuple[Path, Path]) -> None:
