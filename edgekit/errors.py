@@ -14,7 +14,8 @@
     │   └── ContextOverflowError     a prompt does not fit the cache
     ├── QualityError             a built bundle misses its recipe's acceptance limits
     ├── StorageError             disk full, no permission, not a folder
-    └── MissingExtraError        an optional dependency is not installed
+    ├── MissingExtraError        an optional dependency is not installed
+    └── MissingInterpreterError  a tool that needs another Python is not set up
 
 Every message is one line: what is wrong and where, then the remedy. ``EXIT_CODES`` maps the
 families to the exit codes documented in ``docs/cli.md``; 0 is success, 1 an internal error,
@@ -149,6 +150,12 @@ class MissingExtraError(EdgekitError):
         )
         self.feature = feature
         self.extra = extra
+
+
+class MissingInterpreterError(EdgekitError):
+    """The other Python environment that a tool lives in is not named, or lacks the tool."""
+
+    exit_code = 14
 
 
 INTERRUPTED_EXIT_CODE = 130

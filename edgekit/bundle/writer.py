@@ -73,6 +73,7 @@ class BundleWriter:
         self._noted = _read_journal(self.work / JOURNAL)
         with storage_errors(self.work):
             self._journal = (self.work / JOURNAL).open("a", encoding="utf-8")
+            self._journal.write("\n")  # a torn last line must not swallow the next
         self._noting = threading.Lock()
         self._files: dict[str, FileEntry] = {}
 
@@ -227,7 +228,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _read_journal(path: Path) -> dict[str, Noted]:
-    """Read the journal; a line torn by a crash ends it."""
+    """Read the journal, less the lines that a crash tore."""
     noted: dict[str, Noted] = {}
     if not path.is_file():
         return noted
@@ -238,6 +239,6 @@ def _read_journal(path: Path) -> dict[str, Noted]:
                 TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in row["entries"]
             )
         except (json.JSONDecodeError, KeyError, TypeError, BundleError):
-            break
+            continue
         noted[row["key"]] = Noted(entries, row["facts"])
     return noted

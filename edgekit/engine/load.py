@@ -7,8 +7,14 @@ from typing import Any
 
 from edgekit.bundle.layout import TOKENIZER_FOLDER
 from edgekit.bundle.reader import Bundle
+from edgekit.contracts import optimum_io
+from edgekit.contracts.manifest import GraphEntry
+from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider
+from edgekit.engine.session import InferenceSession
+from edgekit.errors import BundleError, EngineError
 from edgekit.models.config import ModelConfig
+from edgekit.models.exported import AnyConfig, stored_config
 from edgekit.text.chat_template import ChatTemplate, Message
 from edgekit.text.tokenizer import Tokenizer
 
@@ -26,8 +32,8 @@ class LoadedModel:
     """
 
     bundle: Bundle
-    config: ModelConfig
-    session: OrtSession
+    config: AnyConfig
+    session: InferenceSession
     tokenizer: Tokenizer
     template: ChatTemplate | None
 
@@ -53,29 +59,51 @@ def load_bundle(
         provider: ``cpu`` or ``cuda``.
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
-        options: Further arguments of :class:`~edgekit.engine.ort.OrtSession`.
+        options: Further arguments of the session that the graph's dialect needs.
 
     Raises:
         EngineError: The engine is missing or refuses the graph.
     """
     entry = bundle.graph("host" if provider == "cpu" else "target")
-    config = ModelConfig.from_dict(dict(bundle.manifest.model["config"]))
+    config = stored_config(bundle.manifest.model["config"])
+    options = {**options, "max_sequences": max_sequences, "threads": threads}
+    session = _open_session(bundle, entry, config, provider, options)
     folder = bundle.path / TOKENIZER_FOLDER
-    dtype: Any = entry.activation_dtype
-    session = OrtSession(
-        bundle.path / entry.path,
-        config=config,
-        max_context=bundle.manifest.limits["max_context"],
-        max_sequences=max_sequences,
-        activation_dtype=dtype,
-        provider=provider,
-        threads=threads,
-        **options,
-    )
     return LoadedModel(
         bundle,
         config,
         session,
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
+    )
+
+
+def _open_session(
+    bundle: Bundle,
+    entry: GraphEntry,
+    config: AnyConfig,
+    provider: Provider,
+    options: dict[str, Any],
+) -> InferenceSession:
+    """Open a graph with the session of its dialect."""
+    graph, max_context = bundle.path / entry.path, bundle.manifest.limits["max_context"]
+    if entry.dialect == optimum_io.DIALECT:
+        if provider != "cpu":
+            raise EngineError(
+                f"bundles built with --exporter optimum do not run on {provider}",
+                "Run it with --provider cpu",
+            )
+        return GrowingCacheSession(
+            graph, max_context=max_context, vocab_size=config.vocab_size, **options
+        )
+    if not isinstance(config, ModelConfig):
+        raise BundleError(f"{bundle.path} has a {entry.dialect} graph of another exporter's model")
+    dtype: Any = entry.activation_dtype
+    return OrtSession(
+        graph,
+        config=config,
+        max_context=max_context,
+        activation_dtype=dtype,
+        provider=provider,
+        **options,
     )

@@ -41,16 +41,24 @@ def model_config_from_hf(
     kind = data.get("model_type")
     reader = FAMILIES.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise _unsupported(kind, data)
+        raise sparse_error(data) or _unknown(kind)
     config = reader(data, generation or {})
-    parameters = count_parameters(config)
+    refuse_parameters(count_parameters(config))
+    return config
+
+
+def refuse_parameters(parameters: int) -> None:
+    """Refuse a model that is too large for the machines edgekit builds for.
+
+    Raises:
+        UnsupportedModelError: It has 13 B parameters or more.
+    """
     if parameters >= MAX_PARAMETERS:
         raise UnsupportedModelError(
             f"the model has {parameters / 1e9:.1f} B parameters; edgekit builds models under 13 B, "
             "which is what an AGX Orin 64GB holds with its memory reserve kept",
             "Use a smaller one, such as deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
         )
-    return config
 
 
 def _qwen2(data: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
@@ -120,23 +128,32 @@ def _finish(
         mlp_bias=mlp_bias,
         qk_norm=qk_norm,
         rope=rope_config(data, context),
-        bos_token_id=_token(data, "bos_token_id"),
-        eos_token_ids=_end_tokens(data, generation),
-        pad_token_id=_token(data, "pad_token_id"),
+        bos_token_id=token_id(data, "bos_token_id"),
+        eos_token_ids=end_tokens(data, generation),
+        pad_token_id=token_id(data, "pad_token_id"),
     )
     reader.finish()
     return config
 
 
-def _token(data: Mapping[str, Any], key: str) -> int | None:
+def token_id(data: Mapping[str, Any], key: str) -> int | None:
+    """Return a special token of ``config.json``, or None.
+
+    Raises:
+        CheckpointError: It is not a token id.
+    """
     value = data.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise CheckpointError(f"config.json: {key} must be a token id, is {value!r}")
     return value
 
 
-def _end_tokens(data: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return every end token either file names, in order of appearance."""
+def end_tokens(data: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return every end token either file names, in order of appearance.
+
+    Raises:
+        CheckpointError: One is not a token id.
+    """
     found: list[int] = []
     for source in (data, generation):
         value = source.get("eos_token_id")
@@ -153,8 +170,9 @@ def _end_tokens(data: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple
 _SPARSE = ("n_routed_experts", "num_experts", "num_local_experts")
 
 
-def _unsupported(kind: Any, data: Mapping[str, Any]) -> UnsupportedModelError:
-    names = ", ".join(FAMILIES)
+def sparse_error(data: Mapping[str, Any]) -> UnsupportedModelError | None:
+    """Return why a ``config.json`` of a sparse model is refused; None for a dense one."""
+    kind = data.get("model_type")
     if kind in {"deepseek_v2", "deepseek_v3", "deepseek_v32"} or data.get("kv_lora_rank"):
         return UnsupportedModelError(
             f"model_type {kind!r} uses multi-head latent attention and mixture of experts, which "
@@ -166,7 +184,12 @@ def _unsupported(kind: Any, data: Mapping[str, Any]) -> UnsupportedModelError:
             f"model_type {kind!r} is a mixture of experts, which edgekit does not build",
             "Use a dense DeepSeek model, such as deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
         )
+    return None
+
+
+def _unknown(kind: Any) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"config.json has model_type {kind!r}; edgekit builds {names}",
-        "Use a model of these families, such as deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        f"config.json has model_type {kind!r}; edgekit builds {', '.join(FAMILIES)} natively",
+        "Build it with --exporter optimum --target cpu, or use a model of these families, such as "
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
     )

@@ -12,7 +12,7 @@ from edgekit.bundle.reader import Bundle
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.engine.load import LoadedModel, load_bundle
 from edgekit.engine.ort import Provider
-from edgekit.errors import CalibrationError
+from edgekit.errors import CalibrationError, UnsupportedModelError
 from edgekit.evaluate.exact_match import (
     EvalRow,
     chat_encoder,
@@ -21,6 +21,7 @@ from edgekit.evaluate.exact_match import (
 )
 from edgekit.evaluate.reference import ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, measure_session, split_windows
+from edgekit.models.families import FAMILIES
 from edgekit.progress import SILENT, Progress
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
@@ -60,8 +61,11 @@ def evaluate_bundle(
 
     Raises:
         CalibrationError: The data has the wrong form.
+        UnsupportedModelError: There is no reference model of the family.
         EngineError: The engine fails.
     """
+    if request.reference:
+        _require_reference(bundle)
     rows = read_rows(request.data, request.limit) if request.data else []
     model = load_bundle(
         bundle,
@@ -77,6 +81,16 @@ def evaluate_bundle(
         report |= _divergence(model, windows, request, progress)
     model.session.close()
     return report
+
+
+def _require_reference(bundle: Bundle) -> None:
+    """Refuse --reference for a family whose unquantized model edgekit cannot run."""
+    kind = bundle.manifest.model["model_type"]
+    if kind not in FAMILIES:
+        raise UnsupportedModelError(
+            f"edgekit has no reference model of family {kind!r}, so --reference measures nothing",
+            "Leave it out; the build's own check against the exported graph is in `inspect`",
+        )
 
 
 def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) -> dict[str, Any]:

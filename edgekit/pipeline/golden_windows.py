@@ -6,6 +6,8 @@ of a model is judged by the same tokens.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,12 +42,20 @@ CONVERSATIONS: tuple[tuple[str, str], ...] = (
 
 
 def golden_windows(checkpoint: Checkpoint) -> list[npt.NDArray[np.int64]]:
+    """Return a checkpoint's golden sequences, as :func:`windows_of_tokenizer` does."""
+    return windows_of_tokenizer(checkpoint.path)
+
+
+def windows_of_tokenizer(folder: Path) -> list[npt.NDArray[np.int64]]:
     """Return the golden sequences as token ids, int64 [S] each, S <= MAX_TOKENS.
 
     A base model without a chat template gets the bare text.
+
+    Args:
+        folder: Where the tokenizer's files are.
     """
-    tokenizer = Tokenizer.from_folder(checkpoint.path)
-    template = ChatTemplate.from_folder(checkpoint.path)
+    tokenizer = Tokenizer.from_folder(folder)
+    template = ChatTemplate.from_folder(folder)
     windows = []
     for question, answer in CONVERSATIONS:
         if template is None:

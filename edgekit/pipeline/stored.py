@@ -44,8 +44,8 @@ from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 from edgekit.recipe import EmbeddingType
 
-_Waiting = tuple[str, str, "Future[Noted]"]
-"""A linear's name, its resume key, and its blobs being written."""
+_Waiting = tuple[str, "Future[Noted]"]
+"""A linear's name, and its blobs being written."""
 
 EMBEDDING = "model.embed_tokens"
 DENSE_STRIP_ROWS = 2048
@@ -152,23 +152,23 @@ def _store_linears(store: Store, schemes: Schemes, model: StoredModel) -> None:
                 model.add_linear(linear.name, noted)
             else:
                 weight = _quantize(store, linear, tensor, scheme)
-                _take(store, model, waiting)
-                written = pool.submit(_write_weight, store.writer, linear.name, weight)
-                waiting = linear.name, key, written
-        _take(store, model, waiting)
+                _take(model, waiting)
+                written = pool.submit(_write_weight, store.writer, key, linear.name, weight)
+                waiting = linear.name, written
+        _take(model, waiting)
 
 
-def _write_weight(writer: BundleWriter, name: str, weight: QuantizedWeight) -> Noted:
-    return Noted(store_weight(writer, name, weight), asdict(weight.error))
+def _write_weight(writer: BundleWriter, key: str, name: str, weight: QuantizedWeight) -> Noted:
+    noted = Noted(store_weight(writer, name, weight), asdict(weight.error))
+    writer.note(key, noted)
+    return noted
 
 
-def _take(store: Store, model: StoredModel, waiting: _Waiting | None) -> None:
-    """Wait for a weight to be written, and note it."""
+def _take(model: StoredModel, waiting: _Waiting | None) -> None:
+    """Wait for a weight to be written."""
     if waiting is not None:
-        name, key, written = waiting
-        noted = written.result()
-        store.writer.note(key, noted)
-        model.add_linear(name, noted)
+        name, written = waiting
+        model.add_linear(name, written.result())
 
 
 def store_weight(

@@ -11,9 +11,11 @@ from edgekit.engine.ort import Provider
 from edgekit.errors import BundleError
 from edgekit.evaluate.golden import GoldenLimits, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
-from edgekit.graph.check import check_graph
+from edgekit.graph.check import GraphReport, check_graph
+from edgekit.graph.exported import check_exported_graph
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
+from edgekit.models.exported import stored_config
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
@@ -22,6 +24,9 @@ ENGINE_LIMITS = GoldenLimits(
 )
 """How far an engine may be from the stored weights in float32: room for float16 and for int8
 activations (ONNX Runtime's fast 4-bit kernels), none for a wrong graph."""
+
+ROW_SCHEME = "w8-row"
+"""Of embeddings: one scale a row, looked up and multiplied rather than dequantized."""
 
 
 def verify_bundle(
@@ -43,14 +48,11 @@ def verify_bundle(
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
-    manifest = bundle.manifest
     progress.start("digests", bundle.total_bytes)
     digests = verify_digests(bundle, threads=threads, progress=progress)
     progress.finish(f"{digests.files} files and {digests.blobs} blobs are whole")
     progress.start("graphs", 0)
-    config = ModelConfig.from_dict(dict(manifest.model["config"]))
-    schemes = stored_schemes(bundle, config)
-    graphs = {g.name: check_graph(bundle.path / g.path, config, schemes) for g in manifest.graphs}
+    graphs = check_graphs(bundle)
     progress.finish(", ".join(graphs))
     return {
         "bundle": str(bundle.path),
@@ -61,6 +63,26 @@ def verify_bundle(
         "graphs": {name: report.to_dict() for name, report in graphs.items()},
         "golden": _golden(bundle, provider, threads, progress) if run else None,
     }
+
+
+def check_graphs(bundle: Bundle) -> dict[str, GraphReport]:
+    """Check every graph of a bundle against its tensors; returns the reports by name.
+
+    Raises:
+        GraphError: A graph is not valid or not as planned.
+        BundleError: A tensor names a scheme this edgekit does not know.
+    """
+    graphs = {graph.name: bundle.path / graph.path for graph in bundle.manifest.graphs}
+    config = stored_config(bundle.manifest.model["config"])
+    if isinstance(config, ModelConfig):
+        schemes = stored_schemes(bundle, config)
+        return {name: check_graph(path, config, schemes) for name, path in graphs.items()}
+    labels = {
+        entry.name.removesuffix(codes_name("")): entry.scheme
+        for entry in bundle.manifest.tensors
+        if entry.role == "codes" and entry.scheme and entry.scheme != ROW_SCHEME
+    }
+    return {name: check_exported_graph(path, labels) for name, path in graphs.items()}
 
 
 def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme | None]:

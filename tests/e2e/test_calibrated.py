@@ -59,10 +59,10 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> float:
 
 
 def test_gptq_beats_rounding_and_answers(rounded: float, tmp_path: Path) -> None:
-    """On a sixteenth of the recipe's data GPTQ already takes a quarter off the divergence."""
+    """On a thirtieth of the recipe's data GPTQ already takes a tenth off the divergence."""
     report = build(tmp_path / "b", write_recipe(tmp_path, "gptq"))
     assert report["bits_per_linear_weight"] == 4.25
-    assert divergence(tmp_path / "b") < 0.8 * rounded
+    assert divergence(tmp_path / "b") < 0.9 * rounded
     assert json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)["golden"]["passed"]
     answers = ("--data", DATA / "reasoning_dev.jsonl", "--limit", 40, "--json")
     assert json.loads(edgekit("eval", tmp_path / "b", *answers).stdout)["exact_match"] >= 0.95

@@ -44,6 +44,20 @@ from edgekit.units import format_bytes
     help="Bundle of an earlier version: keeps its scales where they are as good, so that the "
     "update is small.",
 )
+@click.option(
+    "--exporter",
+    type=click.Choice(["native", "optimum"]),
+    default="native",
+    show_default=True,
+    help="What makes the graph: edgekit, or for families it has no graph for Optimum (target cpu).",
+)
+@click.option(
+    "--optimum-python",
+    type=click.Path(path_type=Path),
+    envvar="EDGEKIT_OPTIMUM_PYTHON",
+    show_envvar=True,
+    help="Python with Optimum (scripts/optimum.sh makes one).",
+)
 @click.option("--revision", help="Commit, tag or branch of a hub id.")
 @click.option("--max-context", type=click.IntRange(1), help="Tokens a sequence can hold.")
 @click.option("--max-sequences", type=click.IntRange(1), help="Sequences decoded at once.")
@@ -63,6 +77,7 @@ def command(**options: Any) -> None:
     \b
     edgekit build deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --target orin
     edgekit build ./checkpoint --target cpu --recipe w8a16 --out model.bundle
+    edgekit build ./mistral --target cpu --exporter optimum
     """  # fmt: skip
     from edgekit.pipeline.build import build  # noqa: PLC0415 - heavy
     from edgekit.pipeline.request import BuildRequest  # noqa: PLC0415
@@ -86,7 +101,12 @@ def command(**options: Any) -> None:
         check=not options["no_check"],
     )
     with StageProgress() as progress:
-        result = build(request, progress)
+        if options["exporter"] == "optimum":
+            from edgekit.exporters.build import build_exported  # noqa: PLC0415 - heavy
+
+            result = build_exported(request, options["optimum_python"], progress)
+        else:
+            result = build(request, progress)
     if as_json:
         print_json(result.to_dict())
     else:

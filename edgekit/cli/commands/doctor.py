@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.cli.render import console, print_json
+from edgekit.errors import MissingInterpreterError
+from edgekit.exporters.optimum import find_optimum
 from edgekit.units import format_bytes
 
 
@@ -51,7 +53,6 @@ _FEATURES = (
     ),
     ("download from the hub", (("huggingface-hub", "huggingface_hub"),), "host"),
     ("calibrated recipes (GPTQ, AWQ, mixed)", (("torch", "torch"),), "calibrate"),
-    ("export with Optimum", (("optimum-onnx", "optimum"),), "optimum"),
     ("TensorRT engines on this machine", (("tensorrt", "tensorrt"),), ""),
 )
 
@@ -63,7 +64,7 @@ def command(*, as_json: bool) -> None:
 
     Exits with 1 when something keeps `edgekit build` from working.
     """
-    findings = [*_machine(), *_features(), *_engines()]
+    findings = [*_machine(), *_features(), _optimum(), *_engines()]
     healthy = all(f.state != "problem" for f in findings)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(f) for f in findings]})
@@ -118,6 +119,17 @@ def _features() -> list[Finding]:
         state = "problem" if feature.startswith("build") else "missing"
         findings.append(Finding(feature, state, f"without {', '.join(missing)}", remedy))
     return findings
+
+
+def _optimum() -> Finding:
+    """Look for the other Python that Optimum lives in, without importing anything there."""
+    what = "export other families (Optimum)"
+    try:
+        optimum = find_optimum(None, 1)
+        version = optimum.installed_version()
+    except MissingInterpreterError as error:
+        return Finding(what, "missing", error.message, error.remedy)
+    return Finding(what, "ok", f"optimum-onnx {version} in {optimum.python}")
 
 
 def _engines() -> list[Finding]:

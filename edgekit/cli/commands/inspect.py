@@ -67,11 +67,11 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 
 def _bundle_facts(path: Path) -> dict[str, Any]:
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
-    from edgekit.models.config import ModelConfig  # noqa: PLC0415
+    from edgekit.models.exported import stored_config  # noqa: PLC0415
 
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    config = ModelConfig.from_dict(manifest.model["config"])
+    config = stored_config(manifest.model["config"])
     quality = manifest.quality
     return {
         "kind": "bundle",

@@ -55,7 +55,7 @@ def test_noted_blobs_are_resumed_only_when_whole(tmp_path: Path) -> None:
 
 
 def test_torn_journal_line_is_ignored(tmp_path: Path) -> None:
-    """A line cut short by a crash ends the journal; what stands before it counts."""
+    """A line cut short by a crash is passed over; what stands before and after it counts."""
     with BundleWriter(tmp_path / "b") as writer:
         writer.note("whole", Noted((add(writer, "t", b"abcd"),)))
     journal = tmp_path / ".b.partial" / "journal.jsonl"
@@ -63,6 +63,10 @@ def test_torn_journal_line_is_ignored(tmp_path: Path) -> None:
     with BundleWriter(tmp_path / "b") as writer:
         assert writer.resume("whole") is not None
         assert writer.resume("torn") is None
+        writer.note("after", Noted((add(writer, "t", b"abcd"),)))
+    with BundleWriter(tmp_path / "b") as writer:
+        assert writer.resume("whole") is not None
+        assert writer.resume("after") is not None
 
 
 def test_incomplete_bundle_is_not_finished(tmp_path: Path) -> None:
