@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import reprlib
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,6 +28,9 @@ else:
 SCHEMA_VERSION = 1
 DEFAULT_RECIPE = "w4a16-g64"
 MAX_RECIPE_BYTES = 64 * 1024
+MIN_CONTEXT = 32
+"""A golden sequence must fit the context; less holds no conversation either."""
+MAX_CONTEXT = 1 << 24
 
 Method = Literal["rtn", "gptq", "awq", "awq-gptq"]
 HeadType = Literal["int4", "int8", "float16"]
@@ -38,6 +42,16 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "scale_search": ("absmax", "mse"),
     "algorithm": ("rtn", "gptq", "awq", "awq-gptq"),
     "dtype": ("float16", "int4", "int8"),
+}
+_LARGEST = 2**53
+"""Other readers of a manifest round larger numbers."""
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_context": (MIN_CONTEXT, MAX_CONTEXT),
+    "max_sequences": (1, MAX_CONTEXT),
+    "tokens": (1, _LARGEST),
+    "window": (1, _LARGEST),
+    "mixed_bits_per_weight": (0, 16),
+    "top1_agreement_min": (0, 1),
 }
 
 
@@ -186,12 +200,14 @@ def parse_recipe(text: str, source: str) -> Recipe:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise RecipeError(f"{source} nests its values too deeply") from error
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise RecipeError(f"{source} is not valid TOML: {error}") from error
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise RecipeError(
-            f"{source} has schema_version {version!r}, this edgekit reads {SCHEMA_VERSION}",
+            f"{source} has schema_version {_show(version)}, this edgekit reads {SCHEMA_VERSION}",
             f"Put schema_version = {SCHEMA_VERSION} first",
         )
     recipe: Recipe = _read(Recipe, data, source, "")
@@ -210,7 +226,7 @@ def _read(kind: Any, data: Any, source: str, table: str) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(known)}"
-            raise RecipeError(f"{source}: {where} has an unknown key {key!r}", hint)
+            raise RecipeError(f"{source}: {where} has an unknown key {_show(key)}", hint)
     values: dict[str, Any] = {}
     for key, value in data.items():
         path = f"{table}.{key}" if table else key
@@ -247,9 +263,10 @@ def _value(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
         return _interval(value, source, path)
     if key in _CHOICES:
         choices = ("float16", "int8") if kind is Embedding else _CHOICES[key]
-        if value not in choices or isinstance(value, bool):
+        # By type, too: 64.0 equals 64, and True equals 1.
+        if not any(type(value) is type(c) and value == c for c in choices):
             names = ", ".join(str(c) for c in choices)
-            raise RecipeError(f"{source}: {path} is {value!r}", f"Use one of: {names}")
+            raise RecipeError(f"{source}: {path} is {_show(value)}", f"Use one of: {names}")
         return value
     return _scalar(kind, key, value, source, path)
 
@@ -257,21 +274,29 @@ def _value(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
 def _scalar(kind: Any, key: str, value: Any, source: str, path: str) -> Any:
     wanted = next(f.type for f in fields(kind) if f.name == key)
     expected = _TYPES[str(wanted)]
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not expected:
-        raise RecipeError(f"{source}: {path} must be of type {wanted}, got {value!r}")
-    if isinstance(value, (int, float)) and value < 0:
-        raise RecipeError(f"{source}: {path} must not be negative, got {value!r}")
-    return value
+    if type(value) is not expected and (expected, type(value)) != (float, int):
+        raise RecipeError(f"{source}: {path} must be of type {wanted}, got {_show(value)}")
+    if isinstance(value, str):
+        return value
+    low, high = _RANGES.get(key, (0, _LARGEST))
+    if not low <= value <= high:  # NaN is within no range
+        raise RecipeError(
+            f"{source}: {path} must be at least {low} and at most {high}, got {_show(value)}"
+        )
+    return expected(value)
 
 
 def _interval(value: Any, source: str, path: str) -> tuple[int, int]:
     if not (isinstance(value, list) and [type(v) for v in value] == [int, int]):
-        raise RecipeError(f"{source}: {path} must be two integers, got {value!r}")
-    if not 0 <= value[0] <= value[1]:
-        raise RecipeError(f"{source}: {path} must be [low, high], got {value!r}")
+        raise RecipeError(f"{source}: {path} must be two integers, got {_show(value)}")
+    if not 0 <= value[0] <= value[1] <= _LARGEST:
+        raise RecipeError(f"{source}: {path} must be [low, high], got {_show(value)}")
     return value[0], value[1]
+
+
+def _show(value: Any) -> str:
+    """Return a value as an error shows it: a line, whatever its size."""
+    return reprlib.repr(value)
 
 
 def load_recipe(name: str) -> Recipe:

@@ -46,7 +46,27 @@ def test_digest_depends_on_values_not_on_spelling() -> None:
         (HEADER + "[quant.embedding]\ndtype = 'int4'", "Use one of: float16, int8"),
         (HEADER + "[graph]\nmax_context = 'many'", "graph.max_context must be of type int"),
         (HEADER + "[graph]\nmax_context = true", "graph.max_context must be of type int"),
-        (HEADER + "[graph]\nmax_context = -1", "must not be negative"),
+        (HEADER + "[graph]\nmax_context = -1", "graph.max_context must be at least 32"),
+        (HEADER + "[graph]\nmax_context = 0", "at least 32 and at most 16777216, got 0"),
+        (HEADER + "[graph]\nmax_context = 31", "at least 32"),
+        (HEADER + "[graph]\nmax_sequences = 0", "graph.max_sequences must be at least 1"),
+        (HEADER + "[calibration]\ntokens = 0", "calibration.tokens must be at least 1"),
+        (HEADER + "[calibration]\nseed = -1", "calibration.seed must be at least 0"),
+        (HEADER + "[calibration]\nseed = 9007199254740993", "at most 9007199254740992"),
+        (HEADER + "[calibration]\nsegment_tokens = [1, 9007199254740993]", "must be [low, high]"),
+        (HEADER + "[quant.linear]\ngroup_size = 64.0", "quant.linear.group_size is 64.0"),
+        (HEADER + "[quant.linear]\ngroup_size = false", "quant.linear.group_size is False"),
+        (HEADER + "[quant.linear]\ngroup_size = [64]", "quant.linear.group_size is [64]"),
+        (HEADER + "[quant]\nmixed_bits_per_weight = nan", "at least 0 and at most 16, got nan"),
+        (HEADER + "[quant]\nmixed_bits_per_weight = inf", "at least 0 and at most 16, got inf"),
+        (HEADER + "[acceptance]\nkl_divergence_nats_max = nan", "got nan"),
+        (HEADER + "[acceptance]\nkl_divergence_nats_max = inf", "got inf"),
+        (HEADER + "[acceptance]\nkl_divergence_nats_max = 1" + "0" * 400, "must be at least 0"),
+        (HEADER + "[acceptance]\ntop1_agreement_min = 5", "at least 0 and at most 1, got 5"),
+        (HEADER + "[graph]\nmax_context = " + "9" * 5000, "is not valid TOML"),
+        (HEADER + "description = " + "[" * 20_000, "nests its values too deeply"),
+        (HEADER + "schema_versions = " + "[" * 90 + "]" * 90, "unknown key 'schema_versions'"),
+        (HEADER + "description = " + "[" * 90 + "]" * 90, "description must be of type str"),
         (HEADER + "graph = 3", "[graph] must be a table"),
         (HEADER + "[quant]\noverride = 3", "must be an array of tables"),
         (HEADER + "[[quant.override]]\ndtype = 'int8'", "lacks 'pattern'"),
@@ -58,6 +78,16 @@ def test_mistake_is_named(text: str, message: str) -> None:
         parse_recipe(text, "my.toml")
     assert message in str(caught.value)
     assert "my.toml" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_read() -> None:
+    """The ends of a range belong to it, and a whole number may stand for a float."""
+    text = "[graph]\nmax_context = 32\nmax_sequences = 1\n[acceptance]\ntop1_agreement_min = 1\n"
+    recipe = parse_recipe(HEADER + text, "a.toml")
+    assert (recipe.graph.max_context, recipe.graph.max_sequences) == (32, 1)
+    agreement = recipe.acceptance.top1_agreement_min
+    assert (agreement, type(agreement)) == (1.0, float)
 
 
 def test_unknown_recipe_name_suggests_the_nearest() -> None:
