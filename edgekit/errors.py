@@ -159,3 +159,7 @@ class MissingInterpreterError(EdgekitError):
 
 
 INTERRUPTED_EXIT_CODE = 130
+
+
+class BuildInterrupted(KeyboardInterrupt):
+    """An interruption after which the same build takes up what it has finished."""

@@ -32,7 +32,8 @@ def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
             raise StorageError(
                 f"no permission to write {path}", "Choose another --out, or change its owner"
             ) from error
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        remedy = "Choose a shorter --out" if error.errno == errno.ENAMETOOLONG else ""
+        raise StorageError(f"cannot write {path}: {error.strerror or error}", remedy) from error
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:

@@ -2,11 +2,13 @@
 
 The work folder ``.<name>.partial`` stands beside the output. Every blob written is noted in a
 journal under a key of the caller's; an interrupted build that runs again takes noted blobs as they
-are. Nothing in a bundle depends on time, host or thread count.
+are. The folder stays only if that can happen: after an interruption or a failed write, with
+something noted. Nothing in a bundle depends on time, host or thread count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -20,10 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.layout import BLOB_FOLDER, MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.output import require_free, take_place
 from edgekit.bundle.storage import storage_errors, sync_folder, write_atomic
 from edgekit.contracts.manifest import Dtype, FileEntry, Manifest, Role, TensorEntry, check_path
-from edgekit.errors import BundleError, StorageError
+from edgekit.errors import BuildInterrupted, BundleError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,16 +64,12 @@ class BundleWriter:
         self.out = out.absolute()
         self.work = self.out.parent / f".{self.out.name}.partial"
         self._overwrite = overwrite
-        if self.out.exists() and not overwrite:
-            raise StorageError(
-                f"{out} exists already", "Choose another --out, or replace it with --overwrite"
-            )
-        if self.out.exists() and not (self.out / MANIFEST).is_file():
-            raise StorageError(f"{out} is not a bundle and is not replaced", "Choose another --out")
+        require_free(self.out, overwrite=overwrite)
         with storage_errors(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         self._noted = _read_journal(self.work / JOURNAL)
+        self._resumable = bool(self._noted)
         with storage_errors(self.work):
             self._journal = (self.work / JOURNAL).open("a", encoding="utf-8")
             self._journal.write("\n")  # a torn last line must not swallow the next
@@ -86,13 +85,26 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Release the lock; what was written stays for the next try."""
-        self._journal.close()
-        self._lock.close()
+        """Release the lock, and remove the work folder unless a next try can go on from it.
 
-    def discard(self) -> None:
-        """Remove the work folder: the build cannot succeed by being repeated."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        Raises:
+            BuildInterrupted: In place of a KeyboardInterrupt, when it can.
+        """
+        with contextlib.suppress(OSError):  # what a full disk did not take, note() has reported
+            self._journal.close()
+        failed = isinstance(error, Exception) and not isinstance(error, StorageError)
+        if failed or (error is not None and not self._resumable):
+            shutil.rmtree(self.work, ignore_errors=True)
+        self._lock.close()
+        if isinstance(error, KeyboardInterrupt) and self._resumable:
+            raise BuildInterrupted from error
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the blobs in the work folder, those of earlier tries included."""
+        with storage_errors(self.work):
+            blobs = (self.work / BLOB_FOLDER).glob("*/*")
+            return sum(path.stat().st_size for path in blobs)
 
     def resume(self, key: str) -> Noted | None:
         """Return what an earlier try noted under ``key``, if its blobs are still whole."""
@@ -108,6 +120,7 @@ class BundleWriter:
         with self._noting, storage_errors(self.work / JOURNAL):
             self._journal.write(json.dumps({"key": key, **asdict(noted)}) + "\n")
             self._journal.flush()
+            self._resumable = True
 
     def add_tensor(
         self,
@@ -158,7 +171,9 @@ class BundleWriter:
 
         Raises:
             BundleError: The manifest names a blob or file that was not written.
+            StorageError: Something has come to stand at the output meanwhile.
         """
+        require_free(self.out, overwrite=self._overwrite)
         self._remove_strays(manifest)
         data = manifest.to_bytes()
         write_atomic(self.work / MANIFEST, data)
@@ -166,10 +181,8 @@ class BundleWriter:
         write_atomic(self.work / MANIFEST_DIGEST, digest.encode("ascii"))
         with storage_errors(self.out):
             os.sync()
-            if self.out.exists():
-                _swap(self.work, self.out)
-            else:
-                self.work.rename(self.out)
+            require_free(self.out, overwrite=self._overwrite)  # a sync may take minutes
+            take_place(self.work, self.out)
             sync_folder(self.out.parent)
         return self.out
 
@@ -201,15 +214,6 @@ class BundleWriter:
                     f"another build of {self.out} is running", "Wait for it, or stop it"
                 ) from None
         return lock
-
-
-def _swap(work: Path, out: Path) -> None:
-    """Replace ``out`` by ``work``; a crash between the renames leaves the old one beside it."""
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old)
 
 
 def _write_all(file: IO[bytes], view: memoryview) -> int:

@@ -13,7 +13,7 @@ from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.bundle.writer import BundleWriter, Noted
 from edgekit.contracts.manifest import TensorEntry
-from edgekit.errors import BundleError, StorageError
+from edgekit.errors import BuildInterrupted, BundleError, StorageError
 
 
 def add(writer: BundleWriter, name: str, data: bytes) -> TensorEntry:
@@ -116,3 +116,132 @@ def test_links_in_a_bundle_are_refused(tmp_path: Path) -> None:
     blob.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match="is missing"):
         open_bundle(path)
+
+
+def bundle_of(out: Path, data: bytes) -> Path:
+    with BundleWriter(out, overwrite=True) as writer:
+        writer.add_file("g.onnx", b"graph")
+        return finish(writer, add(writer, "t", data))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_to_stand_at_the_output_meanwhile_is_kept(
+    tmp_path: Path, *, overwrite: bool
+) -> None:
+    """A folder made at the output while a build runs is not deleted, and its work resumes."""
+    message = "is not a bundle and is not replaced" if overwrite else "exists already"
+
+    def collide() -> None:
+        with BundleWriter(tmp_path / "b", overwrite=overwrite) as writer:
+            entry = add(writer, "t", b"abcd")
+            writer.note("t", Noted((entry,)))
+            (tmp_path / "b").mkdir()
+            (tmp_path / "b" / "thesis.txt").write_text("precious")
+            finish(writer, entry)
+
+    with pytest.raises(StorageError, match=message):
+        collide()
+    assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
+    (tmp_path / "b").rename(tmp_path / "mine")
+    with BundleWriter(tmp_path / "b") as writer:
+        assert writer.resume("t") is not None
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "tokenizer/mine.json", "blobs/ab/thesis"])
+def test_foreign_file_in_an_old_bundle_is_not_lost(tmp_path: Path, place: str) -> None:
+    """Overwriting refuses a bundle that holds a file its manifest does not list."""
+    path = bundle_of(tmp_path / "b", b"first")
+    (path / place).parent.mkdir(parents=True, exist_ok=True)
+    (path / place).write_text("precious")
+    with pytest.raises(StorageError, match=f"holds {place}, which is none of its bundle's files"):
+        BundleWriter(path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert (path / place).read_text() == "precious"
+
+
+def test_damaged_bundle_can_be_overwritten(tmp_path: Path) -> None:
+    """A bundle whose manifest cannot be read is replaced, unless something foreign is in it."""
+    path = bundle_of(tmp_path / "b", b"first")
+    (path / "manifest.json").write_text("{")
+    (path / "notes.txt").write_text("precious")
+    with pytest.raises(StorageError, match=r"holds notes\.txt"):
+        BundleWriter(path, overwrite=True)
+    (path / "notes.txt").unlink()
+    bundle_of(path, b"second")
+    verify_digests(open_bundle(path))
+
+
+def test_link_to_a_bundle_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    """Overwriting a link replaces the link; a link that leads nowhere is in the way."""
+    target = bundle_of(tmp_path / "target", b"first")
+    (tmp_path / "b").symlink_to(target)
+    bundle_of(tmp_path / "b", b"second")
+    verify_digests(open_bundle(target))
+    assert not (tmp_path / "b").is_symlink()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match="exists already"):
+        BundleWriter(tmp_path / "dangling")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "dangling", "target"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (StorageError("disk full"), True),
+        (KeyboardInterrupt(), True),
+        (BundleError("wrong"), False),
+        (ZeroDivisionError(), False),
+    ],
+)
+def test_work_is_kept_only_where_repeating_can_help(
+    tmp_path: Path, error: BaseException, *, kept: bool
+) -> None:
+    """A full disk and an interruption keep the work folder; every other error removes it."""
+
+    def fail(name: str, *, note: bool) -> None:
+        with BundleWriter(tmp_path / name) as writer:
+            entry = add(writer, "t", b"abcd")
+            if note:
+                writer.note("t", Noted((entry,)))
+            raise error
+
+    for name, note in (("noted", True), ("bare", False)):
+        with pytest.raises(type(error)):
+            fail(name, note=note)
+    # Without a note there is nothing to take up.
+    assert [p.name for p in tmp_path.iterdir()] == ([".noted.partial"] if kept else [])
+
+
+def test_interruption_says_whether_the_build_resumes(tmp_path: Path) -> None:
+    """An interrupted build with finished blobs says so by its type; one without does not."""
+
+    def interrupt(*, note: bool) -> None:
+        with BundleWriter(tmp_path / "b") as writer:
+            if note:
+                writer.note("t", Noted((add(writer, "t", b"abcd"),)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupt(note=False)
+    assert not isinstance(caught.value, BuildInterrupted)
+    with pytest.raises(BuildInterrupted):
+        interrupt(note=True)
+    with pytest.raises(BuildInterrupted):  # noted by the earlier try
+        interrupt(note=False)
+
+
+def test_stored_bytes_are_those_of_the_blobs(tmp_path: Path) -> None:
+    """The blobs of earlier tries count, the journal and files do not."""
+    with BundleWriter(tmp_path / "b") as writer:
+        assert writer.stored_bytes == 0
+        writer.note("t", Noted((add(writer, "t", b"abcd"),)))
+    with BundleWriter(tmp_path / "b") as writer:
+        writer.add_file("g.onnx", b"graph")
+        add(writer, "u", b"efghij")
+        assert writer.stored_bytes == 10
+
+
+def test_name_that_is_too_long_is_named(tmp_path: Path) -> None:
+    """An output whose name the file system refuses is a storage error, not a traceback."""
+    with pytest.raises(StorageError, match=r"too long\. Choose a shorter --out"):
+        BundleWriter(tmp_path / ("b" * 300))
