@@ -22,7 +22,7 @@ from edgekit.contracts import optimum_io
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
 from edgekit.engine.growing_cache import GrowingCacheSession
-from edgekit.errors import EdgekitError, RecipeError, StorageError, UnsupportedModelError
+from edgekit.errors import RecipeError, UnsupportedModelError
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.exporters.exported_graph import OPSET, open_exported
 from edgekit.exporters.optimum import Optimum, find_optimum
@@ -38,10 +38,17 @@ from edgekit.models.families import token_id
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
+from edgekit.pipeline.options import (
+    choose_context,
+    is_local,
+    model_name,
+    refuse_idle_options,
+)
 from edgekit.pipeline.quality import require_quality
 from edgekit.pipeline.request import BuildRequest, BuildResult
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.report import error_report
+from edgekit.recipe import MAX_CONTEXT
 from edgekit.units import format_bytes
 
 GRAPH_NAME = "optimum.float32"
@@ -116,16 +123,12 @@ def build_exported(
         f"{source.model_type}, {source.parameters / 1e6:.1f} M parameters, "
         f"{format_bytes(source.stored_bytes)}"
     )
+    max_context = choose_context(request, context_limit(source.hf_config, MAX_CONTEXT))
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
-        try:
-            require_space(writer.work, EXPORT_COPIES * 4 * source.parameters)
-            manifest, stored = _write(request, source, optimum, writer, progress)
-            path = writer.finish(manifest)
-        except StorageError:
-            raise
-        except EdgekitError:
-            writer.discard()
-            raise
+        shutil.rmtree(writer.work / EXPORT_FOLDER, ignore_errors=True)  # a killed build's
+        require_space(writer.work, EXPORT_COPIES * 4 * source.parameters)
+        manifest, stored = _write(request, source, optimum, max_context, writer, progress)
+        path = writer.finish(manifest)
         progress.finish(f"{len(manifest.tensors)} tensors, sha256:{manifest.digest()[:12]}")
     return BuildResult(
         path=path,
@@ -136,6 +139,8 @@ def build_exported(
         total_bytes=open_bundle(path).total_bytes,
         fit=stored.fit,
         quality=stored.quality,
+        max_context=stored.max_context,
+        max_sequences=stored.max_sequences,
     )
 
 
@@ -145,6 +150,7 @@ def refuse_options(request: BuildRequest) -> None:
     Raises:
         UnsupportedModelError: Another target than ``cpu``.
         RecipeError: An adapter, a base, calibration data or a recipe that needs it.
+        CheckpointError: A revision of a local folder.
     """
     if request.target.name != "cpu":
         raise UnsupportedModelError(
@@ -160,22 +166,23 @@ def refuse_options(request: BuildRequest) -> None:
                 f"Leave out --{name}, or use --exporter native",
             )
     refuse_calibrated(request.recipe)
+    refuse_idle_options(request)
 
 
 def _write(
     request: BuildRequest,
     source: Source,
     optimum: Optimum,
+    max_context: int,
     writer: BundleWriter,
     progress: Progress,
 ) -> tuple[Manifest, Stored]:
     """Run the writing stages; returns the manifest, and what it was made of."""
     folder = writer.work / EXPORT_FOLDER
-    shutil.rmtree(folder, ignore_errors=True)  # a killed build's
     with CheckpointDigests(source.files) as digests:
         try:
             exported = _export(source, optimum, folder, progress)
-            stored = _store(request, source, exported, writer, progress)
+            stored = _store(request, source, exported, max_context, writer, progress)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         for name, path in source.tokenizer.files.items():
@@ -221,7 +228,7 @@ def _config(source: Source, session: GrowingCacheSession) -> ExportedConfig:
         num_key_value_heads=layout.heads,
         head_dim=layout.dim,
         vocab_size=session.vocab_size,
-        max_position_embeddings=context_limit(config, 1 << 24),
+        max_position_embeddings=context_limit(config, MAX_CONTEXT),
         bos_token_id=token_id(config, "bos_token_id"),
         eos_token_ids=source.eos_token_ids,
         pad_token_id=token_id(config, "pad_token_id"),
@@ -232,6 +239,7 @@ def _store(
     request: BuildRequest,
     source: Source,
     exported: Exported,
+    max_context: int,
     writer: BundleWriter,
     progress: Progress,
 ) -> Stored:
@@ -258,8 +266,6 @@ def _store(
     writer.add_file(GRAPH_FILE, graph.proto.SerializeToString(deterministic=True))
     labels = {name: s.label for name, s in weights.schemes.items() if s is not None}
     report = check_exported_graph(writer.work / GRAPH_FILE, labels)
-    wanted = request.max_context or recipe.graph.max_context
-    max_context = context_limit(source.hf_config, wanted)
     max_sequences = request.max_sequences or recipe.graph.max_sequences
     fit = predict_exported(request, source, exported.config, weights, max_context, max_sequences)
     require_fit(fit, request.target)
@@ -331,9 +337,9 @@ def _manifest(
     recipe, target, weights = request.recipe, request.target, stored.weights
     graph = GraphEntry(GRAPH_NAME, GRAPH_FILE, optimum_io.DIALECT, OPSET, "float32", "target")
     return Manifest(
-        name=Path(request.model).name,
+        name=model_name(request.model),
         model={
-            "source": Path(request.model).name if Path(request.model).is_dir() else request.model,
+            "source": model_name(request.model) if is_local(request.model) else request.model,
             "revision": request.revision,
             "model_type": source.model_type,
             "parameters": source.parameters,

@@ -1,8 +1,8 @@
 """``edgekit build``, stage by stage.
 
 open -> plan -> reference -> quantize -> graph -> check -> bundle. Each stage is a function of
-frozen inputs; this module only orders them. What fails in a way that repeating cannot mend removes
-the work folder; an interruption or a full disk leaves it, and the next run resumes.
+frozen inputs; this module only orders them. What fails in a way that repeating cannot mend leaves
+nothing; an interruption or a full disk leaves the work folder, and the next run resumes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
-from edgekit.errors import EdgekitError, StorageError
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.models.config import ModelConfig, count_parameters
@@ -33,6 +32,12 @@ from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
 from edgekit.pipeline.kept import keep_schemes
+from edgekit.pipeline.options import (
+    choose_context,
+    is_local,
+    model_name,
+    refuse_idle_options,
+)
 from edgekit.pipeline.quality import (
     Reference,
     judge_stored,
@@ -54,8 +59,10 @@ from edgekit.quant.plan import Schemes, plan_quantization
 from edgekit.quant.report import error_report
 from edgekit.units import format_bytes
 
-SPACE_MARGIN_BYTES = 64_000_000
-"""Room for graphs, tokenizer and manifest beside the weights."""
+SPACE_MARGIN_BYTES = 2_000_000
+"""Room beside weights, tokenizer and layers: the blobs' folders, 4 kB each, and the manifest."""
+LAYER_MARGIN_BYTES = 150_000
+"""Room a layer takes: its nodes and manifest rows, and its blobs' last disk blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +85,17 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
         EdgekitError: Bad input, or a stage that cannot do its work; nothing is left at
             ``request.out``.
     """
+    refuse_idle_options(request)
     progress.start("open", 0)
     folder = resolve_model(request.model, revision=request.revision, progress=progress)
     checkpoint = open_checkpoint(folder, adapter=request.adapter)
     progress.finish(describe(checkpoint))
     plan = make_plan(request, checkpoint, progress)
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
-        try:
-            require_space(writer.work, plan.fit.weights_bytes + SPACE_MARGIN_BYTES)
-            path, digest, quality = _write(request, checkpoint, plan, writer, progress)
-        except StorageError:
-            raise
-        except EdgekitError:
-            writer.discard()
-            raise
+        # What an earlier try stored need not fit once more.
+        missing = max(0, plan.fit.weights_bytes - writer.stored_bytes)
+        require_space(writer.work, missing + _margin_bytes(checkpoint))
+        path, digest, quality = _write(request, checkpoint, plan, writer, progress)
     bundle = open_bundle(path)
     return BuildResult(
         path=path,
@@ -102,8 +106,17 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
         total_bytes=bundle.total_bytes,
         fit=plan.fit,
         quality=quality,
+        max_context=plan.max_context,
+        max_sequences=plan.max_sequences,
         update=describe_update(plan.base, bundle) if plan.base else None,
     )
+
+
+def _margin_bytes(checkpoint: Checkpoint) -> int:
+    """Return room for what a bundle holds beside its weights."""
+    tokenizer = sum(path.stat().st_size for path in checkpoint.tokenizer.files.values())
+    layers = checkpoint.config.num_hidden_layers * LAYER_MARGIN_BYTES
+    return SPACE_MARGIN_BYTES + layers + tokenizer
 
 
 def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress = SILENT) -> Plan:
@@ -112,7 +125,8 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
     Raises:
         RecipeError: The recipe does not fit the model.
         CalibrationError: The recipe needs calibration data that is missing or wrong.
-        UnsupportedModelError: The result would not fit the target's memory.
+        UnsupportedModelError: The result would not fit the target's memory, or its context is more
+            than the model's or less than a bundle needs.
     """
     recipe, config = request.recipe, checkpoint.config
     schemes = keep_schemes(checkpoint, plan_quantization(config, recipe.rules()))
@@ -120,8 +134,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
     if calibration is not None and recipe.quant.mixed_bits_per_weight:
         schemes = mix_schemes(request, checkpoint, schemes, calibration, progress)
     base = open_base(request, config, schemes)
-    wanted = request.max_context or recipe.graph.max_context
-    max_context = min(wanted, config.max_position_embeddings)
+    max_context = choose_context(request, config.max_position_embeddings)
     max_sequences = request.max_sequences or recipe.graph.max_sequences
     fit = predict_fit(
         config,
@@ -133,7 +146,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
     )
     require_fit(fit, request.target)
     return Plan(
-        Path(request.model).name, schemes, calibration, base, fit, max_context, max_sequences
+        model_name(request.model), schemes, calibration, base, fit, max_context, max_sequences
     )
 
 
@@ -262,7 +275,7 @@ def _manifest(
     return Manifest(
         name=plan.name,
         model={
-            "source": Path(request.model).name if Path(request.model).is_dir() else request.model,
+            "source": plan.name if is_local(request.model) else request.model,
             "revision": request.revision,
             "model_type": config.model_type,
             "parameters": count_parameters(config),

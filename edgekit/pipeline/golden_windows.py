@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.recipe import MIN_CONTEXT
 from edgekit.text.chat_template import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 
-MAX_TOKENS = 32
+MAX_TOKENS = MIN_CONTEXT
 """Tokens of one sequence: enough to judge, little enough to run a 7B reference in half a minute."""
 
 CONVERSATIONS: tuple[tuple[str, str], ...] = (

@@ -80,6 +80,8 @@ class BuildResult:
         total_bytes: All files together.
         fit: Predicted memory on the target.
         quality: The manifest's quality report.
+        max_context: Tokens a sequence can hold.
+        max_sequences: Sequences decoded at once.
         update: What the update from the base costs; None without one.
     """
 
@@ -91,6 +93,8 @@ class BuildResult:
     total_bytes: int
     fit: Fit
     quality: dict[str, Any]
+    max_context: int
+    max_sequences: int
     update: Update | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,6 +107,7 @@ class BuildResult:
             "target": self.target,
             "full_bytes": self.total_bytes,
             "bits_per_linear_weight": round(self.fit.bits_per_linear_weight, 4),
+            "limits": {"max_context": self.max_context, "max_sequences": self.max_sequences},
             "fit": self.fit.to_dict(),
             "quality": self.quality,
             "update": self.update.to_dict() if self.update else None,

@@ -22,6 +22,7 @@ from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.cli.main import main
 from edgekit.errors import BundleError, StorageError
+from edgekit.pipeline import build as build_module
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
@@ -223,6 +224,67 @@ def test_model_that_does_not_fit(
           "--max-sequences", 2_000_000, "--out", tmp_path / "b")  # fmt: skip
 
 
+def test_options_that_would_do_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calibration data no recipe reads, a folder's revision and too large a context are refused."""
+    out = tmp_path / "b"
+    arguments = ["build", checkpoint, "--target", "cpu", "--out", out]
+    data = tmp_path / "calibration.jsonl"
+    fails(capsys, 3, "recipe w4a16-g64 uses no calibration data. Leave --calibration out, or use "
+          "--recipe w4a16-gptq-g64", *arguments, "--calibration", data)  # fmt: skip
+    fails(capsys, 4, "--revision abc chooses a version", *arguments, "--revision", "abc")
+    fails(capsys, 5, "more than the model holds: 256 tokens", *arguments, "--max-context", 257)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [('{"foo": 1}', "has none of text, messages and prompt"), ("[1]", "is not a JSON object")],
+)
+def test_calibration_data_of_the_wrong_form(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, message: str
+) -> None:
+    """A calibrated recipe without data, or with a file of the wrong form, is refused by name."""
+    arguments = ["build", checkpoint, "--target", "cpu", "--recipe", "w4a16-gptq-g64",
+                 "--out", tmp_path / "b"]  # fmt: skip
+    data = tmp_path / "calibration.jsonl"
+    data.write_text(row + "\n")
+    fails(capsys, 7, "needs calibration data. Give --calibration FILE", *arguments)
+    fails(capsys, 7, message, *arguments, "--calibration", data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.jsonl", "checkpoint"]
+
+
+def test_model_with_hardly_a_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that cannot hold a golden sequence is refused, not bundled to fail its check."""
+    path = write_checkpoint(tmp_path / "checkpoint", max_position_embeddings=31)
+    fails(capsys, 5, "the model's context is 31 tokens, a bundle needs 32", "build", path,
+          "--target", "cpu", "--out", tmp_path / "b")  # fmt: skip
+    path = write_checkpoint(tmp_path / "least", max_position_embeddings=32)
+    for arguments in (("build", path, "--target", "cpu", "--out", tmp_path / "b"),
+                      ("verify", tmp_path / "b")):  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            main([*map(str, arguments)])
+        assert caught.value.code == 0, capsys.readouterr()
+
+
+def test_fault_in_the_middle_leaves_nothing(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error nobody foresaw is one line, and leaves no work folder."""
+
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(build_module, "write_graphs", fault)
+    fails(capsys, 1, "internal error, ZeroDivisionError", "build", checkpoint, "--target", "cpu",
+          "--out", tmp_path / "b")  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_existing_output_is_kept(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,15 +361,40 @@ def test_stray_file_is_found(bundle: Path, tmp_path: Path) -> None:
         verify_digests(open_bundle(copy))
 
 
-def test_disk_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little free space is refused before a byte is written, with both figures."""
-    real = os.statvfs(tmp_path)
-    values = list(real)
-    values[3] = values[4] = 1  # f_bfree, f_bavail
+def leave_free(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    """Let every file system have only so much room."""
+    values = list(os.statvfs("/"))
+    values[1] = 1  # f_frsize
+    values[3] = values[4] = free_bytes  # f_bfree, f_bavail
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
+
+
+def test_disk_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little free space is refused before a byte is written, and leaves nothing."""
+    leave_free(monkeypatch, 4096)
     with pytest.raises(StorageError, match="free, the bundle needs"):
         build(request(checkpoint, tmp_path / "b"))
-    assert not (tmp_path / "b").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_resumed_build_needs_room_for_the_rest_only(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blobs that a full disk holds already are not asked for again."""
+
+    def full(*_: object) -> None:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "write_graphs", full)
+        with pytest.raises(StorageError):
+            build(request(checkpoint, tmp_path / "b"))
+    assert (tmp_path / ".b.partial").is_dir()
+    leave_free(monkeypatch, 2_600_000)
+    with pytest.raises(StorageError, match="free, the bundle needs"):
+        build(request(checkpoint, tmp_path / "fresh"))
+    build(request(checkpoint, tmp_path / "b"))
+    verify_digests(open_bundle(tmp_path / "b"))
 
 
 def test_disk_full_in_the_middle(checkpoint: Path, tmp_path: Path) -> None:
@@ -344,12 +431,36 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_no_permission(checkpoint: Path, tmp_path: Path) -> None:
-    """A folder that may not be written is named, with what to do."""
+@pytest.mark.parametrize("mode", [0o555, 0o700])
+def test_no_permission(checkpoint: Path, tmp_path: Path, mode: int) -> None:
+    """A folder that may not be written, or not even looked into, is named, with what to do."""
+    if os.geteuid() != 0:
+        mode &= 0o555  # the owner is locked out, too
     locked = tmp_path / "locked"
-    locked.mkdir(mode=0o555)
+    locked.mkdir(mode=mode)
     for folder in (tmp_path, *tmp_path.parents):
         if folder.owner() == "root" and str(folder).startswith("/tmp/"):  # noqa: S108
             folder.chmod(folder.stat().st_mode | 0o055)
     with unprivileged(), pytest.raises(StorageError, match="no permission to write"):
         build(request(checkpoint, locked / "b"))
+
+
+def test_output_with_too_long_a_name(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that the file system refuses is a storage error."""
+    fails(capsys, 13, "name too long", "build", checkpoint, "--target", "cpu",
+          "--out", tmp_path / ("b" * 300))  # fmt: skip
+
+
+def test_default_output_is_not_inside_the_checkpoint(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built from inside its folder, a checkpoint needs --out: nothing is written into it."""
+    before = sorted(checkpoint.iterdir())
+    monkeypatch.chdir(checkpoint)
+    with pytest.raises(SystemExit) as caught:
+        main(["build", ".", "--target", "cpu"])
+    assert caught.value.code == 2
+    assert "give --out FOLDER" in capsys.readouterr().err
+    assert sorted(checkpoint.iterdir()) == before

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
-from edgekit.recipe import DEFAULT_RECIPE
+from edgekit.recipe import DEFAULT_RECIPE, MIN_CONTEXT
 from edgekit.targets import TARGETS
 from edgekit.units import format_bytes
 
@@ -59,7 +59,11 @@ from edgekit.units import format_bytes
     help="Python with Optimum (scripts/optimum.sh makes one).",
 )
 @click.option("--revision", help="Commit, tag or branch of a hub id.")
-@click.option("--max-context", type=click.IntRange(1), help="Tokens a sequence can hold.")
+@click.option(
+    "--max-context",
+    type=click.IntRange(MIN_CONTEXT),
+    help="Tokens a sequence can hold. [default: recipe's, or the model's if that is less]",
+)
 @click.option("--max-sequences", type=click.IntRange(1), help="Sequences decoded at once.")
 @click.option(
     "--threads",
@@ -84,12 +88,11 @@ def command(**options: Any) -> None:
     from edgekit.recipe import load_recipe  # noqa: PLC0415
 
     as_json, target = options["as_json"], TARGETS[options["target_name"]]
-    name = Path(options["model"]).name or "model"
     request = BuildRequest(
         model=options["model"],
         target=target,
         recipe=load_recipe(options["recipe_name"]),
-        out=options["out"] or Path(f"{name}.{target.name}.bundle"),
+        out=options["out"] or default_out(options["model"], target.name),
         revision=options["revision"],
         adapter=options["adapter"],
         calibration=options["calibration"],
@@ -113,9 +116,24 @@ def command(**options: Any) -> None:
         console().print(facts_table("", _rows(result.to_dict())))
 
 
+def default_out(model: str, target: str) -> Path:
+    """Return the bundle folder in the working folder that a build without ``--out`` makes.
+
+    Raises:
+        UsageError: It would stand inside the checkpoint.
+    """
+    from edgekit.pipeline.options import is_local, model_name  # noqa: PLC0415 - heavy
+
+    if is_local(model) and Path(model).expanduser().resolve() == Path.cwd():
+        raise click.UsageError(
+            "without --out the bundle would be made inside the checkpoint: give --out FOLDER"
+        )
+    return Path(f"{model_name(model)}.{target}.bundle")
+
+
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the closing table of a build."""
-    fit, quality = result["fit"], result["quality"]
+    fit, quality, limits = result["fit"], result["quality"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]
     rows = [
         ("bundle", result["bundle"]),
@@ -125,6 +143,10 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             "size",
             f"{format_bytes(result['full_bytes'])}, "
             f"{result['bits_per_linear_weight']:.3f} bits per linear weight",
+        ),
+        (
+            "context",
+            f"{limits['max_context']} tokens a sequence, {limits['max_sequences']} sequences",
         ),
         (
             "memory",
