@@ -1,6 +1,6 @@
 """``python -m edgekit``."""
 
-from edgekit.cli.main import main
+from edgekit.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -1,23 +1,29 @@
-"""Entry point: the command group, lazy loading of commands, errors to exit codes.
+"""The command group, lazy loading of commands, errors to exit codes.
 
-Exit codes are documented in ``docs/cli.md``: 0 success, 2 usage, 130 interrupted, and the
-``exit_code`` of the :class:`~edgekit.errors.EdgekitError` family otherwise.
+Exit codes are documented in ``docs/cli.md``: 0 success, 1 a fault of edgekit's own, 2 usage, 130
+interrupted, and the ``exit_code`` of the :class:`~edgekit.errors.EdgekitError` family otherwise.
+With ``--json`` each is a JSON document on stdout, too.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
+import traceback
 from types import FrameType
-from typing import Any
 
 import click
 
 from edgekit import __version__
 from edgekit.cli.render import error_console
-from edgekit.errors import INTERRUPTED_EXIT_CODE, EdgekitError
+from edgekit.errors import INTERRUPTED_EXIT_CODE, BuildInterrupted, EdgekitError
+
+TRACEBACK_VARIABLE = "EDGEKIT_TRACEBACK"
+"""Set, an internal error prints its traceback before its line."""
+LONGEST_MESSAGE = 400
 
 COMMANDS = {
     "build": "Quantize, export, check and bundle a checkpoint.",
@@ -71,21 +77,34 @@ def main(args: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if args is None else args
     try:
-        code = cli.main(arguments, prog_name="edgekit", standalone_mode=False)
-    except click.exceptions.Abort:
-        _explain_interruption()
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _explain_interruption()
-    except EdgekitError as error:
-        _explain(error, as_json="--json" in arguments)
-        sys.exit(error.exit_code)
+        code = _run(arguments, as_json="--json" in arguments)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: nothing to tell it
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+        code = 0
+    sys.exit(code)
+
+
+def _run(arguments: list[str], *, as_json: bool) -> int:
+    """Run a command; returns its exit code, every error explained."""
+    try:
+        code = cli.main(arguments, prog_name="edgekit", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        # click turns a KeyboardInterrupt into its Abort.
+        resumes = isinstance(error.__cause__ or error, BuildInterrupted)
+        return _explain_interruption(resumes=resumes, as_json=as_json)
+    except click.ClickException as error:
+        if as_json:
+            _print_error("UsageError", error.format_message(), _usage(error), error.exit_code)
+        error.show()
+        return error.exit_code
+    except EdgekitError as error:
+        kind = type(error).__name__
+        return _explain(kind, error.message, error.remedy, error.exit_code, as_json=as_json)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
+        return _explain_fault(error, as_json=as_json)
+    return code if isinstance(code, int) else 0
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -93,23 +112,48 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _explain_interruption() -> None:
-    error_console().print("interrupted; the same command takes up where it stopped", style="yellow")
-    sys.exit(INTERRUPTED_EXIT_CODE)
-
-
-def _explain(error: EdgekitError, *, as_json: bool) -> None:
+def _explain_interruption(*, resumes: bool, as_json: bool) -> int:
+    remedy = "The same command takes up where it stopped" if resumes else ""
     if as_json:
-        body: dict[str, Any] = {
-            "error": {
-                "kind": type(error).__name__,
-                "message": error.message,
-                "remedy": error.remedy,
-                "exit_code": error.exit_code,
-            }
-        }
-        click.echo(json.dumps(body, ensure_ascii=False))
-    error_console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _print_error("Interrupted", "interrupted", remedy, INTERRUPTED_EXIT_CODE)
+    line = "interrupted; the same command takes up where it stopped" if resumes else "interrupted"
+    error_console().print(line, style="yellow")
+    return INTERRUPTED_EXIT_CODE
+
+
+def _explain_fault(error: Exception, *, as_json: bool) -> int:
+    """Explain an error that edgekit should have foreseen."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_MESSAGE]
+    own = [
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "edgekit" in frame.filename
+    ]
+    message = f"internal error, {said} (at {own[-1]})" if own else f"internal error, {said}"
+    remedy = f"Please report it, with what {TRACEBACK_VARIABLE}=1 prints"
+    return _explain("InternalError", message, remedy, 1, as_json=as_json)
+
+
+def _explain(kind: str, message: str, remedy: str, exit_code: int, *, as_json: bool) -> int:
+    if as_json:
+        _print_error(kind, message, remedy, exit_code)
+    line = f"{message}. {remedy}" if remedy else message
+    error_console().print(f"[bold red]error:[/] {_escape(line)}", soft_wrap=True)
+    return exit_code
+
+
+def _print_error(kind: str, message: str, remedy: str, exit_code: int) -> None:
+    """Print an error as JSON on stdout (``docs/schemas/error.schema.json``)."""
+    body = {"kind": kind, "message": message, "remedy": remedy, "exit_code": exit_code}
+    click.echo(json.dumps({"error": body}, ensure_ascii=False))
+
+
+def _usage(error: click.ClickException) -> str:
+    """Return where a usage error's command explains itself."""
+    context = getattr(error, "ctx", None)
+    return f"See {context.command_path} --help" if context else "See edgekit --help"
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,125 @@
+"""The command line's edge: every way to fail is a line, an exit code and, on request, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from edgekit.cli.commands import recipes
+from edgekit.cli.main import TRACEBACK_VARIABLE, main
+from edgekit.errors import BuildInterrupted
+
+SCHEMA = json.loads(
+    (Path(__file__).parents[2] / "docs" / "schemas" / "error.schema.json").read_text()
+)
+
+
+def fail(
+    capsys: pytest.CaptureFixture[str], code: int, *arguments: str, kind: str
+) -> tuple[dict[str, object], str]:
+    """Run with --json; returns the error's JSON and what was printed on stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--json"])
+    output = capsys.readouterr()
+    assert caught.value.code == code, output
+    document = json.loads(output.out)
+    jsonschema.validate(document, SCHEMA)
+    error: dict[str, object] = document["error"]
+    assert (error["kind"], error["exit_code"]) == (kind, code)
+    assert "Traceback" not in output.err
+    return error, output.err
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let ``edgekit recipes`` raise."""
+
+    def fake(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(recipes, "print_json", fake)
+    monkeypatch.setattr(recipes, "console", fake)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "m", "--target", "moon"), "'moon' is not one of"),
+        (("build", "m"), "Missing option '--target'"),
+        (("build", "m", "--target", "cpu", "--max-context", "5"), "5 is not in the range x>=32"),
+        (("run", "b"), "--json needs a PROMPT"),
+        (("recipes", "--nothing"), "--nothing"),
+        (("bild",), "bild"),
+    ],
+)
+def test_wrong_usage_is_json_too(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    """A usage error has exit code 2, its usual text on stderr and a JSON document on stdout."""
+    error, said = fail(capsys, 2, *arguments, kind="UsageError")
+    assert message in str(error["message"])
+    assert "--help" in str(error["remedy"])
+    assert message in said
+
+
+def test_internal_error_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of edgekit's own names its kind and place; the traceback comes on request."""
+    raising(monkeypatch, ZeroDivisionError("first\nsecond " + "x" * 9000))
+    error, said = fail(capsys, 1, "recipes", kind="InternalError")
+    message = str(error["message"])
+    assert message.startswith("internal error, ZeroDivisionError: first second xxx")
+    assert "recipes.py:" in message
+    assert len(message) < 600
+    assert said.count("\n") == 1
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+    with pytest.raises(SystemExit) as caught:
+        main(["recipes"])
+    assert caught.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "resumes"), [(KeyboardInterrupt(), False),
+                                                (BuildInterrupted(), True)])  # fmt: skip
+def test_interruption_promises_only_what_holds(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: KeyboardInterrupt,
+    *,
+    resumes: bool,
+) -> None:
+    """Only an interrupted build that kept finished work says that it takes it up."""
+    raising(monkeypatch, error)
+    body, said = fail(capsys, 130, "recipes", kind="Interrupted")
+    assert ("takes up where it stopped" in str(body["remedy"])) is resumes
+    assert ("takes up where it stopped" in said) is resumes
+    assert said.strip().startswith("interrupted")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_interruption_while_python_imports(*, as_json: bool) -> None:
+    """Ctrl-C before the command line is imported ends it with 130 and no traceback."""
+    script = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from edgekit.cli.entry import main\n"
+        "main()\n"
+    )
+    flags = ["--json"] if as_json else []
+    result = subprocess.run(
+        [sys.executable, "-c", script, "recipes", *flags],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+    if as_json:
+        jsonschema.validate(json.loads(result.stdout), SCHEMA)
+    else:
+        assert result.stdout == ""
