@@ -64,11 +64,72 @@ def test_two_builds_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     assert digests(tmp_path / "again") == digests(bundle)
 
 
+def test_built_from_inside_its_folder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MODEL given as ``.`` is named as its folder: the same files, bit for bit."""
+    monkeypatch.chdir(EXAMPLE)
+    report = json.loads(
+        edgekit("build", ".", "--target", "orin", "--out", tmp_path / "b", "--json").stdout
+    )
+    assert report["name"] == EXAMPLE.name
+    assert report["limits"] == {"max_context": 2048, "max_sequences": 8}
+    assert digests(tmp_path / "b") == digests(bundle)
+
+
 def journalled(journal: Path) -> list[Path]:
     """Return the blobs that the whole lines of a journal name."""
     whole = journal.read_text().rpartition("\n")[0].splitlines()
     entries = [entry for line in whole if line for entry in json.loads(line)["entries"]]
     return [journal.parent / blob_location(entry["sha256"]) for entry in entries]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_explained(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C during a build exits with 130 and says that the build resumes, which it does."""
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoint", layers=24, hidden=128, intermediate=512, heads=4
+    )
+    arguments = ["build", checkpoint, "--target", "cpu", "--no-check", "--out", tmp_path / "b"]
+    command = [sys.executable, "-m", "edgekit", *map(str, arguments)]
+    process = subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / ".b.partial" / "journal.jsonl"
+    wait_for_notes(process, journal, 5)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; the same command takes up where it stopped" in errors
+    assert "Traceback" not in errors
+    assert json.loads(output)["error"]["kind"] == "Interrupted"
+    assert not (tmp_path / "b").exists()
+    kept = len(journalled(journal))
+    edgekit(*arguments)
+    assert kept >= 4
+    assert not journal.parent.exists()
+
+
+def test_interrupted_chat_promises_nothing(bundle: Path) -> None:
+    """Ctrl-C in a chat exits with 130 and one word."""
+    command = [sys.executable, "-m", "edgekit", "run", str(bundle)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(2) == "> "
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (130, "interrupted")
+
+
+def wait_for_notes(process: subprocess.Popen[Any], journal: Path, lines: int) -> None:
+    """Wait until a build's journal has so many lines."""
+    deadline = time.monotonic() + 60
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None, "the build ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
@@ -81,11 +142,7 @@ def test_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgekit", *map(str, common), "--out", str(tmp_path / "cut")]
     journal = tmp_path / ".cut.partial" / "journal.jsonl"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 20):
-        assert process.poll() is None, "the build ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_for_notes(process, journal, 20)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut").exists()
@@ -112,6 +169,35 @@ def test_answer_is_right(bundle: Path) -> None:
     hidden = edgekit("run", bundle, "What is 58 + 67?", "--temperature", "0", "--hide-reasoning")
     assert hidden.stdout == "58 + 67 = 125\n"
     assert "tokens/s" in hidden.stderr
+
+
+def test_answer_as_json(bundle: Path) -> None:
+    """With --json one document has the text, its reasoning and the figures; nothing is streamed."""
+    arguments = ("run", bundle, "What is 58 + 67?", "--temperature", "0", "--json")
+    result = edgekit(*arguments)
+    report = json.loads(result.stdout)
+    assert report["text"] == "58 + 67 = 125"
+    assert report["reasoning"].startswith("8+7+0=15\n")
+    assert report["finish_reason"] == "stop"
+    assert (report["prompt_tokens"], report["generated_tokens"]) == (15, 36)
+    assert report["decode_tokens_per_s"] > 0
+    rate = report["prompt_tokens"] / report["time_to_first_token_s"]
+    assert report["prefill_tokens_per_s"] == pytest.approx(rate, rel=0.01)
+    assert result.stderr == ""
+    short = json.loads(edgekit(*arguments, "--max-tokens", 1, "--hide-reasoning").stdout)
+    assert (short["finish_reason"], short["reasoning"]) == ("length", None)
+    assert short["decode_tokens_per_s"] == 0
+
+
+def test_empty_prompt_is_a_prompt(bundle: Path) -> None:
+    """An empty PROMPT, given or read from standard input, is answered: no chat begins."""
+    command = [sys.executable, "-m", "edgekit", "run", str(bundle), "--max-tokens", "2"]
+    for prompt in ("", "-"):
+        result = subprocess.run(
+            [*command, prompt], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+        assert not result.stdout.startswith("> ")
+        assert "2 tokens at" in result.stderr
 
 
 def test_chat_remembers(bundle: Path) -> None:

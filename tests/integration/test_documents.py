@@ -45,6 +45,7 @@ def test_json_is_as_documented(bundle: Path, capsys: pytest.CaptureFixture[str])
     runs: dict[str, tuple[object, ...]] = {
         "build": ("build", EXAMPLE, "--target", "orin", "--out", bundle),
         "verify": ("verify", bundle),
+        "run": ("run", bundle, "What is 5 + 4?", "--temperature", 0),
         "eval": ("eval", bundle, "--data", rows, "--limit", 4, "--text", text,
                  "--text-tokens", 256, "--reference", EXAMPLE),
         "diff": ("diff", bundle, bundle),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from edgekit.cli.render import console, error_console
+from edgekit.cli.render import console, error_console, print_json
 
 
 @click.command("run")
@@ -30,15 +30,19 @@ from edgekit.cli.render import console, error_console
     help="Where to run.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document when it is done.")
 def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     r"""Ask BUNDLE one PROMPT, or chat with it when no PROMPT is given.
 
     The model's reasoning is shown dimmed, its answer plain; the line after it has the speed. In a
-    chat, an empty line or Ctrl-D ends. A PROMPT of - reads standard input.
+    chat, an empty line or Ctrl-D ends. A PROMPT of - reads standard input. With --json nothing is
+    streamed: one document has the text and the figures.
 
     \b
     edgekit run model.bundle "What is 58 + 67?" --temperature 0
     """  # fmt: skip
+    if options["as_json"] and prompt is None:
+        raise click.UsageError("--json needs a PROMPT: a chat is not one document")
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.engine.generate import TextGenerator  # noqa: PLC0415
     from edgekit.engine.load import load_bundle  # noqa: PLC0415
@@ -51,17 +55,20 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     messages: list[Any] = []
     if options["system"]:
         messages.append({"role": "system", "content": options["system"]})
-    one_shot = prompt is not None
-    text = sys.stdin.read() if prompt == "-" else prompt
-    while text := text or ask():
+    hide = options["hide_reasoning"]
+    if prompt is not None:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        rendered = model.prompt([*messages, {"role": "user", "content": text}])
+        if options["as_json"]:
+            done = generator.complete(rendered, params)
+            print_json(describe_answer(model.bundle, done, hide_reasoning=hide))
+        else:
+            answer_aloud(generator, rendered, params, hide_reasoning=hide)
+        return
+    while text := ask():
         messages.append({"role": "user", "content": text})
-        answer = answer_aloud(
-            generator, model.prompt(messages), params, hide_reasoning=options["hide_reasoning"]
-        )
+        answer = answer_aloud(generator, model.prompt(messages), params, hide_reasoning=hide)
         messages.append({"role": "assistant", "content": answer})
-        text = None
-        if one_shot:
-            break
 
 
 def sampling_params(model: Any, options: dict[str, Any]) -> Any:
@@ -84,6 +91,31 @@ def sampling_params(model: Any, options: dict[str, Any]) -> Any:
         k: v if options[k] is None else options[k] for k, v in defaults.items()
     }
     return SamplingParams(**chosen)
+
+
+def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str, Any]:
+    """Return a finished generation as JSON (``docs/schemas/run.schema.json``).
+
+    Args:
+        bundle: What generated it.
+        done: The generation.
+        hide_reasoning: Whether ``reasoning`` is null.
+    """
+    stats, first_s = done.stats, done.stats.time_to_first_token_s
+    return {
+        "bundle": str(bundle.path),
+        "digest": f"sha256:{bundle.digest}",
+        # Templates put blank lines after the reasoning; they are not the answer's.
+        "text": done.answer.lstrip() if done.reasoning else done.answer,
+        "reasoning": None if hide_reasoning else done.reasoning,
+        "finish_reason": stats.finish_reason,
+        "seed": stats.seed,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "time_to_first_token_s": round(first_s, 6),
+        "prefill_tokens_per_s": round(stats.prompt_tokens / first_s, 3) if first_s > 0 else 0.0,
+        "decode_tokens_per_s": round(stats.decode_tokens_per_s, 3),
+    }
 
 
 def ask() -> str:
