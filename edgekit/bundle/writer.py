@@ -94,6 +94,11 @@ class BundleWriter:
         """Remove the work folder: the build cannot succeed by being repeated."""
         shutil.rmtree(self.work, ignore_errors=True)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether no earlier try noted anything here."""
+        return not self._noted
+
     def resume(self, key: str) -> Noted | None:
         """Return what an earlier try noted under ``key``, if its blobs are still whole."""
         noted = self._noted.get(key)
