@@ -35,6 +35,7 @@ from edgekit.graph.exponents import Exponents
 from edgekit.graph.exported import check_exported_graph
 from edgekit.models.exported import ExportedConfig
 from edgekit.models.families import token_id
+from edgekit.pipeline.calibrated import check_device
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
@@ -167,6 +168,7 @@ def refuse_options(request: BuildRequest) -> None:
             )
     refuse_calibrated(request.recipe)
     refuse_idle_options(request)
+    check_device(request)
 
 
 def _write(

@@ -27,8 +27,13 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.models.config import ModelConfig, count_parameters
 from edgekit.pipeline.base import Base, describe_update, open_base
-from edgekit.pipeline.calibrated import mix_schemes, read_calibration, store_calibrated
-from edgekit.pipeline.fingerprint import CheckpointDigests
+from edgekit.pipeline.calibrated import (
+    kept_stream_bytes,
+    mix_schemes,
+    read_calibration,
+    store_calibrated,
+)
+from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
 from edgekit.pipeline.kept import keep_schemes
@@ -94,7 +99,8 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         # What an earlier try stored need not fit once more.
         missing = max(0, plan.fit.weights_bytes - writer.stored_bytes)
-        require_space(writer.work, missing + _margin_bytes(checkpoint))
+        streams = kept_stream_bytes(request, checkpoint.config, plan.calibration)
+        require_space(writer.work, missing + streams + _margin_bytes(checkpoint))
         path, digest, quality = _write(request, checkpoint, plan, writer, progress)
     bundle = open_bundle(path)
     return BuildResult(
@@ -184,7 +190,7 @@ def _write(
             plan.base,
         )
         if plan.calibration is not None and request.recipe.quant.algorithm != "rtn":
-            progress.start("calibrate", 0)
+            progress.start("calibrate", count_stored_bytes(checkpoint))
             store_calibrated(request, store, plan.schemes, plan.calibration, model)
             progress.finish(f"{request.recipe.quant.algorithm}, {len(model.errors)} linears")
         progress.start("quantize", count_stored_bytes(checkpoint))
@@ -247,7 +253,7 @@ def _identity(checkpoint: Checkpoint, base: Base | None) -> str:
     Size and time of change stand for a shard's content here: this key only decides whether an
     interrupted build may take up its own work.
     """
-    shards = [[p.name, p.stat().st_size, str(p.stat().st_mtime_ns)] for p in checkpoint.files]
+    shards = files_as_they_are(checkpoint.files)
     source = {"shards": shards, "base": base.bundle.digest if base else None}
     return hashlib.sha256(canonical_bytes(source)).hexdigest()
 

@@ -1,30 +1,48 @@
 """Recipes that need data: mixed schemes by measured sensitivity, codes by GPTQ or AWQ.
 
-A calibrated build is sequential (each layer is quantized on what the layers before it produce), so
-an interrupted one resumes only when calibration had finished.
+A calibrated build is sequential: each layer is quantized on what the layers before it produce. An
+interrupted one goes on after the last layer it finished, from the residual streams kept there
+(:mod:`edgekit.pipeline.kept_streams`); measured sensitivities are noted as a whole.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.writer import Noted
+from edgekit import __version__
+from edgekit.bundle.writer import BundleWriter, Noted
 from edgekit.checkpoint.checkpoint import Checkpoint
+from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import TensorEntry
-from edgekit.errors import CalibrationError
-from edgekit.models.config import all_linears
+from edgekit.errors import CalibrationError, RecipeError
+from edgekit.models.config import ModelConfig, all_linears, layer_linears
+from edgekit.pipeline.fingerprint import files_as_they_are
+from edgekit.pipeline.kept_streams import FILES_AT_ONCE, StreamFile
 from edgekit.pipeline.request import BuildRequest
-from edgekit.pipeline.stored import Store, StoredModel, store_dense_values, store_weight
+from edgekit.pipeline.stored import (
+    Store,
+    StoredModel,
+    count_stored_bytes,
+    store_dense_values,
+    store_weight,
+)
 from edgekit.progress import Progress
-from edgekit.quant.calibrate import CalibrationOptions, calibrate_model
+from edgekit.quant.calibrate import (
+    CalibrationOptions,
+    calibrate_model,
+    require_torch,
+    stream_bytes,
+)
 from edgekit.quant.calibration import CalibrationSet, load_calibration
 from edgekit.quant.packing import pack_codes
 from edgekit.quant.plan import Schemes
-from edgekit.quant.sensitivity import measure_sensitivity, mixed_plan
+from edgekit.quant.sensitivity import measure_sensitivity, mixed_plan, sensitivity_bytes
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 from edgekit.text.chat_template import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
@@ -38,7 +56,9 @@ def read_calibration(request: BuildRequest, checkpoint: Checkpoint) -> Calibrati
 
     Raises:
         CalibrationError: It is needed and not given, or has the wrong form.
+        EdgekitError: The device cannot be used; see :func:`check_device`.
     """
+    check_device(request)
     recipe = request.recipe
     if not recipe.needs_calibration:
         return None
@@ -60,6 +80,44 @@ def read_calibration(request: BuildRequest, checkpoint: Checkpoint) -> Calibrati
     )
 
 
+def check_device(request: BuildRequest) -> None:
+    """Refuse a device that cannot be used, before any work.
+
+    Raises:
+        RecipeError: The recipe runs no model that a device could speed up.
+        MissingExtraError: torch is not installed.
+        QuantizationError: torch finds no such device.
+    """
+    if request.device == "cpu":
+        return
+    if not request.recipe.needs_calibration:
+        raise RecipeError(
+            f"recipe {request.recipe.name} is not calibrated and takes no --device",
+            "Leave --device out, or use a recipe that needs calibration",
+        )
+    require_torch("Calibrated quantization")
+    from edgekit.quant.torch_run import torch_device  # noqa: PLC0415 - needs torch
+
+    torch_device(request.device)
+
+
+def calibration_options(request: BuildRequest) -> CalibrationOptions:
+    """Return how a request calibrates."""
+    algorithm: Any = request.recipe.quant.algorithm
+    if algorithm == "rtn":
+        return CalibrationOptions(threads=request.threads, device=request.device)
+    return CalibrationOptions(algorithm, threads=request.threads, device=request.device)
+
+
+def kept_stream_bytes(
+    request: BuildRequest, config: ModelConfig, calibration: CalibrationSet | None
+) -> int:
+    """Return the most disk that streams kept between layers take; 0 without calibrated codes."""
+    if calibration is None or request.recipe.quant.algorithm == "rtn":
+        return 0
+    return FILES_AT_ONCE * stream_bytes(config, calibration, calibration_options(request))
+
+
 def mix_schemes(
     request: BuildRequest,
     checkpoint: Checkpoint,
@@ -67,23 +125,47 @@ def mix_schemes(
     calibration: CalibrationSet,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return the plan with the recipe's bit budget spent where divergence falls most."""
+    """Return the plan with the recipe's bit budget spent where divergence falls most.
+
+    What is measured is noted in the work folder's journal, for a later try.
+    """
     budget = request.recipe.quant.mixed_bits_per_weight
-    progress.start("sensitivity", checkpoint.stored_bytes)
+    mixed_plan(checkpoint.config, schemes, dict.fromkeys(schemes, 1.0), budget)  # is it enough?
     windows = calibration.windows[: max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])]
     sample = CalibrationSet(windows, calibration.digest, calibration.source_tokens)
-    sensitivity = measure_sensitivity(
-        checkpoint.tensor,
-        checkpoint.config,
-        schemes,
-        sample,
-        options=CalibrationOptions(threads=request.threads),
-        progress=progress,
-    )
-    mixed = mixed_plan(checkpoint.config, schemes, sensitivity, budget)
+    progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config, schemes))
+    with BundleWriter(request.out, overwrite=request.overwrite) as writer:
+        key = _sensitivity_key(request, checkpoint, schemes, sample)
+        noted = writer.resume(key)
+        if noted is None:
+            measured = measure_sensitivity(
+                checkpoint.tensor,
+                checkpoint.config,
+                schemes,
+                sample,
+                options=calibration_options(request),
+                progress=progress,
+            )
+            noted = Noted((), measured)
+            writer.note(key, noted)
+    mixed = mixed_plan(checkpoint.config, schemes, noted.facts, budget)
     changed = sum(mixed[name] != scheme for name, scheme in schemes.items())
     progress.finish(f"{changed} of {len(mixed)} linears differ from the recipe's table")
     return mixed
+
+
+def _sensitivity_key(
+    request: BuildRequest, checkpoint: Checkpoint, schemes: Schemes, sample: CalibrationSet
+) -> str:
+    parts = {
+        "edgekit": __version__,
+        "what": "sensitivity",
+        "files": files_as_they_are(checkpoint.files),
+        "schemes": _plain(schemes),
+        "sample": [sample.digest, len(sample.windows)],
+        "run": [request.threads, request.device],
+    }
+    return hashlib.sha256(canonical_bytes(parts)).hexdigest()
 
 
 def store_calibrated(
@@ -96,23 +178,55 @@ def store_calibrated(
     """Quantize every planned linear on calibration data and store it.
 
     Norms and biases that calibration changed are stored too, and noted in ``model``, so that the
-    dense stage leaves them alone.
+    dense stage leaves them alone. A later try goes on after the last layer that was finished.
     """
-    algorithm: Any = request.recipe.quant.algorithm
-    what = [algorithm, calibration.digest, request.threads]
-    marker = store.key("calibration", what)
-    done = store.writer.resume(marker)
-    if done is not None and _take_back(store, schemes, what, done, model):
+    what = [request.recipe.quant.algorithm, calibration.digest, request.threads, request.device]
+    calibrated = _Calibrated(store, schemes, what, model)
+    if calibrated.take_up(None):
+        store.progress.advance(count_stored_bytes(store.checkpoint), "taken up")
         return
-    dense: list[TensorEntry] = []
+    calibrate_model(
+        store.checkpoint.tensor,
+        store.checkpoint.config,
+        schemes,
+        calibration,
+        emit=calibrated.emit,
+        emit_dense=calibrated.emit_dense,
+        keeper=calibrated,
+        options=calibration_options(request),
+        progress=store.progress,
+    )
+    calibrated.finish()
+
+
+class _Calibrated:
+    """Stores what calibration emits, and takes up what an earlier try stored.
+
+    Args:
+        store: Where to.
+        schemes: Of every linear.
+        what: Decides the bytes, besides the schemes and what the store knows.
+        model: Takes note of the blobs.
+    """
+
+    def __init__(self, store: Store, schemes: Schemes, what: list[Any], model: StoredModel) -> None:
+        self._store = store
+        self._schemes = schemes
+        # A linear's codes depend on the schemes of all before it, too.
+        self._what = [*what, _plain(schemes)]
+        self._model = model
+        self._dense: dict[str, TensorEntry] = {}
+        self._streams = StreamFile(store.writer.work, store.key("streams", self._what))
 
     def emit(
+        self,
         name: str,
         codes: npt.NDArray[np.int8],
         scales: npt.NDArray[np.float16],
         error: WeightError,
     ) -> None:
-        scheme = schemes[name]
+        """Store and note a finished linear."""
+        scheme, store = self._schemes[name], self._store
         if scheme is None:
             raise AssertionError(name)
         packed = pack_codes(codes, scales, scheme, scale_exponent=store.exponents.of_weight(name))
@@ -120,43 +234,60 @@ def store_calibrated(
             scheme, packed.in_features, packed.out_features, packed.packed, packed.scales, error
         )
         noted = Noted(store_weight(store.writer, name, weight), asdict(error))
-        store.writer.note(store.key(name, [*what, asdict(scheme)]), noted)
-        model.errors[name] = error
-        model.add(*noted.entries)
+        store.writer.note(store.key(name, self._what), noted)
+        self._model.add_linear(name, noted)
 
-    def emit_dense(name: str, values: npt.NDArray[np.float32]) -> None:
-        dense.append(store_dense_values(store, name, values))
+    def emit_dense(self, name: str, values: npt.NDArray[np.float32]) -> None:
+        """Store a changed norm or bias."""
+        self._dense[name] = store_dense_values(self._store, name, values)
 
-    calibrate_model(
-        store.checkpoint.tensor,
-        store.checkpoint.config,
-        schemes,
-        calibration,
-        emit=emit,
-        emit_dense=emit_dense,
-        options=CalibrationOptions(algorithm=algorithm, threads=request.threads),
-        progress=store.progress,
-    )
-    latest = {entry.name: entry for entry in dense}
-    store.writer.note(marker, Noted(tuple(latest.values())))
-    model.add(*latest.values())
+    def keep(self, layers: int, streams: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Note that ``layers`` layers are done, and keep the streams after them."""
+        self._store.writer.note(self._key(layers), Noted(tuple(self._dense.values())))
+        self._streams.save(layers, streams)
 
+    def load(self) -> tuple[int, list[npt.NDArray[np.float32]]] | None:
+        """Take up an earlier try's layers; None if it finished none, or a blob is missing."""
+        kept = self._streams.load()
+        return kept if kept is not None and self.take_up(kept[0]) else None
 
-def _take_back(
-    store: Store, schemes: Schemes, what: list[Any], done: Noted, model: StoredModel
-) -> bool:
-    """Take up a finished calibration's blobs; False when any is missing."""
-    found = []
-    for linear in all_linears(store.checkpoint.config):
-        scheme = schemes[linear.name]
-        if scheme is None:
-            continue
-        noted = store.writer.resume(store.key(linear.name, [*what, asdict(scheme)]))
-        if noted is None:
+    def take_up(self, layers: int | None) -> bool:
+        """Take up the blobs of the first ``layers``, or of all; False when any is missing."""
+        config, writer = self._store.checkpoint.config, self._store.writer
+        done = writer.resume(self._key(layers))
+        if done is None:
             return False
-        found.append((linear.name, noted))
-    for name, noted in found:
-        model.errors[name] = WeightError(**noted.facts)
-        model.add(*noted.entries)
-    model.add(*done.entries)
-    return True
+        if layers is None:
+            linears = all_linears(config)
+        else:
+            linears = tuple(x for index in range(layers) for x in layer_linears(config, index))
+        found = []
+        for linear in linears:
+            if self._schemes[linear.name] is not None:
+                noted = writer.resume(self._store.key(linear.name, self._what))
+                if noted is None:
+                    return False
+                found.append((linear.name, noted))
+        for name, noted in found:
+            self._model.add_linear(name, noted)
+        self._dense = {entry.name: entry for entry in done.entries}
+        if layers is None:
+            self.finish()
+        return True
+
+    def finish(self) -> None:
+        """Note that all is done; the streams are needed no more."""
+        entries = tuple(self._dense.values())
+        self._store.writer.note(self._key(None), Noted(entries))
+        self._model.add(*entries)
+        self._streams.remove()
+
+    def _key(self, layers: int | None) -> str:
+        """Return the key under which the end of a layer, or of all, is noted."""
+        name = "calibration" if layers is None else f"calibration, {layers} layers"
+        return self._store.key(name, self._what)
+
+
+def _plain(schemes: Schemes) -> dict[str, Any]:
+    """Return schemes as resume keys have them."""
+    return {name: asdict(scheme) if scheme else None for name, scheme in schemes.items()}

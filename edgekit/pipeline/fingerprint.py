@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _CHUNK_BYTES = 1 << 22
+
+
+def files_as_they_are(files: Sequence[Path]) -> list[list[str | int]]:
+    """Return what stands for files' content in resume keys: name, size and time of change."""
+    return [[p.name, p.stat().st_size, str(p.stat().st_mtime_ns)] for p in files]
 
 
 class CheckpointDigests:

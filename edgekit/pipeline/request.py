@@ -23,7 +23,9 @@ class BuildRequest:
         calibration: Data for calibrated recipes (.jsonl or .txt).
         base: Bundle of an earlier version, whose scales are kept where they are as good.
         max_context, max_sequences: Override the recipe's; None keeps them.
-        threads: Worker threads; the bytes do not depend on it.
+        threads: Worker threads; only a calibrated recipe's bytes depend on it.
+        device: Where a calibrated recipe runs the model: ``cpu``, ``cuda`` or ``cuda:N``; its bytes
+            depend on it.
         check: Run the golden sequences through the built bundle.
     """
 
@@ -38,6 +40,7 @@ class BuildRequest:
     max_context: int | None = None
     max_sequences: int | None = None
     threads: int = 2
+    device: str = "cpu"
     overwrite: bool = False
     check: bool = True
 

@@ -4,14 +4,15 @@ This module is cheap to import; torch is loaded by the functions that need it.
 
 The model is quantized layer by layer, in execution order, on the hidden states the already
 quantized layers produce. Memory is bounded by one decoder layer in float32, twice (full and
-quantized), its largest input moments and their factorization, and the calibration tokens' hidden
-states, twice; the LM head is worked on in strips of rows.
+quantized), its largest input moments and their factorization, the calibration tokens' hidden
+states, twice, and up to a gibibyte of the inputs that would else be computed twice; the LM head is
+worked on in strips of rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -41,6 +42,19 @@ class EmitLinear(Protocol):
         error: WeightError,
     ) -> None:
         """Store codes [N, K] and scales [N, G]; ``error`` is the distance from the weight."""
+
+
+class StreamKeeper(Protocol):
+    """Keeps the residual streams between layers, so that an interrupted run can go on."""
+
+    def load(self) -> tuple[int, list[Float32Array]] | None:
+        """Return how many layers are done and the streams after them; None to begin anew.
+
+        What was emitted for these layers is not emitted again.
+        """
+
+    def keep(self, layers: int, streams: Sequence[Float32Array]) -> None:
+        """Keep the streams [n, S, hidden] after ``layers`` layers, in place of any before."""
 
 
 class EmitDense(Protocol):
@@ -82,6 +96,11 @@ class CalibrationOptions:
     batch_tokens: int = 4096
     device: str = "cpu"
     threads: int = 2
+
+    @property
+    def matches_output(self) -> bool:
+        """Whether the full-precision stream is carried beside the quantized one."""
+        return self.match_output and self.algorithm != "awq"
 
     def batch_of(self, window: int) -> int:
         """Return how many windows of ``window`` tokens go through a layer at a time."""
@@ -130,6 +149,7 @@ def calibrate_model(
     *,
     emit: EmitLinear,
     emit_dense: EmitDense,
+    keeper: StreamKeeper | None = None,
     options: CalibrationOptions | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationReport:
@@ -142,8 +162,9 @@ def calibrate_model(
         calibration: Token windows.
         emit: Called with each finished linear.
         emit_dense: Called with each norm weight or bias that changed.
+        keeper: Told of the streams after each layer, and asked for them at the start.
         options: How.
-        progress: Told of the stored bytes read.
+        progress: Told of the stored bytes of each finished linear, and of what is being done.
 
     Raises:
         MissingExtraError: torch is not installed.
@@ -156,4 +177,12 @@ def calibrate_model(
     run = LayerwiseCalibrator(
         tensors, config, plan, calibration, options or CalibrationOptions(), progress
     )
-    return run.run(emit, emit_dense)
+    return run.run(emit, emit_dense, keeper)
+
+
+def stream_bytes(
+    config: ModelConfig, calibration: CalibrationSet, options: CalibrationOptions
+) -> int:
+    """Return the bytes of the residual streams that a keeper is given at a time."""
+    streams = 2 if options.matches_output else 1
+    return streams * 4 * calibration.windows.size * config.hidden_size

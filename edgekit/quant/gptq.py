@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from edgekit.quant.hessian import inverse_cholesky
@@ -99,18 +100,53 @@ class GptqFactor:
         codes = torch.empty_like(rest)
         for start in range(0, columns, BLOCK):
             stop = min(start + BLOCK, columns)
-            spread = self._upper[start:stop, start:stop]
-            block = rest[start:stop]
-            errors = torch.empty_like(block)
-            for k in range(stop - start):
-                code = (block[k] / step[start + k]).round_().clamp_(low, high)
-                codes[start + k] = code
-                errors[k] = (block[k] - code * step[start + k]) / spread[k, k]
-                block[k + 1 :].addr_(spread[k, k + 1 :], errors[k], alpha=-1.0)
+            errors = _round_block(
+                rest[start:stop], step[start:stop], self._upper[start:stop, start:stop],
+                (low, high), codes[start:stop],
+            )  # fmt: skip
             rest[stop:].addmm_(self._upper[start:stop, stop:].t(), errors, alpha=-1.0)
         ordered = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
         ordered[:, self._order] = codes.t().to(torch.int8)
         return Rounded(ordered, scales)
+
+
+def _round_block(
+    block: torch.Tensor,
+    step: torch.Tensor,
+    spread: torch.Tensor,
+    limits: tuple[int, int],
+    codes: torch.Tensor,
+) -> torch.Tensor:
+    """Fill the ``codes`` [B, N] of a block of channels; return their errors, to be spread on."""
+    if block.device.type != "cpu":
+        return _round_block_torch(block, step, spread, limits, codes)
+    from edgekit.quant import channel_kernels  # noqa: PLC0415 - Numba is slow to import
+
+    errors = torch.empty_like(block)
+    low, high = (np.float32(code) for code in limits)
+    channel_kernels.round_channels(
+        block.numpy(), step.numpy(), np.ascontiguousarray(spread.numpy()), low, high,
+        channel_kernels.LANES, codes.numpy(), errors.numpy(),
+    )  # fmt: skip
+    return errors
+
+
+def _round_block_torch(
+    block: torch.Tensor,
+    step: torch.Tensor,
+    spread: torch.Tensor,
+    limits: tuple[int, int],
+    codes: torch.Tensor,
+) -> torch.Tensor:
+    """As :func:`_round_block`, on any device; ``block`` is used up."""
+    low, high = limits
+    errors = torch.empty_like(block)
+    for k in range(block.shape[0]):
+        code = (block[k] / step[k]).round_().clamp_(low, high)
+        codes[k] = code
+        errors[k] = (block[k] - code * step[k]) / spread[k, k]
+        block[k + 1 :].addr_(spread[k, k + 1 :], errors[k], alpha=-1.0)
+    return errors
 
 
 def search_scales(

@@ -22,6 +22,10 @@ MAX_DAMPING = 1.0
 """A Hessian that is not positive definite with its mean diagonal added holds NaN or infinity."""
 
 
+SYMMETRY_BLOCK = 256
+"""Columns of the Hessian summed at a time, down to the diagonal; the rest is their mirror image."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputMoments:
     """Moments of one linear's inputs, divided by the number of tokens; see the module.
@@ -66,7 +70,9 @@ class MomentAccumulator:
     ) -> None:
         """Add inputs ``x`` [..., K] and what belongs to the same tokens in the other streams."""
         flat = x.reshape(-1, x.shape[-1])
-        self._hessian.addmm_(flat.t(), flat)
+        for stop in range(SYMMETRY_BLOCK, flat.shape[1] + SYMMETRY_BLOCK, SYMMETRY_BLOCK):
+            part = slice(stop - SYMMETRY_BLOCK, stop)
+            self._hessian[:stop, part].addmm_(flat[:, :stop].t(), flat[:, part])
         if self._cross is not None and x_full is not None:
             self._cross.addmm_(x_full.reshape(flat.shape).t(), flat)
         if self._drift is not None and residual_drift is not None:
@@ -84,6 +90,9 @@ class MomentAccumulator:
                 "the calibration activations are empty, NaN or infinite",
                 "Check the checkpoint's weights and the calibration text",
             )
+        for start in range(0, self._hessian.shape[0], SYMMETRY_BLOCK):
+            stop = start + SYMMETRY_BLOCK
+            self._hessian[stop:, start:stop] = self._hessian[start:stop, stop:].t()
         for total in (self._hessian, self._cross, self._drift):
             if total is not None:
                 total.div_(self._tokens)

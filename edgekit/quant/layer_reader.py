@@ -27,7 +27,7 @@ class LayerReader:
         config: The architecture.
         calibration: Token windows.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        progress: Told of the stored bytes read.
+        progress: Told of the embedding; of the rest by whoever works on it.
 
     Raises:
         QuantizationError: The device does not exist.
@@ -69,20 +69,24 @@ class LayerReader:
             here = (ids >= start) & (ids < stop)
             if here.any():
                 hidden[here] = table.rows(start, stop)[ids[here] - start]
+        self.progress.advance(table.stored_bytes, "embedding")
         return torch.from_numpy(hidden)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a whole tensor, float32, on the device."""
-        tensor = self.open(name)
-        values = torch.from_numpy(np.ascontiguousarray(read_all(tensor))).to(self.device)
-        self.progress.advance(tensor.stored_bytes, name)
-        return values
+        return torch.from_numpy(np.ascontiguousarray(read_all(self.open(name)))).to(self.device)
 
     def layer_tensors(self, index: int) -> dict[str, torch.Tensor]:
         """Return the tensors of layer ``index`` by their names within it."""
         prefix = f"model.layers.{index}."
-        names = [name for name in tensor_shapes(self.config) if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self.read(name) for name in names}
+        return {name.removeprefix(prefix): self.read(name) for name in self._names(prefix)}
+
+    def layer_bytes(self, index: int) -> int:
+        """Return the stored bytes of layer ``index``."""
+        return sum(self.open(name).stored_bytes for name in self._names(f"model.layers.{index}."))
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name for name in tensor_shapes(self.config) if name.startswith(prefix)]
 
     def run_layer(self, tensors: LayerTensors, stream: torch.Tensor, batch: int) -> torch.Tensor:
         """Return the residual stream [n, S, hidden] after a layer; the input is not changed."""
@@ -92,9 +96,6 @@ class LayerReader:
         ]
         return torch.cat(parts)
 
-    def log_probabilities(
-        self, norm: torch.Tensor, head: torch.Tensor, stream: torch.Tensor
-    ) -> torch.Tensor:
-        """Return log-probabilities, float64 [S, vocab], of a final residual stream [S, hidden]."""
-        logits = F.linear(self.layer.norm(norm, stream.to(self.device)), head)
-        return F.log_softmax(logits.double(), dim=-1)
+    def logits(self, norm: torch.Tensor, head: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+        """Return logits, float32 [S, vocab], of a final residual stream [S, hidden]."""
+        return F.linear(self.layer.norm(norm, stream.to(self.device)), head)

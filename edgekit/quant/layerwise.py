@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from edgekit.checkpoint.lazy import Float32Array
 from edgekit.errors import QuantizationError
 from edgekit.models.config import Linear, ModelConfig, layer_linears, lm_head
 from edgekit.progress import Progress
@@ -21,6 +22,7 @@ from edgekit.quant.calibrate import (
     CalibrationReport,
     EmitDense,
     EmitLinear,
+    StreamKeeper,
     TensorSource,
 )
 from edgekit.quant.calibration import CalibrationSet
@@ -38,6 +40,9 @@ from edgekit.quant.torch_run import repeatable
 HEAD_ROWS = 16384
 """Rows of the LM head quantized at a time."""
 
+KEPT_INPUT_BYTES = 1 << 30
+"""Inputs of one linear that are kept rather than computed twice."""
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -47,6 +52,10 @@ class _Streams:
 
     quantized: torch.Tensor
     full: torch.Tensor | None
+
+    def arrays(self) -> list[Float32Array]:
+        """Return them as arrays of the same memory."""
+        return [stream.numpy() for stream in (self.quantized, self.full) if stream is not None]
 
 
 class LayerwiseCalibrator:
@@ -68,15 +77,18 @@ class LayerwiseCalibrator:
         self._device = self._reader.device
         self._layer = self._reader.layer
         self._output_error: dict[str, float] = {}
-        self._match = options.match_output and options.algorithm != "awq"
+        self._match = options.matches_output
 
-    def run(self, emit: EmitLinear, emit_dense: EmitDense) -> CalibrationReport:
-        """Quantize the whole model."""
+    def run(
+        self, emit: EmitLinear, emit_dense: EmitDense, keeper: StreamKeeper | None = None
+    ) -> CalibrationReport:
+        """Quantize the whole model, or what ``keeper`` has no streams of yet."""
         with torch.no_grad(), repeatable(self._options.threads):
-            first = self._reader.embed()
-            streams = _Streams(first, first.clone() if self._match else None)
-            for index in range(self._config.num_hidden_layers):
+            first, streams = self._begin(keeper)
+            for index in range(first, self._config.num_hidden_layers):
                 self._quantize_layer(index, streams, emit, emit_dense)
+                if keeper is not None:
+                    keeper.keep(index + 1, streams.arrays())
             self._quantize_head(streams, emit, emit_dense)
         return CalibrationReport(
             self._options.algorithm,
@@ -85,33 +97,58 @@ class LayerwiseCalibrator:
             self._output_error,
         )
 
+    def _begin(self, keeper: StreamKeeper | None) -> tuple[int, _Streams]:
+        """Return the first layer to do and the streams before it."""
+        self._tell("embedding")
+        kept = None if keeper is None else keeper.load()
+        if kept is None:
+            first = self._reader.embed()
+            return 0, _Streams(first, first.clone() if self._match else None)
+        done, arrays = kept
+        skipped = self._reader.open("model.embed_tokens.weight").stored_bytes
+        skipped += sum(self._reader.layer_bytes(index) for index in range(done))
+        self._reader.progress.advance(skipped, f"taken up after layer {done}")
+        streams = [torch.from_numpy(array) for array in arrays]
+        return done, _Streams(streams[0], streams[1] if self._match else None)
+
+    def _tell(self, item: str) -> None:
+        """Say what is being worked on."""
+        self._reader.progress.advance(0, item.removeprefix("model."))
+
     def _quantize_layer(
         self, index: int, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense
     ) -> None:
         full = self._reader.layer_tensors(index)
         prefix = f"model.layers.{index}."
         specs = {x.name.removeprefix(prefix): x for x in layer_linears(self._config, index)}
+        left = self._reader.layer_bytes(index)
         if self._options.algorithm != "gptq":
+            self._tell(f"{prefix}*: channel scales")
             schemes = {short: self._plan[prefix + short] for short in specs}
             batches = (streams.quantized[p].to(self._device) for p in self._batches(streams))
             for name in fold_layer(self._layer, full, schemes, batches):
                 emit_dense(prefix + name, full[name].cpu().numpy())
         quantized = dict(full)
         for sublayer in SUBLAYERS:
-            moments = self._moments(sublayer, full, quantized, streams)
+            self._tell(f"{prefix}{sublayer.linears[0]}: inputs")
+            kept = _KeptInputs()
+            moments = self._moments(sublayer, full, quantized, streams, kept)
+            self._tell(f"{prefix}{sublayer.linears[0]}: {self._options.algorithm}")
             rounding = _Rounding(moments, self._options)
             for short in sublayer.linears:
                 scheme = self._plan[prefix + short]
                 if scheme is None:
                     continue
+                self._tell(f"{prefix}{short}: {self._options.algorithm}")
                 weight = full[f"{short}.weight"]
                 rounded = rounding(weight, scheme)
                 quantized[f"{short}.weight"] = rounded.dequantize()
                 error = _Error(moments)
                 error.add(weight, rounded)
-                self._emit(specs[short], [rounded], error, emit)
+                left -= self._emit(specs[short], [rounded], error, emit)
             if sublayer.residual:
-                self._advance(sublayer, full, quantized, streams)
+                self._advance(sublayer, quantized, streams, kept)
+        self._reader.progress.advance(left, f"{prefix}*".removeprefix("model."))
 
     def _batches(self, streams: _Streams) -> Iterator[slice]:
         size = self._options.batch_of(self._reader.window)
@@ -119,10 +156,19 @@ class LayerwiseCalibrator:
             yield slice(start, start + size)
 
     def _moments(
-        self, sublayer: Sublayer, full: Tensors, quantized: Tensors, streams: _Streams
+        self,
+        sublayer: Sublayer,
+        full: Tensors,
+        quantized: Tensors,
+        streams: _Streams,
+        kept: _KeptInputs,
     ) -> InputMoments:
-        """Run all windows up to the sublayer's input and add up its moments."""
-        rows, columns = full[f"{sublayer.linears[0]}.weight"].shape
+        """Run all windows up to the sublayer's input and add up its moments.
+
+        The full stream, which waits for nothing, is taken past the sublayer on the way.
+        """
+        name = sublayer.linears[0]
+        rows, columns = full[f"{name}.weight"].shape
         total = MomentAccumulator(
             columns,
             self._device,
@@ -132,27 +178,37 @@ class LayerwiseCalibrator:
         for part in self._batches(streams):
             x = streams.quantized[part].to(self._device)
             inputs = sublayer.inputs(self._layer, quantized, x)
+            if sublayer.residual:
+                kept.put(part, inputs)
             if streams.full is None:
                 total.add(inputs)
                 continue
             x_full = streams.full[part].to(self._device)
-            drift = x_full - x if sublayer.residual else None
-            total.add(inputs, sublayer.inputs(self._layer, full, x_full), drift)
+            inputs_full = sublayer.inputs(self._layer, full, x_full)
+            total.add(inputs, inputs_full, x_full - x if sublayer.residual else None)
+            if sublayer.residual:
+                x_full += linear(full, name, inputs_full)
+                streams.full[part] = x_full.to(streams.full.device)
         return total.result()
 
     def _quantize_head(self, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense) -> None:
         """Quantize the LM head in strips of rows: they share one Hessian and nothing else."""
         spec = lm_head(self._config)
         scheme = self._plan[spec.name]
+        table = self._reader.open(spec.weight_key)
+        before = self._reader.open("model.norm.weight").stored_bytes
         if scheme is None:
+            self._reader.progress.advance(before + table.stored_bytes, spec.name)
             return
+        self._reader.progress.advance(before)
+        self._tell(f"{spec.name}: inputs")
         norm = self._reader.read("model.norm.weight")
         moments = self._head_moments(norm, streams)
-        table = self._reader.open(spec.weight_key)
         scale = torch.ones_like(norm)
         if self._options.algorithm != "gptq":
             norm, scale, moments = fold_head(norm, table, scheme, moments)
             emit_dense("model.norm.weight", norm.cpu().numpy())
+        self._tell(f"{spec.name}: {self._options.algorithm}")
         rounding, error = _Rounding(moments, self._options), _Error(moments)
         parts: list[Rounded] = []
         for start in range(0, table.shape[0], HEAD_ROWS):
@@ -162,7 +218,6 @@ class LayerwiseCalibrator:
             rounded = rounding(weight, scheme)
             error.add(weight, rounded)
             parts.append(Rounded(rounded.codes.cpu(), rounded.scales.cpu()))
-        self._reader.progress.advance(table.stored_bytes, spec.name)
         self._emit(spec, parts, error, emit)
 
     def _head_moments(self, norm: torch.Tensor, streams: _Streams) -> InputMoments:
@@ -175,7 +230,8 @@ class LayerwiseCalibrator:
                 total.add(inputs, self._layer.norm(norm, streams.full[part].to(self._device)))
         return total.result()
 
-    def _emit(self, spec: Linear, parts: list[Rounded], error: _Error, emit: EmitLinear) -> None:
+    def _emit(self, spec: Linear, parts: list[Rounded], error: _Error, emit: EmitLinear) -> int:
+        """Hand on a finished linear; returns its stored bytes."""
         codes = torch.cat([part.codes for part in parts]).cpu().numpy()
         scales = torch.cat([part.scales for part in parts]).cpu().numpy()
         if not np.isfinite(scales).all():
@@ -185,18 +241,40 @@ class LayerwiseCalibrator:
             )
         self._output_error[spec.name] = error.relative_output
         emit(spec.name, codes, scales, error.weight)
+        stored_bytes = self._reader.open(spec.weight_key).stored_bytes
+        self._reader.progress.advance(stored_bytes, spec.name.removeprefix("model."))
+        return stored_bytes
 
     def _advance(
-        self, sublayer: Sublayer, full: Tensors, quantized: Tensors, streams: _Streams
+        self, sublayer: Sublayer, quantized: Tensors, streams: _Streams, kept: _KeptInputs
     ) -> None:
-        """Add the sublayer's output to both streams, in place."""
-        name = sublayer.linears[0]
+        """Add the sublayer's output to the quantized stream, in place."""
+        name, stream = sublayer.linears[0], streams.quantized
         for part in self._batches(streams):
-            for stream, tensors in ((streams.quantized, quantized), (streams.full, full)):
-                if stream is not None:
-                    x = stream[part].to(self._device)
-                    x += linear(tensors, name, sublayer.inputs(self._layer, tensors, x))
-                    stream[part] = x.to(stream.device)
+            x = stream[part].to(self._device)
+            inputs = kept.take(part)
+            if inputs is None:
+                inputs = sublayer.inputs(self._layer, quantized, x)
+            x += linear(quantized, name, inputs)
+            stream[part] = x.to(stream.device)
+
+
+class _KeptInputs:
+    """Inputs of a linear, kept from its moments for its outputs as far as they fit."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, torch.Tensor] = {}
+        self._room = KEPT_INPUT_BYTES
+
+    def put(self, part: slice, inputs: torch.Tensor) -> None:
+        """Keep a batch's inputs if there is room."""
+        if inputs.nbytes <= self._room:
+            self._room -= inputs.nbytes
+            self._kept[part.start] = inputs
+
+    def take(self, part: slice) -> torch.Tensor | None:
+        """Give a batch's inputs away; None: compute them again, to the same bits."""
+        return self._kept.pop(part.start, None)
 
 
 class _Rounding:

@@ -8,6 +8,7 @@ torch (extra ``calibrate``).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from edgekit.quant.gptq import BLOCK, Rounded, stored_scales
@@ -45,28 +46,61 @@ def descend_codes(
     Work is laid out [K, N]; ``slope`` is the gradient H (Q - W) of the channels of a block, kept
     up to date within the block and computed anew for each.
     """
-    low, high = CODE_RANGE[scheme.bits]
     columns = target.shape[1]
     size = scheme.group_size or columns
     codes = rounded.codes.t().float().contiguous()
-    scales = rounded.scales.float().t().contiguous()
+    scales = rounded.scales.float().t()
+    steps = scales[torch.arange(columns, device=target.device) // size]
     change = (rounded.dequantize() - target).t().contiguous()
     for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        slope = hessian[start:stop] @ change
-        local = hessian[start:stop, start:stop]
-        for k in range(stop - start):
-            curve = local[k, k]
-            if not curve > 0:  # a channel that is never active has nothing to gain
-                continue
-            step = scales[(start + k) // size]
-            moved = (codes[start + k] - slope[k] / (curve * step)).round_().clamp_(low, high)
-            moved -= codes[start + k]
-            codes[start + k] += moved
-            moved *= step
-            change[start + k] += moved
-            slope.addr_(local[:, k], moved)
+        part = slice(start, min(start + BLOCK, columns))
+        _descend_block(
+            hessian[part] @ change, hessian[part, part], steps[part],
+            CODE_RANGE[scheme.bits], codes[part], change[part],
+        )  # fmt: skip
     return Rounded(codes.t().to(torch.int8).contiguous(), rounded.scales)
+
+
+def _descend_block(
+    slope: torch.Tensor,
+    local: torch.Tensor,
+    steps: torch.Tensor,
+    limits: tuple[int, int],
+    codes: torch.Tensor,
+    change: torch.Tensor,
+) -> None:
+    """Descend the channels of a block [B, N]; ``codes`` and ``change`` are changed in place."""
+    if slope.device.type != "cpu":
+        _descend_block_torch(slope, local, steps, limits, codes, change)
+        return
+    from edgekit.quant import channel_kernels  # noqa: PLC0415 - Numba is slow to import
+
+    low, high = (np.float32(code) for code in limits)
+    channel_kernels.descend_channels(
+        slope.numpy(), np.ascontiguousarray(local.numpy()), steps.numpy(), low, high,
+        channel_kernels.LANES, codes.numpy(), change.numpy(),
+    )  # fmt: skip
+
+
+def _descend_block_torch(
+    slope: torch.Tensor,
+    local: torch.Tensor,
+    steps: torch.Tensor,
+    limits: tuple[int, int],
+    codes: torch.Tensor,
+    change: torch.Tensor,
+) -> None:
+    """As :func:`_descend_block`, on any device; ``slope`` is used up."""
+    curves = local.diagonal().tolist()  # one copy to the host, not one a channel
+    for k, curve in enumerate(curves):
+        if not curve > 0:  # a channel that is never active has nothing to gain
+            continue
+        moved = (codes[k] - slope[k] / (curve * steps[k])).round_().clamp_(*limits)
+        moved -= codes[k]
+        codes[k] += moved
+        moved *= steps[k]
+        change[k] += moved
+        slope[k + 1 :].addr_(local[k + 1 :, k], moved)
 
 
 def refit_scales(

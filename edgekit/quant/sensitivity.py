@@ -15,7 +15,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekit.errors import RecipeError
-from edgekit.models.config import Linear, ModelConfig, all_linears, layer_linears, lm_head
+from edgekit.models.config import (
+    Linear,
+    ModelConfig,
+    all_linears,
+    layer_linears,
+    lm_head,
+    tensor_shapes,
+)
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibrate import CalibrationOptions, TensorSource, require_torch
 from edgekit.quant.calibration import CalibrationSet
@@ -26,6 +33,9 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.quant.layer_reader import LayerReader
+
+LOGITS_AT_ONCE = 1 << 23
+"""Logits of one model held while it is compared, 32 MiB."""
 
 LADDER: tuple[tuple[QuantScheme, float], ...] = (
     (QuantScheme(4, 128), 1.15),
@@ -123,6 +133,8 @@ def measure_sensitivity(
     Linears are rounded to nearest as the plan's scheme says, with searched scales; those the plan
     keeps dense are left out. A thousand tokens or two are enough to rank.
 
+    Progress advances by :func:`sensitivity_bytes`.
+
     Raises:
         MissingExtraError: torch is not installed.
         CalibrationError: A token id is out of range.
@@ -135,6 +147,7 @@ def measure_sensitivity(
     settings = options or CalibrationOptions()
     reader = LayerReader(tensors, config, calibration, settings.device, progress)
     with torch.no_grad(), repeatable(settings.threads):
+        reader.progress.advance(0, "embedding")
         streams = {"": reader.embed()}
         for index in range(config.num_hidden_layers):
             _advance_all(reader, index, plan, streams, settings.batch_of(reader.window))
@@ -150,6 +163,8 @@ def _advance_all(
 ) -> None:
     """Run every stream through layer ``index`` and start those of its own linears."""
     full = reader.layer_tensors(index)
+    size = reader.layer_bytes(index)
+    count = reader.config.num_hidden_layers
     prefix = f"model.layers.{index}."
     variants = {}
     for spec in layer_linears(reader.config, index):
@@ -161,9 +176,25 @@ def _advance_all(
     for name, (key, scheme) in variants.items():
         changed = {**full, key: _rounded(full[key], scheme)}
         born[name] = reader.run_layer(changed, streams[""], batch)
-    for name, stream in streams.items():
+        reader.progress.advance(size, f"layer {index + 1} of {count}, {name.removeprefix(prefix)}")
+    for done, (name, stream) in enumerate(streams.items(), 1):
         streams[name] = reader.run_layer(full, stream, batch)
+        reader.progress.advance(size, f"layer {index + 1} of {count}, {done}/{len(streams)}")
     streams.update(born)
+
+
+def sensitivity_bytes(tensors: TensorSource, config: ModelConfig, plan: Schemes) -> int:
+    """Return the stored bytes that pass: a layer's count once for each model run through it."""
+    runs, total = 1, tensors("model.embed_tokens.weight").stored_bytes
+    shapes = tensor_shapes(config)
+    for index in range(config.num_hidden_layers):
+        prefix = f"model.layers.{index}."
+        size = sum(tensors(name).stored_bytes for name in shapes if name.startswith(prefix))
+        runs += sum(plan[spec.name] is not None for spec in layer_linears(config, index))
+        total += runs * size
+    head = lm_head(config)
+    runs += plan[head.name] is not None
+    return total + (runs - 1) * tensors(head.weight_key).stored_bytes
 
 
 def _rounded(weight: torch.Tensor, scheme: QuantScheme) -> torch.Tensor:
@@ -185,12 +216,30 @@ def _divergences(
         streams[spec.name] = streams[""]
         heads[spec.name] = _rounded(head, scheme)
     totals = dict.fromkeys((name for name in streams if name), 0.0)
-    full = streams[""]
-    for window in range(full.shape[0]):
-        reference = reader.log_probabilities(norm, head, full[window])
-        likely = reference.exp()
+    flat = {name: stream.flatten(0, 1) for name, stream in streams.items()}
+    tokens = flat[""].shape[0]
+    step = max(1, LOGITS_AT_ONCE // head.shape[0])
+    size, done = reader.open(spec.weight_key).stored_bytes, 0
+    for start in range(0, tokens, step):
+        part = slice(start, min(start + step, tokens))
+        reference = reader.logits(norm, head, flat[""][part])
+        likely = reference.softmax(-1)
         for name in totals:
-            other = reader.log_probabilities(norm, heads[name], streams[name][window])
-            totals[name] += float((likely * (reference - other)).sum())
-    tokens = full.shape[0] * full.shape[1]
+            other = reader.logits(norm, heads[name], flat[name][part])
+            totals[name] += _divergence_sum(likely, other.sub_(reference))
+        passed = size * len(totals) * part.stop // tokens
+        reader.progress.advance(passed - done, f"LM head, {part.stop}/{tokens} tokens")
+        done = passed
     return {x.name: totals[x.name] / tokens for x in all_linears(reader.config) if x.name in totals}
+
+
+def _divergence_sum(likely: torch.Tensor, change: torch.Tensor) -> float:
+    """Return the summed KL divergence of logits that differ by ``change`` [S, V], destroyed.
+
+    It is ``log E[exp(d)] - E[d]`` under the first model's probabilities: in this form float32 is
+    enough, since d is small where two log-probabilities are not.
+    """
+    change -= (change.amax(-1, keepdim=True) - 80).clamp_min_(0)  # lest exp overflow; cancels out
+    mean = (likely * change).sum(-1).double()
+    growth = (likely * change.expm1_()).sum(-1).double()
+    return float((growth.log1p() - mean).sum())

@@ -69,7 +69,14 @@ from edgekit.units import format_bytes
     "--threads",
     type=click.IntRange(1),
     default=lambda: len(os.sched_getaffinity(0)),
-    help="Worker threads; the bytes do not depend on it. [default: cores]",
+    help="Worker threads; only a calibrated recipe's bytes depend on it. [default: cores]",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    help="Where a calibrated recipe runs the model; its bytes depend on it.",
 )
 @click.option("--no-check", is_flag=True, help="Do not run the golden sequences at the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -100,6 +107,7 @@ def command(**options: Any) -> None:
         max_context=options["max_context"],
         max_sequences=options["max_sequences"],
         threads=options["threads"],
+        device=options["device"],
         overwrite=options["overwrite"],
         check=not options["no_check"],
     )

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import CalibrationError
+from edgekit.quant import gptq as gptq_module
+from edgekit.quant import refine as refine_module
 from edgekit.quant.gptq import GptqFactor, gptq, round_to_nearest, search_scales
 from edgekit.quant.hessian import (
     InputMoments,
@@ -197,3 +199,32 @@ def test_refinement_pays() -> None:
         change = settled.dequantize() - weight
         change[row, column] += sign * step[row, column]
         assert output_error(change, hessian) >= best * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("rows", [24, 64, 150])
+@pytest.mark.parametrize("scheme", [SCHEME, QuantScheme(8, 0, "mse", "gptq")])
+def test_kernels_choose_the_codes_of_the_torch_loops(
+    rows: int, scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of output channels on the CPU give what the loops that run on a GPU give."""
+    weight, hessian = problem(2, rows, 192)
+    hessian[7] = hessian[:, 7] = 0
+    rounded = gptq(weight, hessian, scheme)
+    moved = descend_codes(weight, rounded, hessian, scheme)
+    monkeypatch.setattr(gptq_module, "_round_block", gptq_module._round_block_torch)
+    monkeypatch.setattr(refine_module, "_descend_block", refine_module._descend_block_torch)
+    looped = gptq(weight, hessian, scheme)
+    assert (looped.codes != rounded.codes).float().mean() < 0.002
+    looped = descend_codes(weight, rounded, hessian, scheme)
+    assert (looped.codes != moved.codes).float().mean() < 0.002
+    assert (moved.codes != rounded.codes).any()
+
+
+def test_a_wide_hessian_is_symmetric() -> None:
+    """Only half of it is summed; the other half is its mirror image."""
+    inputs = torch.randn(40, 700, generator=torch.Generator().manual_seed(0))
+    total = MomentAccumulator(700, torch.device("cpu"), cross=False)
+    total.add(inputs)
+    hessian = total.result().hessian
+    assert torch.equal(hessian, hessian.t())
+    torch.testing.assert_close(hessian, inputs.t() @ inputs / 40)

@@ -16,6 +16,7 @@ from edgekit.errors import CalibrationError, MissingExtraError, QuantizationErro
 from edgekit.evaluate.reference import ReferenceModel
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.families import model_config_from_hf
+from edgekit.quant import layerwise
 from edgekit.quant.calibrate import CalibrationOptions, CalibrationReport, calibrate_model
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.decoder_layer import DecoderLayer
@@ -186,6 +187,16 @@ def test_two_runs_give_the_same_codes() -> None:
         np.testing.assert_array_equal(codes, second.codes[name])
         np.testing.assert_array_equal(first.scales[name], second.scales[name])
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_inputs_that_do_not_fit_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many inputs are kept between their two uses changes no code."""
+    kept, again = make(), make()
+    kept.quantize(batch_tokens=128)
+    monkeypatch.setattr(layerwise, "KEPT_INPUT_BYTES", 100_000)
+    again.quantize(batch_tokens=128)
+    for name, codes in kept.codes.items():
+        np.testing.assert_array_equal(codes, again.codes[name])
 
 
 def test_tied_embeddings_serve_as_head() -> None:

@@ -20,24 +20,48 @@ from edgekit.quant.calibrate import CalibrationOptions
 from edgekit.quant.gptq import round_to_nearest, search_scales
 from edgekit.quant.plan import bits_per_linear_weight
 from edgekit.quant.scheme import QuantScheme
-from edgekit.quant.sensitivity import LADDER, measure_sensitivity, mixed_plan
+from edgekit.quant.sensitivity import (
+    LADDER,
+    measure_sensitivity,
+    mixed_plan,
+    sensitivity_bytes,
+)
 
 SCHEME = QuantScheme(4, 32)
 CONFIG = model_config_from_hf(make_config("qwen2"))
 PLAN = {spec.name: SCHEME for spec in all_linears(CONFIG)}
 
 
+class Steps:
+    """Adds up what a stage advances by."""
+
+    def __init__(self) -> None:
+        self.done_bytes = 0
+        self.items: list[str] = []
+
+    def start(self, stage: str, total_bytes: int) -> None: ...
+
+    def advance(self, done_bytes: int, item: str = "") -> None:
+        self.done_bytes += done_bytes
+        self.items.append(item)
+
+    def finish(self, summary: str = "") -> None: ...
+
+
 def test_sensitivity_is_the_divergence_of_that_linear_alone() -> None:
     """Streams born along the way give what whole models with one quantized linear give."""
     arrays = random_tensors(make_config("qwen2"))
     data = windows(CONFIG, count=2)
-    got = measure_sensitivity(
-        lambda name: MemoryTensor(name, arrays[name]),
-        CONFIG,
-        {**PLAN, "model.layers.1.mlp.up_proj": None},
-        data,
-        options=CalibrationOptions(threads=1),
-    )
+    plan: dict[str, QuantScheme | None] = {**PLAN, "model.layers.1.mlp.up_proj": None}
+    steps = Steps()
+
+    def opened(name: str) -> MemoryTensor:
+        return MemoryTensor(name, arrays[name])
+
+    options = CalibrationOptions(threads=1)
+    got = measure_sensitivity(opened, CONFIG, plan, data, options=options, progress=steps)
+    assert steps.done_bytes == sensitivity_bytes(opened, CONFIG, plan)
+    assert any("mlp.down_proj" in item for item in steps.items)
     assert set(got) == set(PLAN) - {"model.layers.1.mlp.up_proj"}
 
     def log_probabilities(source: dict[str, Any]) -> torch.Tensor:
