@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.layout import GOLDEN, MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
 from edgekit.contracts.canonical import MAX_DOCUMENT_BYTES, parse_document
 from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry
 from edgekit.errors import BundleError, DigestMismatchError
@@ -78,8 +78,9 @@ class Bundle:
         return data
 
     def golden(self) -> dict[str, Any]:
-        """Return the golden sequences (``golden.json``)."""
-        return parse_document((self.path / GOLDEN).read_bytes(), GOLDEN)
+        """Return the golden sequences."""
+        path: str = self.manifest.golden["path"]
+        return parse_document((self.path / path).read_bytes(), path)
 
     @property
     def total_bytes(self) -> int:

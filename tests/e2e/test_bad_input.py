@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from factories import random_tensors, write_checkpoint
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.cli.main import main
+from edgekit.contracts.canonical import canonical_bytes
 from edgekit.errors import BundleError, StorageError
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
@@ -288,6 +290,45 @@ def test_damaged_bundle_on_the_command_line(
     fails(capsys, 10, "is missing from", "run", copy, "hello")
     (copy / "manifest.json").write_text("{}")
     fails(capsys, 10, "manifest.json is damaged", "inspect", copy)
+
+
+def rehash(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and give it the digest of what it says now."""
+    values = json.loads((folder / "manifest.json").read_text())
+    edit(values)
+    data = canonical_bytes(values)
+    (folder / "manifest.json").write_bytes(data)
+    (folder / "manifest.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n")
+
+
+MANIFESTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+    (lambda m: m["graphs"][0].update(path="../outside.onnx"), "'../outside.onnx' is not a plain"),
+    (lambda m: m["tensors"].insert(0, ["x"]), "tensors[0] is not a JSON object"),
+    (lambda m: m.update(limits={}), "limits lacks 'max_context'"),
+    (lambda m: m.update(model={}), "model lacks 'source'"),
+    (lambda m: m["files"][0].update(path=7), "files[0]: 'path' must be a string, not 7"),
+    (lambda m: m["limits"].update(max_context="many"), "not 'many'"),
+    (lambda m: m["model"]["config"].pop("head_dim"), "config lacks 'head_dim'"),
+    (lambda m: m.update(files=[f for f in m["files"] if f["path"] != "golden.json"]),
+     "names golden.json but does not list it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "message"), MANIFESTS, ids=[c[1][:30] for c in MANIFESTS])
+def test_misleading_manifest(
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    edit: Callable[[dict[str, Any]], object],
+    message: str,
+) -> None:
+    """A manifest whose own digest is right and whose fields are wrong is refused by name."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    shutil.copy(next(bundle.glob("*.onnx")), tmp_path / "outside.onnx")
+    rehash(copy, edit)
+    for command in (("verify", copy), ("verify", copy, "--no-run"), ("inspect", copy)):
+        fails(capsys, 10, message, *command)
 
 
 def test_stray_file_is_found(bundle: Path, tmp_path: Path) -> None:
