@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
 from edgekit.contracts.canonical import MAX_DOCUMENT_BYTES, parse_document
-from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry
+from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry, blob_bytes
 from edgekit.errors import BundleError, DigestMismatchError
 
 _DTYPES: dict[str, Any] = {
@@ -85,9 +85,8 @@ class Bundle:
     @property
     def total_bytes(self) -> int:
         """Bytes of every file: blobs once, files, manifest and its digest."""
-        blobs = {entry.sha256: entry.size_bytes for entry in self.manifest.tensors}
         files = sum(entry.size_bytes for entry in self.manifest.files)
-        return sum(blobs.values()) + files + len(self.manifest.to_bytes()) + 65
+        return blob_bytes(self.manifest.tensors) + files + len(self.manifest.to_bytes()) + 65
 
 
 def is_bundle(path: Path) -> bool:

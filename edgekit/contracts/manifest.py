@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -229,6 +229,11 @@ class Manifest:
         _check_unique([e.name for e in manifest.graphs], "graph")
         _check_listed(manifest)
         return manifest
+
+
+def blob_bytes(tensors: Iterable[TensorEntry]) -> int:
+    """Return the bytes of the blobs that hold ``tensors``; equal content is stored once."""
+    return sum({entry.sha256: entry.size_bytes for entry in tensors}.values())
 
 
 def check_path(path: str) -> None:

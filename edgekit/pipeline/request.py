@@ -24,7 +24,7 @@ class BuildRequest:
         base: Bundle of an earlier version, whose scales are kept where they are as good.
         max_context, max_sequences: Override the recipe's; None keeps them.
         threads: Worker threads; the bytes do not depend on it.
-        check: Run the golden sequences through the built bundle.
+        check: Judge the stored weights on the golden sequences; `edgekit verify` runs the graphs.
     """
 
     model: str
