@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.layout import GOLDEN, MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
 from edgekit.contracts.canonical import MAX_DOCUMENT_BYTES, parse_document
-from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry
+from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry, blob_bytes
 from edgekit.errors import BundleError, DigestMismatchError
 
 _DTYPES: dict[str, Any] = {
@@ -78,15 +78,15 @@ class Bundle:
         return data
 
     def golden(self) -> dict[str, Any]:
-        """Return the golden sequences (``golden.json``)."""
-        return parse_document((self.path / GOLDEN).read_bytes(), GOLDEN)
+        """Return the golden sequences."""
+        path: str = self.manifest.golden["path"]
+        return parse_document((self.path / path).read_bytes(), path)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of every file: blobs once, files, manifest and its digest."""
-        blobs = {entry.sha256: entry.size_bytes for entry in self.manifest.tensors}
         files = sum(entry.size_bytes for entry in self.manifest.files)
-        return sum(blobs.values()) + files + len(self.manifest.to_bytes()) + 65
+        return blob_bytes(self.manifest.tensors) + files + len(self.manifest.to_bytes()) + 65
 
 
 def is_bundle(path: Path) -> bool:

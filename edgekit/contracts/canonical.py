@@ -23,13 +23,16 @@ def canonical_bytes(value: Any) -> bytes:
     """Return the canonical encoding of a JSON value.
 
     Raises:
-        BundleError: The value is not JSON, or holds a number other readers would change.
+        BundleError: The value is not JSON, or holds a number or text other readers would change.
     """
     _check(value, 0)
     text = json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
-    return text.encode("utf-8")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON's \u can write
+        raise BundleError(f"a string is not Unicode text: {error.reason}") from error
 
 
 def parse_document(data: bytes, what: str, limit_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def parse_document(data: bytes, what: str, limit_bytes: int = MAX_DOCUMENT_BYTES
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
         _check(value, 0)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, BundleError) as error:
+    except (ValueError, RecursionError, BundleError) as error:  # a long integer is a ValueError
         raise BundleError(f"{what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise BundleError(f"{what} must be a JSON object")

@@ -8,23 +8,62 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from edgekit.contracts.canonical import canonical_bytes, parse_document
+from edgekit.contracts.fields import check_choice, check_fields, check_rows
 from edgekit.errors import BundleError
 
 FORMAT = "edgekit-bundle"
 SCHEMA_VERSION = 1
 MAX_PATH_CHARS = 255
 MAX_ENTRIES = 100_000
+MAX_DIMENSIONS = 8
 
 Dtype = Literal["int4", "int8", "float16", "float32"]
 Role = Literal["codes", "scales", "dense"]
 BITS: dict[str, int] = {"int4": 4, "int8": 8, "float16": 16, "float32": 32}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_FILE = {"path": "text", "size_bytes": "count", "sha256": "text"}
+_GRAPH = {
+    **dict.fromkeys(("name", "path", "dialect", "activation_dtype", "purpose"), "text"),
+    "opset": "positive",
+}
+_TENSOR = {
+    **dict.fromkeys(("name", "role", "dtype", "sha256"), "text"),
+    "shape": "counts",
+    "size_bytes": "count",
+    "scheme": "text?",
+}
+_ERROR = {"name": "text", "scheme": "text", "relative_rmse": "number", "sqnr_db": "number?"}
+_PARTS: dict[str, dict[str, str]] = {
+    "model": {
+        **dict.fromkeys(("source", "model_type"), "text"),
+        "revision": "text?",
+        "parameters": "count",
+        "config": "object",
+    },
+    "recipe": {**dict.fromkeys(("name", "sha256"), "text"), "resolved": "object"},
+    "target": {"name": "text", "title": "text"},
+    "requirements": {
+        **dict.fromkeys(("l4t", "tensorrt", "onnxruntime"), "text"),
+        **dict.fromkeys(("memory_bytes", "disk_bytes"), "count"),
+    },
+    "limits": {"max_context": "positive", "max_sequences": "positive"},
+    "tools": {},
+    "f16_exponents": {},
+    "golden": {"path": "text", "sequences": "count", "tokens": "count", "scored_by": "text"},
+    "quality": {"checked": "flag", "tensors": "list"},
+    "size": {
+        **dict.fromkeys(("weights_bytes", "linear_bytes"), "count"),
+        "bits_per_linear_weight": "number",
+    },
+}
+"""The mappings of a manifest, and what of each a reader may rely on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +104,8 @@ class TensorEntry:
     def __post_init__(self) -> None:
         if self.dtype not in BITS or self.role not in {"codes", "scales", "dense"}:
             raise BundleError(f"tensor {self.name} has dtype {self.dtype!r}, role {self.role!r}")
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise BundleError(f"tensor {self.name} has {len(self.shape)} dimensions")
         elements = 1
         for dim in self.shape:
             elements *= dim
@@ -93,6 +134,12 @@ class GraphEntry:
     opset: int
     activation_dtype: str
     purpose: Literal["target", "host"]
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+        where = f"graph {self.name}"
+        check_choice(self.activation_dtype, ("float16", "float32"), f"{where}: activation_dtype")
+        check_choice(self.purpose, ("target", "host"), f"{where}: purpose")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +197,7 @@ class Manifest:
         if values.get("format") != FORMAT:
             raise BundleError(f"manifest.json is not of format {FORMAT!r}")
         version = values.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
                 f"the bundle has schema_version {version!r}, this edgekit reads {SCHEMA_VERSION}",
                 "Upgrade edgekit, or build the bundle again with this version",
@@ -161,22 +208,32 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """Read what :meth:`to_dict` wrote."""
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            BundleError: A field is missing or wrong, or a graph or the golden sequences are not
+                among the files.
+        """
+        _check_values(values)
         known = {item.name for item in fields(cls)} - {"unrecognized"}
         data = {key: value for key, value in values.items() if key in known}
-        try:
-            data["checkpoint_files"] = _entries(FileEntry, data["checkpoint_files"])
-            data["files"] = _entries(FileEntry, data["files"])
-            data["graphs"] = _entries(GraphEntry, data["graphs"])
-            data["tensors"] = _entries(TensorEntry, data["tensors"])
-            data["engine_plans"] = tuple(data["engine_plans"])
-            rest = {k: v for k, v in values.items() if k not in known and k != "format"}
-            manifest = cls(**data, unrecognized=rest)
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"manifest.json lacks or misuses a field: {error}") from error
+        data["checkpoint_files"] = _entries(FileEntry, data["checkpoint_files"])
+        data["files"] = _entries(FileEntry, data["files"])
+        data["graphs"] = _entries(GraphEntry, data["graphs"])
+        data["tensors"] = _entries(TensorEntry, data["tensors"])
+        data["engine_plans"] = tuple(data["engine_plans"])
+        rest = {k: v for k, v in values.items() if k not in known and k != "format"}
+        manifest = cls(**data, unrecognized=rest)
         _check_unique([e.path for e in manifest.files], "file")
         _check_unique([e.name for e in manifest.tensors], "tensor")
+        _check_unique([e.name for e in manifest.graphs], "graph")
+        _check_listed(manifest)
         return manifest
+
+
+def blob_bytes(tensors: Iterable[TensorEntry]) -> int:
+    """Return the bytes of the blobs that hold ``tensors``; equal content is stored once."""
+    return sum({entry.sha256: entry.size_bytes for entry in tensors}.values())
 
 
 def check_path(path: str) -> None:
@@ -194,8 +251,6 @@ def check_path(path: str) -> None:
 
 
 def _entries(kind: Any, rows: list[Mapping[str, Any]]) -> tuple[Any, ...]:
-    if len(rows) > MAX_ENTRIES:
-        raise BundleError(f"manifest.json lists {len(rows)} entries, at most {MAX_ENTRIES}")
     known = {item.name for item in fields(kind)}
     entries = []
     for row in rows:
@@ -204,6 +259,32 @@ def _entries(kind: Any, rows: list[Mapping[str, Any]]) -> tuple[Any, ...]:
             values["shape"] = tuple(values["shape"])
         entries.append(kind(**values))
     return tuple(entries)
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Check every value that a reader of a manifest relies on."""
+    check_fields(values, {"name": "text", **dict.fromkeys(_PARTS, "object")}, "manifest.json")
+    for name, kinds in _PARTS.items():
+        check_fields(values[name], kinds, f"manifest.json: {name}")
+    check_fields(values["tools"], dict.fromkeys(values["tools"], "text"), "manifest.json: tools")
+    exponents = values["f16_exponents"]
+    kinds = dict.fromkeys(exponents, "integers")
+    check_fields(exponents, kinds, "manifest.json: f16_exponents")
+    check_rows(values["quality"]["tensors"], _ERROR, "quality.tensors", MAX_ENTRIES)
+    lists = {"checkpoint_files": _FILE, "files": _FILE, "graphs": _GRAPH, "tensors": _TENSOR}
+    for name, kinds in {**lists, "engine_plans": {}}.items():
+        check_rows(values.get(name), kinds, f"manifest.json: {name}", MAX_ENTRIES)
+
+
+def _check_listed(manifest: Manifest) -> None:
+    """Refuse what would be read without its digest having been checked."""
+    listed = {entry.path for entry in manifest.files}
+    for path in (*(graph.path for graph in manifest.graphs), manifest.golden["path"]):
+        if path not in listed:
+            raise BundleError(
+                f"manifest.json names {path} but does not list it among its files",
+                "Fetch or build the bundle again",
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from edgekit.bundle.layout import TOKENIZER_FOLDER
 from edgekit.bundle.reader import Bundle
 from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
+from edgekit.engine.appending_cache import AppendingCacheSession
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider
 from edgekit.engine.session import InferenceSession
@@ -67,7 +68,7 @@ def load_bundle(
     entry = bundle.graph("host" if provider == "cpu" else "target")
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
-    session = _open_session(bundle, entry, config, provider, options)
+    session = open_session(bundle, entry, config, provider, options)
     folder = bundle.path / TOKENIZER_FOLDER
     return LoadedModel(
         bundle,
@@ -78,14 +79,19 @@ def load_bundle(
     )
 
 
-def _open_session(
+def open_session(
     bundle: Bundle,
     entry: GraphEntry,
     config: AnyConfig,
     provider: Provider,
     options: dict[str, Any],
 ) -> InferenceSession:
-    """Open a graph with the session of its dialect."""
+    """Open a graph of a bundle with the session of its dialect.
+
+    Raises:
+        EngineError: The engine is missing or refuses the graph.
+        BundleError: The graph's dialect does not go with the model.
+    """
     graph, max_context = bundle.path / entry.path, bundle.manifest.limits["max_context"]
     if entry.dialect == optimum_io.DIALECT:
         if provider != "cpu":
@@ -99,6 +105,10 @@ def _open_session(
     if not isinstance(config, ModelConfig):
         raise BundleError(f"{bundle.path} has a {entry.dialect} graph of another exporter's model")
     dtype: Any = entry.activation_dtype
+    if entry.dialect == "trt103" and provider == "cpu":
+        return AppendingCacheSession(
+            graph, config=config, max_context=max_context, activation_dtype=dtype, **options
+        )
     return OrtSession(
         graph,
         config=config,

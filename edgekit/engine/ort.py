@@ -42,6 +42,7 @@ class OrtSession:
             itself ran on one.
         prefill_chunk: Tokens of a prefill step.
         cuda_graph: Capture decode steps as CUDA graphs (``cuda`` only).
+        exact: Run the graph as it is written, without ONNX Runtime's optimizations.
 
     Raises:
         EngineError: ONNX Runtime has no such provider, or refuses the graph.
@@ -60,6 +61,7 @@ class OrtSession:
         threads: int | None = None,
         prefill_chunk: int = 512,
         cuda_graph: bool = False,
+        exact: bool = False,
     ) -> None:
         self.config = config
         self._max_context = max_context
@@ -68,7 +70,7 @@ class OrtSession:
         self._device = provider
         self._chunk = prefill_chunk
         self._cuda_graph = cuda_graph and provider == "cuda"
-        self._session = open_ort(graph, provider, threads, cuda_graph=self._cuda_graph)
+        self._session = open_ort(graph, provider, threads, cuda_graph=self._cuda_graph, exact=exact)
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is not of the standard dialect")
         self._lengths = np.zeros(max_sequences, np.int64)

@@ -83,16 +83,17 @@ class GoldenReport:
         values = {name: getattr(self, name) for name in self.__slots__}
         return {**values, "failures": list(self.failures), "passed": self.passed}
 
-    def require(self) -> None:
+    def require(self, graph: str) -> None:
         """Raise unless every limit is kept.
 
         Raises:
-            QualityError: Names the limits that are missed.
+            QualityError: Names the graph and the limits that it misses.
         """
         if self.failures:
             raise QualityError(
-                "the golden sequences fail: " + "; ".join(self.failures),
-                "Use a recipe of more bits, or raise the recipe's acceptance limits",
+                f"the golden sequences fail on {graph}: " + "; ".join(self.failures),
+                "The graph or its engine computes something else than the stored weights: "
+                "build the bundle again with this version, or report the model",
             )
 
 

@@ -361,7 +361,7 @@ def _manifest(
             "tensorrt": target.tensorrt,
             "onnxruntime": target.onnxruntime,
             "memory_bytes": stored.fit.total_bytes,
-            "disk_bytes": weights.weights_bytes,
+            "disk_bytes": weights.weights_bytes + sum(x.size_bytes for x in writer.files),
         },
         limits={"max_context": stored.max_context, "max_sequences": stored.max_sequences},
         tools=_tools(exported.tools),

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from edgekit.bundle.writer import BundleWriter
-from edgekit.contracts.manifest import TensorEntry
+from edgekit.contracts.manifest import TensorEntry, blob_bytes
 from edgekit.errors import CheckpointError, QuantizationError, RecipeError
 from edgekit.exporters.embedding import STRIP_ROWS, is_embedding, require_float16, store_embedding
 from edgekit.exporters.exported_graph import ExportedGraph
@@ -62,7 +62,7 @@ class Requantized:
     @property
     def weights_bytes(self) -> int:
         """Bytes of all blobs, each counted once."""
-        return sum({entry.sha256: entry.size_bytes for entry in self.entries}.values())
+        return blob_bytes(self.entries)
 
     @property
     def bits_per_linear_weight(self) -> float:

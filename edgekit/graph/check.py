@@ -55,10 +55,14 @@ def check_graph(
         model = onnx.load(path, load_external_data=False)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GraphError(f"{path.name} is not valid ONNX: {error}") from error
+        said = " ".join(str(error).split())
+        raise GraphError(f"{path.name} is not valid ONNX: {said}") from error
     census = Counter(
         f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node
     )
+    foreign = sorted(name for name in census if "::" in name)
+    if foreign:  # the ONNX checker passes over operators of domains it does not know
+        raise GraphError(f"{path.name} has the operator {foreign[0]}, which is not ONNX's own")
     opset = next(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"})
     linears = _check_linears(model.graph, config, schemes)
     return GraphReport(opset, dict(sorted(census.items())), linears)
@@ -70,8 +74,9 @@ def _check_linears(
     makers = {output: node for node in graph.node for output in node.output}
     stored = {tensor.name: tensor for tensor in graph.initializer}
     # Attention's own products have a cache or an activation on the right, not a weight.
-    right_sides = {_source(node.input[1], makers): node for node in _matmuls(graph)}
-    matmuls = {name: node for name, node in right_sides.items() if name in stored}
+    sources = [(_source(node.input[1], makers), node) for node in _products(graph)]
+    products = [(name, node) for name, node in sources if name in stored]
+    matmuls = dict(products)
     labels: Counter[str] = Counter()
     for linear in all_linears(config):
         scheme = schemes[linear.name]
@@ -79,15 +84,43 @@ def _check_linears(
         if wanted not in matmuls:
             raise GraphError(f"{linear.name} should multiply by {wanted}, but no MatMul does")
         if scheme is not None:
-            _check_codes(linear.name, stored[wanted], makers[matmuls[wanted].input[1]], scheme)
+            made_by = makers[matmuls[wanted].input[1]]
+            check_codes(linear.name, stored[wanted], made_by, scheme)
+        shape = (linear.in_features, linear.out_features)
+        if tuple(stored[wanted].dims) != shape:
+            raise GraphError(f"{wanted} is {list(stored[wanted].dims)}, not {list(shape)}")
         labels["dense" if scheme is None else scheme.label] += 1
-    if len(matmuls) != sum(labels.values()):
-        raise GraphError(f"{len(matmuls)} weight MatMuls for {sum(labels.values())} linears")
+    if len(products) != sum(labels.values()):
+        raise GraphError(f"{len(products)} weight MatMuls for {sum(labels.values())} linears")
     return dict(sorted(labels.items()))
 
 
-def _matmuls(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    return [node for node in graph.node if node.op_type == "MatMul"]
+def check_codes(
+    linear: str, codes: onnx.TensorProto, dequantize: onnx.NodeProto, scheme: QuantScheme
+) -> None:
+    """Check that a linear's codes and the node that dequantizes them are those of its scheme.
+
+    Raises:
+        GraphError: Names the linear and what is different.
+    """
+    planned = f"{linear} is planned as {scheme.label}"
+    if codes.data_type != _CODES_TYPE[scheme.bits]:
+        raise GraphError(f"{planned} but its codes are of another type")
+    if dequantize.op_type != "DequantizeLinear":
+        raise GraphError(f"{planned} but a {dequantize.op_type} makes its weight")
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in dequantize.attribute}
+    group_size = attributes.get("block_size", 0)
+    if group_size != scheme.group_size:
+        raise GraphError(f"{planned} but its group size is {group_size}")
+    # Codes are [K, N]: groups lie along K, channels along N. Zero points are 0, so not given.
+    if attributes.get("axis", 1) != (0 if scheme.group_size else 1):
+        raise GraphError(f"{planned} but its scales lie along another axis")
+    if len(dequantize.input) != 2:
+        raise GraphError(f"{planned} but it has a zero point")
+
+
+def _products(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type in {"MatMul", "Gemm"}]
 
 
 def _source(value: str, makers: Mapping[str, onnx.NodeProto]) -> str:
@@ -95,15 +128,3 @@ def _source(value: str, makers: Mapping[str, onnx.NodeProto]) -> str:
     while value in makers and makers[value].op_type in {"Cast", "DequantizeLinear"}:
         value = makers[value].input[0]
     return value
-
-
-def _check_codes(
-    linear: str, codes: onnx.TensorProto, dequantize: onnx.NodeProto, scheme: QuantScheme
-) -> None:
-    if codes.data_type != _CODES_TYPE[scheme.bits]:
-        raise GraphError(f"{linear} is planned as {scheme.label} but its codes are of another type")
-    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in dequantize.attribute}
-    if attrs.get("block_size", 0) != scheme.group_size:
-        raise GraphError(
-            f"{linear} is planned as {scheme.label} but its group size is {attrs.get('block_size')}"
-        )

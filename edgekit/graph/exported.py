@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx
 
-from edgekit.errors import GraphError
-from edgekit.graph.check import GraphReport
+from edgekit.errors import BundleError, GraphError
+from edgekit.graph.check import GraphReport, check_codes
 from edgekit.graph.weights import codes_name
+from edgekit.quant.scheme import scheme_of_label
 
 
 def check_exported_graph(path: Path, labels: Mapping[str, str]) -> GraphReport:
@@ -22,24 +23,33 @@ def check_exported_graph(path: Path, labels: Mapping[str, str]) -> GraphReport:
 
     Raises:
         GraphError: The ONNX checker refuses it, or a linear's codes are not what a MatMul or Gemm
-            multiplies by.
+            multiplies by, or not of its scheme.
+        BundleError: A label names a scheme this edgekit does not know.
     """
     try:
         onnx.checker.check_model(str(path))
         graph = onnx.load(path, load_external_data=False)
     except onnx.checker.ValidationError as error:
-        raise GraphError(f"{path.name} is not valid ONNX: {error}") from error
+        said = " ".join(str(error).split())
+        raise GraphError(f"{path.name} is not valid ONNX: {said}") from error
     nodes = graph.graph.node
     census = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in nodes)
     opset = next(o.version for o in graph.opset_import if o.domain in {"", "ai.onnx"})
-    decoded = {n.output[0]: n.input[0] for n in nodes if n.op_type == "DequantizeLinear"}
+    decoders = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear"}
     products = [n for n in nodes if n.op_type in {"MatMul", "Gemm"}]
-    multiplied = Counter(decoded.get(n.input[1], "") for n in products)
-    for name in labels:
-        if not multiplied[codes_name(name)]:
-            raise GraphError(f"{name} should multiply by {codes_name(name)}, but no node does")
-    quantized = {codes_name(name) for name in labels}
-    strange = sorted(set(multiplied) - quantized - {""})
+    used = [decoders[n.input[1]] for n in products if n.input[1] in decoders]
+    multiplied = {node.input[0]: node for node in used}
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for name, label in labels.items():
+        codes = codes_name(name)
+        if codes not in multiplied or codes not in stored:
+            raise GraphError(f"{name} should multiply by {codes}, but no node does")
+        try:
+            scheme = scheme_of_label(label)
+        except ValueError as error:
+            raise BundleError(f"{name}: {error}", "Upgrade edgekit") from error
+        check_codes(name, stored[codes], multiplied[codes], scheme)
+    strange = sorted(set(multiplied) - set(map(codes_name, labels)))
     if strange:
         raise GraphError(f"{path.name} multiplies by {strange[0]}, which the manifest lacks")
     counted = dict(sorted(Counter(labels.values()).items()))

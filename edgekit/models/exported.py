@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgekit.contracts.fields import check_fields
+from edgekit.errors import BundleError
 from edgekit.models.config import ModelConfig
 
 
@@ -39,9 +41,47 @@ class ExportedConfig:
 
 AnyConfig = ModelConfig | ExportedConfig
 
+MAX_LAYERS = 1000
+_SIZES = ("num_hidden_layers", "num_key_value_heads", "head_dim", "vocab_size")
+_SHARED = {
+    **dict.fromkeys((*_SIZES, "max_position_embeddings"), "positive"),
+    "model_type": "text",
+    "eos_token_ids": "counts",
+    "bos_token_id": "count?",
+    "pad_token_id": "count?",
+}
+_FLAGS = ("tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias", "qk_norm")
+_NATIVE = {
+    **_SHARED,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), "positive"),
+    **dict.fromkeys(_FLAGS, "flag"),
+    "rms_norm_eps": "number",
+    "rope": "object",
+}
+_ROPE = {
+    "rope_type": "text",
+    **dict.fromkeys(("rope_theta", "factor", "attention_factor"), "number"),
+    "original_max_position_embeddings": "positive?",
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"), "number?"),
+}
+
 
 def stored_config(data: Mapping[str, Any]) -> AnyConfig:
-    """Read the ``model.config`` of a bundle's manifest."""
-    if "exporter" not in data:
-        return ModelConfig.from_dict(dict(data))
-    return ExportedConfig(**{**data, "eos_token_ids": tuple(data["eos_token_ids"])})
+    """Read the ``model.config`` of a bundle's manifest.
+
+    Raises:
+        BundleError: A field is missing, unknown or of a wrong type.
+    """
+    where = "manifest.json: model.config"
+    native = "exporter" not in data
+    check_fields(data, _NATIVE if native else {**_SHARED, "exporter": "text"}, where)
+    if native:
+        check_fields(data["rope"], _ROPE, f"{where}.rope")
+    if data["num_hidden_layers"] > MAX_LAYERS:
+        raise BundleError(f"{where} has {data['num_hidden_layers']} layers, at most {MAX_LAYERS}")
+    try:
+        if native:
+            return ModelConfig.from_dict(dict(data))
+        return ExportedConfig(**{**data, "eos_token_ids": tuple(data["eos_token_ids"])})
+    except TypeError as error:
+        raise BundleError(f"{where} has an unknown field: {error}", "Upgrade edgekit") from error

@@ -22,7 +22,7 @@ from edgekit.bundle.writer import BundleWriter
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts.canonical import canonical_bytes
-from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
+from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest, blob_bytes
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.models.config import ModelConfig, count_parameters
@@ -278,6 +278,7 @@ def _manifest(
     checkpoint_files: tuple[FileEntry, ...],
 ) -> Manifest:
     config, recipe, target = checkpoint.config, request.recipe, request.target
+    weights_bytes = blob_bytes(model.entries)
     return Manifest(
         name=plan.name,
         model={
@@ -301,7 +302,7 @@ def _manifest(
             "tensorrt": target.tensorrt,
             "onnxruntime": target.onnxruntime,
             "memory_bytes": plan.fit.total_bytes,
-            "disk_bytes": plan.fit.weights_bytes,
+            "disk_bytes": weights_bytes + sum(entry.size_bytes for entry in writer.files),
         },
         limits={"max_context": plan.max_context, "max_sequences": plan.max_sequences},
         tools=_tools(),
@@ -317,7 +318,7 @@ def _manifest(
         },
         quality=quality,
         size={
-            "weights_bytes": plan.fit.weights_bytes,
+            "weights_bytes": weights_bytes,
             "linear_bytes": plan.fit.linear_bytes,
             "bits_per_linear_weight": round(plan.fit.bits_per_linear_weight, 6),
             "graph_census": report.census,

@@ -23,6 +23,7 @@ from edgekit.evaluate.reference import ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, measure_session, split_windows
 from edgekit.models.families import FAMILIES
 from edgekit.progress import SILENT, Progress
+from edgekit.quant.calibration import Messages, reasoned_text
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
 
@@ -122,12 +123,16 @@ def _windows(model: LoadedModel, request: EvalRequest, rows: list[EvalRow]) -> t
             raise CalibrationError(f"cannot read {request.text} as text: {error}") from error
         ids = model.tokenizer.encode(text)
         return split_windows(ids, request.window, request.text_tokens)
-    if not request.reference or model.template is None:
+    template = model.template
+    if not request.reference or template is None:
         return ()
+
+    def render(messages: Messages) -> str:
+        return template.render(list(messages))
+
     windows = []
     for row in rows:
-        prompt = model.template.render([{"role": "user", "content": row.prompt}])
-        whole = f"{prompt}{row.reasoning}\n</think>\n\n{row.answer}"
+        whole = reasoned_text(row.prompt, row.reasoning, row.answer, render)
         windows.append(np.array(model.tokenizer.encode(whole)[: request.window], np.int64))
     return tuple(windows)
 

@@ -81,13 +81,16 @@ def predict_fit(
     width = 2 if target.activation_dtype == "float16" else 4
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     chunk = min(PREFILL_CHUNK_TOKENS, max_context)
-    widest = 3 * config.intermediate_size + 4 * config.hidden_size
+    # An engine that does not fuse attention holds every head's scores and their softmax; the
+    # trt103 dialect spells both out, in float32.
+    scores = 2 * config.num_attention_heads * max_context
+    scores *= 4 // width if target.dialect == "trt103" else 1
+    widest = 4 * config.hidden_size + max(3 * config.intermediate_size, scores)
     return Fit(
         weights_bytes=int(linear_bits) // 8 + _other_bytes(config, embedding, max_context),
         linear_bytes=int(linear_bits) // 8,
         cache_bytes=cache * width * max_context * max_sequences,
-        activations_bytes=width
-        * (chunk * (widest + max_context) + max_sequences * config.vocab_size),
+        activations_bytes=width * (chunk * widest + max_sequences * config.vocab_size),
         runtime_bytes=RUNTIME_ALLOWANCE_BYTES,
         usable_bytes=target.usable_bytes,
         bits_per_linear_weight=linear_bits / linear_weights,

@@ -26,7 +26,7 @@ class BuildRequest:
         threads: Worker threads; only a calibrated recipe's bytes depend on it.
         device: Where a calibrated recipe runs the model: ``cpu``, ``cuda`` or ``cuda:N``; its bytes
             depend on it.
-        check: Run the golden sequences through the built bundle.
+        check: Judge the stored weights on the golden sequences; `edgekit verify` runs the graphs.
     """
 
     model: str

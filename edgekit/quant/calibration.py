@@ -227,10 +227,23 @@ def _continue(prompt: str, reply: str) -> str:
 
 
 def _reasoned(row: Mapping[str, Any], where: str, render: Render | None) -> str:
-    """Return an evaluation-style row in R1's form: reasoning, ``</think>``, answer."""
     question = _string(row, "prompt", where)
     reasoning = _string(row, "reasoning", where, default="")
-    answer = _string(row, "answer", where)
+    return reasoned_text(question, reasoning, _string(row, "answer", where), render)
+
+
+def reasoned_text(question: str, reasoning: str, answer: str, render: Render | None) -> str:
+    """Return an evaluation-style row in R1's form: reasoning, ``</think>``, answer.
+
+    Some templates open the reasoning and some leave that to the model, which opens it only when
+    it reasons.
+
+    Args:
+        question: What the user says.
+        reasoning: What the model thinks; may be empty.
+        answer: What it answers.
+        render: Chat template; None joins the parts by newlines.
+    """
     if render is None:
         return "\n".join(part for part in (question, reasoning, answer) if part) + "\n"
     prompt = render([{"role": "user", "content": question}])

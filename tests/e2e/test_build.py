@@ -158,7 +158,11 @@ def test_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 def test_verify_accepts_the_bundle(bundle: Path) -> None:
     """A fresh bundle passes every check, on an engine too."""
     report = json.loads(edgekit("verify", bundle, "--json").stdout)
-    assert report["golden"]["passed"]
+    assert (
+        set(report["golden"]) == set(report["graphs"]) == {"standard.float16", "standard.float32"}
+    )
+    assert all(golden["passed"] for golden in report["golden"].values())
+    assert report["golden"]["standard.float16"]["kl_divergence_bound_nats"] < 1e-3
     assert report["graphs"]["standard.float16"]["linears"] == {"w4-g64": 43}
 
 
@@ -256,6 +260,8 @@ def test_other_targets_build_and_verify(target: str, tmp_path: Path) -> None:
     edgekit("build", EXAMPLE, "--target", target, "--out", tmp_path / "b")
     report = json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)
     names = set(report["graphs"])
+    assert set(report["golden"]) == names
+    assert all(golden["passed"] for golden in report["golden"].values())
     assert (
         names
         == {
@@ -270,7 +276,8 @@ def test_other_targets_build_and_verify(target: str, tmp_path: Path) -> None:
 def test_shipped_recipes_build_and_verify(recipe: str, tmp_path: Path) -> None:
     """Other recipes give bundles that pass their own checks."""
     edgekit("build", EXAMPLE, "--target", "cpu", "--recipe", recipe, "--out", tmp_path / "b")
-    assert json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)["golden"]["passed"]
+    report = json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)
+    assert all(golden["passed"] for golden in report["golden"].values())
 
 
 def test_huge_activations_stay_finite_in_float16(tmp_path: Path) -> None:

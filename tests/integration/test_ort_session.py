@@ -207,6 +207,43 @@ def test_only_decode_steps_are_captured(session: OrtSession) -> None:
     assert session._decode_step(2, 1)._graph_id == "-1"
 
 
+COPIED = "in-place optimization not activated, copying"
+"""What ONNX Runtime's TensorScatter logs when it must copy a cache before it writes to it."""
+
+
+def test_caches_are_updated_in_place(
+    session: OrtSession,
+    tokens: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Prefill and decode, one slot and several, copy no cache; an unbound run would, and says so."""
+    import onnxruntime as ort
+
+    real = ort.RunOptions
+
+    def verbose() -> Any:
+        options = real()
+        options.log_severity_level = 0
+        return options
+
+    monkeypatch.setattr(ort, "RunOptions", verbose)
+    session.prefill(0, tokens[:70])
+    session.prefill(1, tokens[:5])
+    session.decode([0], [tokens[70]], [70])
+    session.decode([0, 1], [tokens[71], tokens[5]], [71, 5])
+    assert COPIED not in capfd.readouterr().err
+    step = next(iter(session._steps.values()))
+    shape = session._cache.shape(len(step.arrays[engine_io.INPUT_IDS]))
+    caches = {
+        name.name: np.zeros(shape, np.float32)
+        for name in session._session.get_inputs()
+        if name.name.startswith("past_")
+    }
+    session._session.run(None, {**step.arrays, **caches}, verbose())
+    assert capfd.readouterr().err.count(COPIED) == len(caches)
+
+
 @pytest.mark.parametrize("tokens", [[], [4096], [-1], [3, 1 << 40]])
 def test_tokens_the_model_lacks_are_refused(session: OrtSession, tokens: list[int]) -> None:
     """No tokens, and ids outside the vocabulary, are errors before the engine sees them."""

@@ -18,6 +18,7 @@ def test_shipped_recipe_loads(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.description
+    assert 0 < recipe.acceptance.kl_divergence_nats_max <= 1
 
 
 def test_default_recipe_needs_no_data() -> None:

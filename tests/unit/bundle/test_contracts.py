@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from factories import make_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.contracts.canonical import canonical_bytes, parse_document
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest, TensorEntry, check_path
 from edgekit.errors import BundleError
+from edgekit.models.exported import stored_config
+from edgekit.models.families import model_config_from_hf
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text()
@@ -21,6 +25,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
+
+
+GRAPH = {
+    "name": "g",
+    "path": "g.onnx",
+    "dialect": "standard",
+    "opset": 24,
+    "activation_dtype": "float32",
+    "purpose": "target",
+}
 
 
 def digest(text: str) -> str:
@@ -31,24 +45,30 @@ def manifest() -> Manifest:
     """A small manifest with every kind of entry."""
     return Manifest(
         name="tiny",
-        model={"source": "tiny", "revision": None},
+        model={"source": "tiny", "revision": None, "model_type": "qwen2", "parameters": 32,
+               "config": {}},
         checkpoint_files=(FileEntry("config.json", 3, digest("c")),),
-        recipe={"name": "r"},
-        target={"name": "orin"},
-        requirements={"memory_bytes": 1},
+        recipe={"name": "r", "sha256": digest("r"), "resolved": {}},
+        target={"name": "orin", "title": "Orin"},
+        requirements={"l4t": "", "tensorrt": "", "onnxruntime": "", "memory_bytes": 1,
+                      "disk_bytes": 1},
         limits={"max_context": 64, "max_sequences": 1},
         tools={"edgekit": "0"},
-        files=(FileEntry("g.onnx", 5, digest("g")),),
+        files=(
+            FileEntry("g.onnx", 5, digest("graph")),
+            FileEntry("golden.json", 2, digest("{}")),
+        ),
         graphs=(GraphEntry("standard.float32", "g.onnx", "standard", 24, "float32", "target"),),
         tensors=(
             TensorEntry("a.codes", "codes", "int4", (4, 6), 12, digest("a"), "w4-g32"),
             TensorEntry("n.weight", "dense", "float16", (8,), 16, digest("n")),
         ),
         f16_exponents={"residual": 0, "mlp": [], "value": []},
-        golden={"sequences": 1},
-        quality={"checked": False},
-        size={"weights_bytes": 28},
-    )
+        golden={"path": "golden.json", "sequences": 1, "tokens": 2, "scored_by": "checkpoint"},
+        quality={"checked": False, "tensors": [
+            {"name": "a", "scheme": "w4-g32", "relative_rmse": 0.1, "sqnr_db": 20.0}]},
+        size={"weights_bytes": 28, "linear_bytes": 12, "bits_per_linear_weight": 4.0},
+    )  # fmt: skip
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=5))
@@ -107,7 +127,25 @@ def test_unknown_fields_survive() -> None:
     [
         ({"format": "zip"}, "is not of format"),
         ({"schema_version": 2}, "schema_version 2, this edgekit reads 1"),
-        ({"tensors": None}, "lacks or misuses a field"),
+        ({"schema_version": True}, "schema_version True"),
+        ({"tensors": None}, "tensors is not a list"),
+        ({"tensors": [["x"]]}, r"tensors\[0\] is not a JSON object"),
+        ({"limits": {}}, "limits lacks 'max_context'"),
+        (
+            {"limits": {"max_context": "many", "max_sequences": 1}},
+            "'max_context' must be an integer from 1, not 'many'",
+        ),
+        ({"limits": {"max_context": True, "max_sequences": 1}}, "must be an integer from 1"),
+        ({"model": {}}, "model lacks 'source'"),
+        ({"graphs": [GRAPH | {"path": "../outside.onnx"}]}, "plain relative path"),
+        ({"graphs": [GRAPH | {"path": "other.onnx"}]}, r"names other\.onnx but does not list it"),
+        ({"graphs": [GRAPH | {"purpose": "spare"}]}, "purpose is 'spare', not one of target, host"),
+        ({"graphs": [GRAPH | {"activation_dtype": "int8"}]}, "activation_dtype is 'int8'"),
+        ({"graphs": [GRAPH, GRAPH]}, "lists graph g twice"),
+        (
+            {"files": [{"path": "g.onnx", "size_bytes": 1, "sha256": digest("g")}]},
+            r"names golden\.json but does not list it",
+        ),
         (
             {"files": [{"path": "../x", "size_bytes": 1, "sha256": digest("x")}]},
             "plain relative path",
@@ -124,6 +162,58 @@ def test_bad_manifests_are_refused(change: dict[str, Any], message: str) -> None
     values = {**manifest().to_dict(), **change}
     with pytest.raises(BundleError, match=message):
         Manifest.from_bytes(canonical_bytes(values))
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Return every (container, key) of a JSON document."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    found = [(value, key) for key in keys]
+    for key in keys:
+        if isinstance(value[key], (dict, list)):
+            found += places(value[key])
+    return found
+
+
+CONFIG: dict[str, Any] = model_config_from_hf(make_config()).to_dict()
+
+
+@given(st.data())
+def test_any_mutation_is_read_or_refused(data: st.DataObject) -> None:
+    """A manifest changed anywhere is read, or a BundleError: never another exception."""
+    values: dict[str, Any] = json.loads(manifest().to_bytes())
+    values["model"]["config"] = json.loads(json.dumps(CONFIG))
+    container, key = data.draw(st.sampled_from(places(values)))
+    if data.draw(st.booleans()):
+        del container[key]
+    else:
+        container[key] = data.draw(JSON)
+    with suppress(BundleError):
+        read = Manifest.from_bytes(canonical_bytes(values))
+        stored_config(read.model["config"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**12}, "layers, at most"),
+        ({"hidden_size": "wide"}, "'hidden_size' must be an integer from 1"),
+        ({"rope": {"rope_type": "default"}}, "lacks 'rope_theta'"),
+        ({"rotary": 1}, "unknown field"),
+    ],
+)
+def test_bad_configs_are_refused(change: dict[str, Any], message: str) -> None:
+    """A wrong architecture in a manifest is named before anything is computed with it."""
+    with pytest.raises(BundleError, match=message):
+        stored_config({**CONFIG, **change})
+
+
+def test_text_that_is_not_unicode_is_refused() -> None:
+    """Half a surrogate pair and an endless integer are errors that name the document."""
+    for text in (b'{"a":"\\ud800"}', b'{"a":' + b"9" * 5000 + b"}"):
+        with pytest.raises(BundleError):
+            Manifest.from_bytes(text)
+    with pytest.raises(BundleError, match="not Unicode"):
+        canonical_bytes(parse_document(b'{"a":"\\ud800"}', "x"))
 
 
 def test_edited_manifest_is_refused() -> None:

@@ -21,6 +21,8 @@ def add(writer: BundleWriter, name: str, data: bytes) -> TensorEntry:
 
 
 def finish(writer: BundleWriter, *entries: TensorEntry) -> Path:
+    for path, data in (("g.onnx", b"graph"), ("golden.json", b"{}")):
+        writer.add_file(path, data)
     whole = dataclasses.replace(manifest(), tensors=entries, files=writer.files)
     return writer.finish(whole)
 
@@ -29,12 +31,11 @@ def test_equal_content_is_stored_once(tmp_path: Path) -> None:
     """Two tensors of the same bytes share a blob, and the bundle verifies."""
     with BundleWriter(tmp_path / "b") as writer:
         one, two = add(writer, "one", b"same"), add(writer, "two", b"same")
-        writer.add_file("g.onnx", b"graph")
         path = finish(writer, one, two)
     assert one.sha256 == two.sha256
     assert len(list(path.glob("blobs/*/*"))) == 1
     report = verify_digests(open_bundle(path))
-    assert (report.files, report.blobs) == (1, 1)
+    assert (report.files, report.blobs) == (2, 1)
     assert not list(tmp_path.glob(".*"))
 
 

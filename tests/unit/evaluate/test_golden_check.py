@@ -44,7 +44,7 @@ def test_the_reference_keeps_its_own_record(
     session = ReferenceSession(MODEL)
     report = check_golden(session, GOLDEN, STRICT)
     assert report.passed
-    report.require()
+    report.require("standard.float32")
     assert report.tokens == 26
     assert report.clear_positions > 20
     assert report.max_abs_difference_nats < 1e-4
@@ -56,7 +56,7 @@ def test_another_model_fails_with_figures() -> None:
     report = check_golden(ReferenceSession(other_model()), GOLDEN, STRICT)
     assert len(report.failures) == 4
     with pytest.raises(QualityError, match=r"kl_divergence_bound_nats is .*, the limit 1e-05"):
-        report.require()
+        report.require("standard.float32")
     assert check_golden(ReferenceSession(other_model()), GOLDEN, GoldenLimits()).passed
 
 
