@@ -48,11 +48,9 @@ def verify_bundle(
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
-    progress.start("digests", bundle.total_bytes)
     digests = verify_digests(bundle, threads=threads, progress=progress)
-    progress.finish(f"{digests.files} files and {digests.blobs} blobs are whole")
     progress.start("graphs", 0)
-    graphs = check_graphs(bundle)
+    graphs = check_graphs(bundle, progress)
     progress.finish(", ".join(graphs))
     return {
         "bundle": str(bundle.path),
@@ -65,7 +63,7 @@ def verify_bundle(
     }
 
 
-def check_graphs(bundle: Bundle) -> dict[str, GraphReport]:
+def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, GraphReport]:
     """Check every graph of a bundle against its tensors; returns the reports by name.
 
     Raises:
@@ -74,15 +72,22 @@ def check_graphs(bundle: Bundle) -> dict[str, GraphReport]:
     """
     graphs = {graph.name: bundle.path / graph.path for graph in bundle.manifest.graphs}
     config = stored_config(bundle.manifest.model["config"])
+    reports = {}
     if isinstance(config, ModelConfig):
         schemes = stored_schemes(bundle, config)
-        return {name: check_graph(path, config, schemes) for name, path in graphs.items()}
+        for name, path in graphs.items():
+            progress.advance(0, name)
+            reports[name] = check_graph(path, config, schemes)
+        return reports
     labels = {
         entry.name.removesuffix(codes_name("")): entry.scheme
         for entry in bundle.manifest.tensors
         if entry.role == "codes" and entry.scheme and entry.scheme != ROW_SCHEME
     }
-    return {name: check_exported_graph(path, labels) for name, path in graphs.items()}
+    for name, path in graphs.items():
+        progress.advance(0, name)
+        reports[name] = check_exported_graph(path, labels)
+    return reports
 
 
 def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme | None]:
@@ -104,10 +109,13 @@ def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme
 
 def _golden(bundle: Bundle, provider: Provider, threads: int, progress: Progress) -> dict[str, Any]:
     """Run the golden sequences on an engine."""
-    progress.start("golden", 0)
-    model = load_bundle(bundle, provider=provider, threads=threads)
     golden = GoldenSet.from_dict(bundle.golden())
-    report = check_golden(model.session, golden, ENGINE_LIMITS)
+    # Its digests are checked already.
+    model = load_bundle(
+        bundle, provider=provider, threads=threads, digests=False, progress=progress
+    )
+    progress.start("golden", golden.tokens, "tokens")
+    report = check_golden(model.session, golden, ENGINE_LIMITS, progress=progress)
     model.session.close()
     report.require()
     progress.finish(f"{report.tokens} tokens on {provider}")
