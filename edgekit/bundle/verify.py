@@ -1,8 +1,14 @@
-"""Checks every byte of a bundle against its manifest, and that nothing else is in the folder."""
+"""Checks every byte of a bundle against its manifest, and that nothing else is in the folder.
+
+Files are hashed side by side: hashlib lets other threads run while it hashes, at some 1.5 GB/s a
+core with SHA instructions. What uses a bundle calls :func:`check_digests` first, so that damage is
+named here rather than answered with nonsense.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +18,8 @@ from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, DigestMismatchError
 from edgekit.progress import SILENT, Progress
 
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 20
+"""Read at a time: it stays in a core's cache between the read and the hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +34,87 @@ class DigestReport:
 def verify_digests(
     bundle: Bundle, *, threads: int = 2, progress: Progress = SILENT
 ) -> DigestReport:
-    """Check every digest of a bundle (``open_bundle`` has checked the manifest's own).
+    """Check every digest of a bundle, and that nothing else stands in its folder.
 
     Raises:
         DigestMismatchError: A file's bytes are not those of the manifest.
-        BundleError: A file stands in the folder that the manifest does not list.
+        BundleError: A file cannot be read, or stands in the folder but not in the manifest.
     """
+    _refuse_strays(bundle.path, _wanted(bundle))
+    return check_digests(bundle, threads=threads, progress=progress)
+
+
+def check_digests(bundle: Bundle, *, threads: int = 2, progress: Progress = SILENT) -> DigestReport:
+    """Check every digest of a bundle (``open_bundle`` has checked the manifest's own).
+
+    Args:
+        bundle: An opened bundle.
+        threads: Files hashed at once.
+        progress: Told about a stage ``digests`` and the bytes that pass.
+
+    Raises:
+        DigestMismatchError: A file's bytes are not those of the manifest.
+        BundleError: A file cannot be read.
+    """
+    wanted = _wanted(bundle)
+    sizes = {entry.path: entry.size_bytes for entry in bundle.manifest.files}
+    sizes |= {blob_location(e.sha256): e.size_bytes for e in bundle.manifest.tensors}
+    progress.start("digests", sum(sizes.values()))
+    # The largest first: a large one taken last would leave the other threads idle.
+    order = sorted(wanted, key=lambda name: (-sizes[name], name))
+    paths = {name: bundle.path / name for name in order}
+    try:
+        for name, digest in hash_files(paths, threads=threads, progress=progress):
+            if digest != wanted[name]:
+                raise DigestMismatchError(name, wanted[name], digest)
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {error.filename}: {error.strerror}", "Check its owner and permissions"
+        ) from error
+    blobs = len({entry.sha256 for entry in bundle.manifest.tensors})
+    report = DigestReport(len(bundle.manifest.files), blobs, sum(sizes.values()))
+    progress.finish(f"{report.files} files and {report.blobs} blobs are whole")
+    return report
+
+
+def hash_files(
+    paths: Mapping[str, Path], *, threads: int = 2, progress: Progress = SILENT
+) -> Iterator[tuple[str, str]]:
+    """Yield each file's name and sha256 (hex) in the order given, hashed by several threads.
+
+    Leaving the iteration early stops the threads.
+
+    Args:
+        paths: Files by the name to report them by.
+        threads: Files hashed at once.
+        progress: Advanced by the bytes that pass, from any of the threads.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    stopped = False
+
+    def digest(name: str) -> str:
+        result, buffer = hashlib.sha256(), bytearray(_CHUNK_BYTES)
+        view = memoryview(buffer)
+        with paths[name].open("rb", buffering=0) as file:
+            while not stopped and (count := file.readinto(buffer)):
+                result.update(view[:count])
+                progress.advance(count, name)
+        return result.hexdigest()
+
+    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="edgekit-digest")
+    try:
+        yield from zip(paths, pool.map(digest, paths), strict=True)
+    finally:
+        stopped = True
+        pool.shutdown(cancel_futures=True)
+
+
+def _wanted(bundle: Bundle) -> dict[str, str]:
+    """Return the digest of every file and blob by its path in the bundle."""
     files = {entry.path: entry.sha256 for entry in bundle.manifest.files}
-    blobs = {blob_location(e.sha256): e.sha256 for e in bundle.manifest.tensors}
-    wanted = {**files, **blobs}
-    _refuse_strays(bundle.path, wanted)
-
-    def check(relative: str) -> int:
-        digest, size = _digest(bundle.path / relative)
-        if digest != wanted[relative]:
-            raise DigestMismatchError(relative, wanted[relative], digest)
-        progress.advance(size, relative)
-        return size
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="edgekit-verify") as pool:
-        checked = sum(pool.map(check, sorted(wanted)))
-    return DigestReport(len(files), len(blobs), checked)
+    return files | {blob_location(e.sha256): e.sha256 for e in bundle.manifest.tensors}
 
 
 def _refuse_strays(root: Path, wanted: dict[str, str]) -> None:
@@ -58,12 +125,3 @@ def _refuse_strays(root: Path, wanted: dict[str, str]) -> None:
             raise BundleError(
                 f"{relative} is in the bundle but not in its manifest", "Remove the file"
             )
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size

@@ -1,33 +1,30 @@
-"""What a person sees: progress bars, tables, JSON. Results go to stdout, the rest to stderr."""
+"""What a person sees: tables and JSON. Results go to stdout, the rest to stderr.
+
+Progress is drawn by ``edgekit.cli.stages``.
+"""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Container, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich import box
-from rich.console import Console, JustifyMethod
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.units import format_bytes, format_duration
+from edgekit.cli.stages import StageProgress
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+__all__ = ["StageProgress", "console", "error_console", "facts_table", "grid_table", "print_json"]
+
+PROSE_CHARS = 24
+"""A column with longer cells is wrapped between words, down to this width, before a table gives
+up its columns."""
+GAP_CHARS = 3
+"""Between two columns of ``box.SIMPLE_HEAD``."""
 
 
 def console() -> Console:
@@ -58,84 +55,68 @@ def facts_table(title: str, rows: Iterable[tuple[str | Text, str | Text]]) -> Ta
 
 def grid_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Container[str] = ()
-) -> Table:
-    """Return a table that keeps names (the first column) whole.
+) -> GridTable:
+    """Return a table that keeps names (the first column) and short cells whole.
 
     Args:
         columns: Headings.
         rows: A cell a column.
         numbers: Columns to align right.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for index, column in enumerate(columns):
-        justify: JustifyMethod = "right" if column in numbers else "left"
-        table.add_column(column, justify=justify, no_wrap=index == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    return table
+    return GridTable(columns, [list(row) for row in rows], numbers)
+
+
+class GridTable:
+    """A table, or where the terminal is too narrow for one, a block of lines a row.
+
+    Args:
+        columns: Headings.
+        rows: A cell a column.
+        numbers: Columns to align right.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], rows: list[list[str]], numbers: Container[str]
+    ) -> None:
+        self._columns = columns
+        self._rows = rows
+        self._numbers = numbers
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Choose the form that fits."""
+        del console
+        widths = [
+            max(Text(cell).cell_len for cell in (title, *cells))
+            for title, *cells in zip(self._columns, *self._rows, strict=True)
+        ]
+        least = [widths[0], *(min(width, PROSE_CHARS) for width in widths[1:])]
+        if sum(least) + GAP_CHARS * (len(least) - 1) <= options.max_width:
+            yield self._table(widths)
+        else:
+            yield from self._blocks()
+
+    def _table(self, widths: list[int]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for index, (column, width) in enumerate(zip(self._columns, widths, strict=True)):
+            justify: JustifyMethod = "right" if column in self._numbers else "left"
+            whole = index == 0 or width <= PROSE_CHARS
+            table.add_column(column, justify=justify, no_wrap=whole, overflow="fold")
+        for row in self._rows:
+            table.add_row(*map(_cell, row))
+        return table
+
+    def _blocks(self) -> Iterable[Text | Padding]:
+        """Yield each row's name, and below it what the other columns say."""
+        yield Text(self._columns[0], style="bold dim")
+        for name, *cells in self._rows:
+            yield Text(name, style="bold", overflow="fold")
+            pairs = zip(self._columns[1:], cells, strict=True)
+            labelled = [Text.assemble((f"{column} ", "dim"), cell) for column, cell in pairs]
+            facts = Text(", ").join(labelled if len(cells) > 1 else map(Text, cells))
+            facts.overflow = "fold"
+            yield Padding(facts, (0, 0, 0, 2))
 
 
 def _cell(value: str | Text) -> Text:
     """Return a string unparsed: names and paths may hold what Rich takes for markup."""
     return value if isinstance(value, Text) else Text(value)
-
-
-class StageProgress:
-    """Draws the stages of a build on stderr: a bar with rate while a stage runs, a line after.
-
-    Without a terminal only the finished lines are printed, so logs stay readable.
-    """
-
-    def __init__(self) -> None:
-        self._console = error_console()
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description:<10}"),
-            BarColumn(bar_width=30),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[item]}"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task: TaskID | None = None
-        self._stage = ""
-        self._started_s = 0.0
-        self._done_bytes = 0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def start(self, stage: str, total_bytes: int) -> None:
-        """Begin a stage."""
-        self._stage, self._started_s, self._done_bytes = stage, time.monotonic(), 0
-        self._task = self._bar.add_task(stage, total=total_bytes or None, item="")
-
-    def advance(self, done_bytes: int, item: str = "") -> None:
-        """Count bytes and show the current item."""
-        self._done_bytes += done_bytes
-        if self._task is not None:
-            self._bar.update(self._task, advance=done_bytes, item=item)
-
-    def finish(self, summary: str = "") -> None:
-        """Replace the bar by one line."""
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
-        elapsed_s = time.monotonic() - self._started_s
-        rate = ""
-        if self._done_bytes and elapsed_s > 0:
-            rate = f", {format_bytes(self._done_bytes / elapsed_s)}/s"
-        took = f"[dim]({format_duration(elapsed_s)}{rate})[/]"
-        self._console.print(f"[green]✓[/] [bold]{self._stage:<10}[/] {summary} {took}")

@@ -109,6 +109,7 @@ class TextGenerator:
         session: Any engine.
         tokenizer: The model's.
         eos_ids: End tokens; None takes the tokenizer's.
+        add_bos: Begin prompts with the tokenizer's BOS: for a model without a chat template.
         clock: Seconds from any start, never going back.
     """
 
@@ -118,19 +119,21 @@ class TextGenerator:
         tokenizer: Tokenizer,
         *,
         eos_ids: Collection[int] | None = None,
+        add_bos: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.session = session
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(tokenizer.eos_token_ids if eos_ids is None else eos_ids)
+        self.add_bos = add_bos
         self._clock = clock
 
     def stream(self, prompt: str, params: SamplingParams, *, slot: int = 0) -> Generation:
         """Start a generation; iterate over it for the text, then read its ``stats``.
 
         Args:
-            prompt: Rendered by the chat template, special tokens written out. When it ends in
-                ``<think>`` the generated text begins as reasoning.
+            prompt: Rendered by the chat template, special tokens written out, or a base model's
+                text. When it ends in ``<think>`` the generated text begins as reasoning.
             params: How to sample and when to stop. Stop strings are looked for in all the
                 text, reasoning included.
             slot: Cache slot to use.
@@ -166,7 +169,7 @@ class Generation(Iterator[TextPiece]):
     def __init__(
         self, generator: TextGenerator, prompt: str, params: SamplingParams, slot: int
     ) -> None:
-        self.prompt_ids = generator.tokenizer.encode(prompt)
+        self.prompt_ids = generator.tokenizer.encode(prompt, add_special=generator.add_bos)
         self.tokens: list[int] = []
         self.reasoning = ""
         self.answer = ""

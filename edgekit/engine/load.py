@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from edgekit.bundle.layout import TOKENIZER_FOLDER
 from edgekit.bundle.reader import Bundle
+from edgekit.bundle.verify import check_digests
 from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
@@ -16,6 +18,7 @@ from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, EngineError
 from edgekit.models.config import ModelConfig
 from edgekit.models.exported import AnyConfig, stored_config
+from edgekit.progress import SILENT, Progress
 from edgekit.text.chat_template import ChatTemplate, Message
 from edgekit.text.tokenizer import Tokenizer
 
@@ -38,6 +41,11 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether text must get the tokenizer's BOS: a rendered chat template has its own."""
+        return self.template is None
+
     def prompt(self, messages: list[Message]) -> str:
         """Render a conversation; a base model continues the last message's text."""
         if self.template is None:
@@ -51,6 +59,8 @@ def load_bundle(
     provider: Provider = "cpu",
     threads: int | None = None,
     max_sequences: int = 1,
+    digests: bool = True,
+    progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
     """Load a bundle in ONNX Runtime: its host graph on a CPU, its target graph on CUDA.
@@ -60,15 +70,23 @@ def load_bundle(
         provider: ``cpu`` or ``cuda``.
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
+        digests: Check every byte against the manifest first; off only where that was just done.
+        progress: Told about the stages ``digests`` and ``load``.
         options: Further arguments of the session that the graph's dialect needs.
 
     Raises:
+        DigestMismatchError: The bundle is damaged.
         EngineError: The engine is missing or refuses the graph.
     """
+    if digests:
+        cores = len(os.sched_getaffinity(0))
+        check_digests(bundle, threads=threads or cores, progress=progress)
     entry = bundle.graph("host" if provider == "cpu" else "target")
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
+    progress.start("load", 0)
     session = open_session(bundle, entry, config, provider, options)
+    progress.finish(f"{entry.name} on {provider}")
     folder = bundle.path / TOKENIZER_FOLDER
     return LoadedModel(
         bundle,

@@ -141,7 +141,7 @@ def evaluate_exact_match(
         decode: Ids to text, the reasoning tags kept.
         eos_ids: Tokens that end an answer.
         max_new_tokens: A completion that is longer is cut, and its answer most likely wrong.
-        progress: Advanced by the UTF-8 bytes of each prompt answered.
+        progress: Advanced by one for each prompt answered; the caller starts and finishes.
 
     Raises:
         CalibrationError: There are no rows.
@@ -156,7 +156,7 @@ def evaluate_exact_match(
         [prompt.tokens for prompt in prompts],
         eos_ids=eos_ids,
         max_new_tokens=max_new_tokens,
-        on_finish=lambda i: progress.advance(len(rows[i].prompt.encode()), f"row {i + 1}"),
+        on_finish=lambda i: progress.advance(1, f"row {i + 1}"),
     )
 
     def result(row: EvalRow, prompt: EncodedPrompt, completion: Completion) -> RowResult:

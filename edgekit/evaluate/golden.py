@@ -129,9 +129,21 @@ def golden_from_scores(windows: Sequence[Tokens], scores: Sequence[TokenScores])
 
 
 def check_golden(
-    session: InferenceSession, golden: GoldenSet, limits: GoldenLimits, *, slot: int = 0
+    session: InferenceSession,
+    golden: GoldenSet,
+    limits: GoldenLimits,
+    *,
+    slot: int = 0,
+    progress: Progress = SILENT,
 ) -> GoldenReport:
     """Run the golden sequences through an engine and compare.
+
+    Args:
+        session: Any engine.
+        golden: The sequences and what was recorded of them.
+        limits: What the engine must keep.
+        slot: Cache slot to use; its content is replaced.
+        progress: Advanced by the tokens of each sequence; the caller starts and finishes.
 
     Raises:
         ContextOverflowError: A sequence does not fit the engine's context.
@@ -141,8 +153,9 @@ def check_golden(
     differences: list[Float64Array] = []
     bounds: list[Float64Array] = []
     agreed: list[npt.NDArray[np.bool_]] = []
-    for sequence in golden.sequences:
+    for number, sequence in enumerate(golden.sequences, start=1):
         scores = _score(session, sequence, slot)
+        progress.advance(len(sequence.token_ids), f"sequence {number}")
         recorded = np.asarray(sequence.log_probability_nats)
         differences.append(np.abs(scores.log_probability[:-1] - recorded))
         bounds.append(_next_token_kl(recorded, scores.log_probability[:-1]))

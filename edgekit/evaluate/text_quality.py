@@ -126,8 +126,20 @@ def evaluate_text(
     return measure_session(session, make_sample(tokens, reference, window=window, limit=limit))
 
 
-def measure_session(session: InferenceSession, sample: TextSample, *, slot: int = 0) -> TextQuality:
+def measure_session(
+    session: InferenceSession,
+    sample: TextSample,
+    *,
+    slot: int = 0,
+    progress: Progress = SILENT,
+) -> TextQuality:
     """Measure an engine on a sample, in one of its slots.
+
+    Args:
+        session: Any engine.
+        sample: What it is measured on.
+        slot: Cache slot to use; its content is replaced.
+        progress: Advanced by the tokens that pass; the caller starts and finishes.
 
     Raises:
         ContextOverflowError: A window is longer than the engine's context.
@@ -149,7 +161,9 @@ def measure_session(session: InferenceSession, sample: TextSample, *, slot: int 
 
     def logits(index: int, part: slice) -> _Strips:
         tokens = sample.windows[index][part].tolist()
-        yield 0, session.prefill(slot, tokens, part.start, all_logits=True)
+        scores = session.prefill(slot, tokens, part.start, all_logits=True)
+        progress.advance(len(tokens), f"window {index + 1}")
+        yield 0, scores
 
     try:
         return _measure(sample, logits, session.vocab_size)

@@ -190,8 +190,9 @@ def _write(
         for name, path in source.tokenizer.files.items():
             writer.add_file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
         writer.add_file(GOLDEN, canonical_bytes(stored.golden.to_dict()))
-        progress.start("bundle", 0)
-        manifest = _manifest(request, source, exported, stored, writer, digests.result())
+        progress.start("bundle", digests.remaining_bytes)
+        files = digests.result(progress)
+        manifest = _manifest(request, source, exported, stored, writer, files)
     return manifest, stored
 
 

@@ -199,17 +199,18 @@ def _write(
         progress.finish(f"{plan.fit.bits_per_linear_weight:.3f} bits per linear weight")
         progress.start("graph", 0)
         graphs, report = write_graphs(
-            writer, config, plan.schemes, model, reference.exponents, request.target
+            writer, config, plan.schemes, model, reference.exponents, request.target, progress
         )
         progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
         quality, golden = _judge(request, config, reference, model, writer, progress)
         _add_files(writer, checkpoint, golden)
         quality["tensors"] = error_report(model.errors, plan.schemes)
-        progress.start("bundle", 0)
+        progress.start("bundle", digests.remaining_bytes)
         manifest = _manifest(
             request, checkpoint, plan, reference, model, writer, graphs, report, quality,
-            golden, digests.result(),
+            golden, digests.result(progress),
         )  # fmt: skip
+        progress.advance(0, "writing to disk")
         path = writer.finish(manifest)
         progress.finish(f"{len(model.entries)} tensors, sha256:{manifest.digest()[:12]}")
     return path, manifest.digest(), quality
@@ -234,11 +235,10 @@ def _judge(
             raise AssertionError
         golden = record_golden(sample.reference, sample.windows, sample.states)
         return {"checked": False, "reason": "built with --no-check"}, golden
-    progress.start("check", 0)
     entries = {entry.name: entry for entry in model.entries}
     untied = replace(config, tie_word_embeddings=False)
     stored = StoredTensors(writer.work, entries, untied, reference.exponents)
-    quality, golden = judge_stored(reference, stored, request.threads)
+    quality, golden = judge_stored(reference, stored, request.threads, progress)
     require_quality(quality, request.recipe.acceptance)
     progress.finish(
         f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "

@@ -1,4 +1,7 @@
-"""``edgekit eval``: exact match, divergence and perplexity of a bundle on the user's data."""
+"""``edgekit eval``: exact match, divergence and perplexity of a bundle on the user's data.
+
+All input is read, tokenized and held to the bundle before the first prompt is answered.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle.reader import Bundle
-from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.engine.load import LoadedModel, load_bundle
 from edgekit.engine.ort import Provider
-from edgekit.errors import CalibrationError, UnsupportedModelError
+from edgekit.errors import CalibrationError, ContextOverflowError
 from edgekit.evaluate.exact_match import (
     EvalRow,
     chat_encoder,
@@ -21,7 +23,7 @@ from edgekit.evaluate.exact_match import (
 )
 from edgekit.evaluate.reference import ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, measure_session, split_windows
-from edgekit.models.families import FAMILIES
+from edgekit.pipeline.compared import Compared, open_reference
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import Messages, reasoned_text
 
@@ -35,24 +37,26 @@ class EvalRequest:
     Attributes:
         data: Rows of prompt, reasoning and answer.
         text: Plain text.
-        reference: Unquantized checkpoint folder.
+        reference: Unquantized checkpoint, a folder or a hub id.
         limit: Rows of ``data`` to ask; None is all.
         window: Tokens of a window of text.
         text_tokens: Tokens of text used.
         sequences: Prompts answered at once.
         provider: Where to run.
         threads: CPU threads.
+        digests: Check the bundle's bytes, and compare the reference's with those it was built from.
     """
 
     data: Path | None = None
     text: Path | None = None
-    reference: Path | None = None
+    reference: str | None = None
     limit: int | None = None
     window: int = 512
     text_tokens: int = 8192
     sequences: int = 8
     provider: Provider = "cpu"
     threads: int = 2
+    digests: bool = True
 
 
 def evaluate_bundle(
@@ -62,36 +66,44 @@ def evaluate_bundle(
 
     Raises:
         CalibrationError: The data has the wrong form.
+        CheckpointError: The reference is damaged, or another model.
         UnsupportedModelError: There is no reference model of the family.
+        BundleError: The bundle is damaged.
+        ContextOverflowError: A window or a prompt does not fit the bundle's context.
         EngineError: The engine fails.
     """
-    if request.reference:
-        _require_reference(bundle)
     rows = read_rows(request.data, request.limit) if request.data else []
+    text = _read_text(request.text) if request.text else None
+    compared = None
+    if request.reference is not None:
+        compared = open_reference(
+            bundle,
+            request.reference,
+            threads=request.threads,
+            digests=request.digests,
+            progress=progress,
+        )
     model = load_bundle(
         bundle,
         provider=request.provider,
         threads=request.threads,
         max_sequences=request.sequences,
+        digests=request.digests,
+        progress=progress,
     )
-    report: dict[str, Any] = {"bundle": str(bundle.path), "digest": f"sha256:{bundle.digest}"}
-    if rows:
-        report |= _exact_match(model, rows, progress)
-    windows = _windows(model, request, rows)
-    if windows:
-        report |= _divergence(model, windows, request, progress)
-    model.session.close()
+    try:
+        windows = _windows(model, request, text, rows)
+        _require_room(model, windows)
+        report: dict[str, Any] = {"bundle": str(bundle.path), "digest": f"sha256:{bundle.digest}"}
+        if compared is not None:
+            report["warnings"] = list(compared.warnings)
+        if rows:
+            report |= _exact_match(model, rows, progress)
+        if windows:
+            report |= _divergence(model, windows, compared, request.threads, progress)
+    finally:
+        model.session.close()
     return report
-
-
-def _require_reference(bundle: Bundle) -> None:
-    """Refuse --reference for a family whose unquantized model edgekit cannot run."""
-    kind = bundle.manifest.model["model_type"]
-    if kind not in FAMILIES:
-        raise UnsupportedModelError(
-            f"edgekit has no reference model of family {kind!r}, so --reference measures nothing",
-            "Leave it out; the build's own check against the exported graph is in `inspect`",
-        )
 
 
 def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) ->
         raise CalibrationError(
             "the model has no chat template, so it answers no prompts", "Use --text instead"
         )
-    progress.start("answer", sum(len(row.prompt.encode()) for row in rows))
+    progress.start("answer", len(rows), "prompts")
     result = evaluate_exact_match(
         model.session,
         rows,
@@ -112,19 +124,41 @@ def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) ->
     return result.to_dict()
 
 
-def _windows(model: LoadedModel, request: EvalRequest, rows: list[EvalRow]) -> tuple[Tokens, ...]:
-    """Return what divergence is measured on: the text, else the rows as conversations."""
-    if request.text:
-        try:
-            if request.text.stat().st_size > MAX_TEXT_BYTES:
-                raise CalibrationError(f"{request.text} is larger than {MAX_TEXT_BYTES} bytes")
-            text = request.text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"cannot read {request.text} as text: {error}") from error
-        ids = model.tokenizer.encode(text)
+def _read_text(path: Path) -> str:
+    """Read a plain text.
+
+    Raises:
+        CalibrationError: It cannot be read, is too large or not UTF-8.
+    """
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise CalibrationError(
+                f"{path} is larger than {MAX_TEXT_BYTES} bytes", "Give a part of it"
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(
+            f"cannot read {path}: {error.strerror}", "Give a readable text file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"{path} is not UTF-8 at byte {error.start}", "Convert it"
+        ) from error
+
+
+def _windows(
+    model: LoadedModel, request: EvalRequest, text: str | None, rows: list[EvalRow]
+) -> tuple[Tokens, ...]:
+    """Return what divergence is measured on: the text, else the rows as conversations.
+
+    A base model's text begins with its BOS; later windows continue the text, as in published
+    figures.
+    """
+    if text is not None:
+        ids = model.tokenizer.encode(text, add_special=model.adds_bos)
         return split_windows(ids, request.window, request.text_tokens)
     template = model.template
-    if not request.reference or template is None:
+    if request.reference is None or template is None:
         return ()
 
     def render(messages: Messages) -> str:
@@ -137,18 +171,33 @@ def _windows(model: LoadedModel, request: EvalRequest, rows: list[EvalRow]) -> t
     return tuple(windows)
 
 
+def _require_room(model: LoadedModel, windows: tuple[Tokens, ...]) -> None:
+    """Refuse windows longer than the context now, not when their turn comes."""
+    longest = max((len(window) for window in windows), default=0)
+    if longest > model.session.max_context:
+        raise ContextOverflowError(
+            f"a window of {longest} tokens exceeds the context of {model.session.max_context}",
+            "Give a smaller --window, or build with a larger --max-context",
+        )
+
+
 def _divergence(
-    model: LoadedModel, windows: tuple[Tokens, ...], request: EvalRequest, progress: Progress
+    model: LoadedModel,
+    windows: tuple[Tokens, ...],
+    compared: Compared | None,
+    threads: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     sample = TextSample(windows)
-    if request.reference:
-        checkpoint = open_checkpoint(request.reference)
+    tokens = sum(map(len, windows))
+    if compared is not None:
+        checkpoint = compared.checkpoint
         progress.start("reference", checkpoint.stored_bytes)
-        reference = ReferenceModel(checkpoint.config, checkpoint.tensor, threads=request.threads)
+        reference = ReferenceModel(checkpoint.config, checkpoint.tensor, threads=threads)
         states = reference.hidden_states(windows, progress=progress)
         sample = TextSample(windows, reference, states)
-        progress.finish(f"{sum(map(len, windows))} tokens through the unquantized model")
-    progress.start("measure", 0)
-    quality = measure_session(model.session, sample)
+        progress.finish(f"{tokens} tokens through the unquantized model")
+    progress.start("measure", tokens, "tokens")
+    quality = measure_session(model.session, sample, progress=progress)
     progress.finish(f"{quality.tokens} tokens through the bundle")
     return quality.to_dict()

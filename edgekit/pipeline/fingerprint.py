@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgekit.contracts.manifest import FileEntry
 from edgekit.errors import CheckpointError
+from edgekit.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _CHUNK_BYTES = 1 << 22
+_POLL_S = 0.1
 
 
 def files_as_they_are(files: Sequence[Path]) -> list[list[str | int]]:
@@ -29,6 +31,7 @@ class CheckpointDigests:
     def __init__(self, files: tuple[Path, ...]) -> None:
         self._files = files
         self._stop = False
+        self._done_bytes = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="edgekit-digest")
         self._result: Future[tuple[FileEntry, ...]] | None = None
 
@@ -45,14 +48,29 @@ class CheckpointDigests:
         self._stop = True
         self._pool.shutdown(wait=True)
 
-    def result(self) -> tuple[FileEntry, ...]:
+    @property
+    def remaining_bytes(self) -> int:
+        """Bytes that are still to be hashed."""
+        total = sum(path.stat().st_size for path in self._files if path.is_file())
+        return max(0, total - self._done_bytes)
+
+    def result(self, progress: Progress = SILENT) -> tuple[FileEntry, ...]:
         """Wait for the digests, in the order of the files.
+
+        Args:
+            progress: Advanced by the bytes hashed meanwhile.
 
         Raises:
             CheckpointError: A file cannot be read.
         """
         if self._result is None:
             raise RuntimeError("CheckpointDigests was not entered")
+        told, waiting = self._done_bytes, True
+        while waiting:
+            waiting = bool(wait([self._result], timeout=_POLL_S).not_done)
+            done = self._done_bytes
+            progress.advance(done - told, "digests of the checkpoint")
+            told = done
         return self._result.result()
 
     def _digest(self, path: Path) -> FileEntry:
@@ -62,6 +80,7 @@ class CheckpointDigests:
                 while not self._stop and (chunk := file.read(_CHUNK_BYTES)):
                     digest.update(chunk)
                     size += len(chunk)
+                    self._done_bytes += len(chunk)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
         return FileEntry(path.name, size, digest.hexdigest())

@@ -50,7 +50,7 @@ def golden_windows(checkpoint: Checkpoint) -> list[npt.NDArray[np.int64]]:
 def windows_of_tokenizer(folder: Path) -> list[npt.NDArray[np.int64]]:
     """Return the golden sequences as token ids, int64 [S] each, S <= MAX_TOKENS.
 
-    A base model without a chat template gets the bare text.
+    A base model without a chat template gets the bare text after its BOS.
 
     Args:
         folder: Where the tokenizer's files are.
@@ -63,6 +63,6 @@ def windows_of_tokenizer(folder: Path) -> list[npt.NDArray[np.int64]]:
             prompt = f"{question}\n"
         else:
             prompt = template.render([{"role": "user", "content": question}])
-        ids = tokenizer.encode(prompt + answer)[:MAX_TOKENS]
+        ids = tokenizer.encode(prompt + answer, add_special=template is None)[:MAX_TOKENS]
         windows.append(np.array(ids, np.int64))
     return windows

@@ -13,6 +13,7 @@ from edgekit.graph.lowering import Lowering, StandardLowering
 from edgekit.graph.lowering_trt103 import Trt103Lowering
 from edgekit.models.config import ModelConfig
 from edgekit.pipeline.stored import StoredModel
+from edgekit.progress import SILENT, Progress
 from edgekit.quant.plan import Schemes
 from edgekit.targets import Dialect, Target
 
@@ -24,6 +25,7 @@ def write_graphs(
     model: StoredModel,
     exponents: Exponents,
     target: Target,
+    progress: Progress = SILENT,
 ) -> tuple[tuple[GraphEntry, ...], GraphReport]:
     """Write every graph the target needs; returns their entries and the target's report.
 
@@ -39,6 +41,7 @@ def write_graphs(
         spec = DecoderSpec(config, model.tensors, schemes, dtype, exponents)
         proto = build_decoder(spec, lowering, __version__)
         path = f"{dialect}.{dtype}.onnx"
+        progress.advance(0, path)
         writer.add_file(path, proto.SerializeToString(deterministic=True))
         reports.append(check_graph(writer.work / path, config, schemes))
         entries.append(

@@ -19,9 +19,10 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.evaluate.reference import HiddenStates, ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, compare_states, summarize
 from edgekit.graph.exponents import Exponents, choose_exponents
+from edgekit.models.config import all_linears, lm_head
 from edgekit.pipeline.golden_windows import golden_windows
 from edgekit.pipeline.stored_tensors import StoredTensors
-from edgekit.progress import Progress
+from edgekit.progress import SILENT, Progress
 from edgekit.recipe import Acceptance
 
 
@@ -62,9 +63,15 @@ def make_reference(checkpoint: Checkpoint, threads: int, progress: Progress) -> 
 
 
 def judge_stored(
-    reference: Reference, stored: StoredTensors, threads: int
+    reference: Reference, stored: StoredTensors, threads: int, progress: Progress = SILENT
 ) -> tuple[dict[str, Any], GoldenSet]:
     """Run the stored weights over the golden sequences.
+
+    Args:
+        reference: The unquantized model.
+        stored: The weights.
+        threads: Threads of the arithmetic.
+        progress: Told that a stage ``check`` begins, and the bytes that pass; the caller finishes.
 
     Returns:
         The quality report against the reference: the keys of
@@ -72,9 +79,14 @@ def judge_stored(
         ``layers``, the reference's largest activations. And the golden sequences as the stored
         weights score them, which is what an engine that runs them must reproduce.
     """
+    opened = [stored.open(linear.weight_key) for linear in all_linears(stored.config)]
+    progress.start("check", sum(tensor.stored_bytes for tensor in opened))
     model = ReferenceModel(stored.config, stored.open, threads=threads)
-    states = model.hidden_states(reference.sample.windows)
+    states = model.hidden_states(reference.sample.windows, progress=progress)
+    head = lm_head(stored.config)
+    progress.advance(0, head.name)
     compared = compare_states(model, states, reference.sample, top_k=2)
+    progress.advance(opened[-1].stored_bytes, head.name)
     quality = summarize(compared).to_dict()
     report: dict[str, Any] = {name: round(value, 6) for name, value in quality.items()}
     report["layers"] = [dict(layer) for layer in reference.layers]

@@ -53,11 +53,9 @@ def verify_bundle(
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
-    progress.start("digests", bundle.total_bytes)
     digests = verify_digests(bundle, threads=threads, progress=progress)
-    progress.finish(f"{digests.files} files and {digests.blobs} blobs are whole")
     progress.start("graphs", 0)
-    graphs = check_graphs(bundle)
+    graphs = check_graphs(bundle, progress)
     progress.finish(", ".join(graphs))
     return {
         "bundle": str(bundle.path),
@@ -70,7 +68,7 @@ def verify_bundle(
     }
 
 
-def check_graphs(bundle: Bundle) -> dict[str, GraphReport]:
+def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, GraphReport]:
     """Check every graph of a bundle against its tensors; returns the reports by name.
 
     Raises:
@@ -79,15 +77,22 @@ def check_graphs(bundle: Bundle) -> dict[str, GraphReport]:
     """
     graphs = {graph.name: bundle.path / graph.path for graph in bundle.manifest.graphs}
     config = stored_config(bundle.manifest.model["config"])
+    reports = {}
     if isinstance(config, ModelConfig):
         schemes = stored_schemes(bundle, config)
-        return {name: check_graph(path, config, schemes) for name, path in graphs.items()}
+        for name, path in graphs.items():
+            progress.advance(0, name)
+            reports[name] = check_graph(path, config, schemes)
+        return reports
     labels = {
         entry.name.removesuffix(codes_name("")): entry.scheme
         for entry in bundle.manifest.tensors
         if entry.role == "codes" and entry.scheme and entry.scheme != ROW_SCHEME
     }
-    return {name: check_exported_graph(path, labels) for name, path in graphs.items()}
+    for name, path in graphs.items():
+        progress.advance(0, name)
+        reports[name] = check_exported_graph(path, labels)
+    return reports
 
 
 def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme | None]:
@@ -111,21 +116,27 @@ def _run_golden(
     bundle: Bundle, provider: Provider, threads: int, progress: Progress
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
-    progress.start("golden", 0)
     golden = GoldenSet.from_dict(bundle.golden())
-    model = load_bundle(bundle, provider=provider, threads=threads)
+    # Its digests are checked already.
+    model = load_bundle(
+        bundle, provider=provider, threads=threads, digests=False, progress=progress
+    )
     loaded, target = bundle.graph("host" if provider == "cpu" else "target"), bundle.graph("target")
-    reports = {loaded.name: _check(model.session, golden, loaded)}
+    graphs = 1 + (target.name != loaded.name)
+    progress.start("golden", graphs * golden.tokens, "tokens")
+    reports = {loaded.name: _check(model.session, golden, loaded, progress)}
     if target.name != loaded.name:
         # ONNX Runtime's optimizations compute whole stretches of a float16 graph in float32.
         options = {"threads": threads, "exact": True}
         session = open_session(bundle, target, model.config, provider, options)
-        reports[target.name] = _check(session, golden, target)
+        reports[target.name] = _check(session, golden, target, progress)
     progress.finish(f"{golden.tokens} tokens on {provider}: {', '.join(reports)}")
     return {name: report.to_dict() for name, report in reports.items()}
 
 
-def _check(session: InferenceSession, golden: GoldenSet, entry: GraphEntry) -> GoldenReport:
+def _check(
+    session: InferenceSession, golden: GoldenSet, entry: GraphEntry, progress: Progress
+) -> GoldenReport:
     """Run the golden sequences through one graph and close it.
 
     Raises:
@@ -133,7 +144,7 @@ def _check(session: InferenceSession, golden: GoldenSet, entry: GraphEntry) -> G
         QualityError: The graph's answers are too far from the recorded ones.
     """
     try:
-        report = check_golden(session, golden, ENGINE_LIMITS)
+        report = check_golden(session, golden, ENGINE_LIMITS, progress=progress)
     except ContextOverflowError:
         raise
     except EngineError as error:

@@ -80,7 +80,9 @@ def load_calibration(
             segments of that many tokens from random places of the text: for a text the model has
             been trained on, whose continuations it knows by heart and which would otherwise show
             it only at its most certain.
-        render: Chat template for ``prompt`` and ``messages`` rows; None joins them by newlines.
+        render: Chat template for ``prompt`` and ``messages`` rows; None (a base model) joins them
+            by newlines, and begins each row's text, or the whole of a ``.txt``, with the
+            tokenizer's BOS.
 
     Raises:
         CalibrationError: The file is unreadable, too short or of another form; a message about a
@@ -92,7 +94,10 @@ def load_calibration(
             f"Use a window of at least {MIN_WINDOW} tokens and at least one window of tokens",
         )
     texts = _read_texts(path, render)
-    stream = np.concatenate([np.array(tokenizer.encode(text), np.int64) for text in texts])
+    base = render is None
+    stream = np.concatenate(
+        [np.array(tokenizer.encode(text, add_special=base), np.int64) for text in texts]
+    )
     if stream.size < window:
         raise CalibrationError(
             f"{path} has {stream.size} tokens, less than one window of {window}",

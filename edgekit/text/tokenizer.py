@@ -74,10 +74,22 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Return the ids of ``text``.
 
-        ``add_special`` runs the post-processor (a leading bos, usually). It is off by default
-        because a rendered chat template holds its bos already.
+        Args:
+            text: May hold special tokens written out.
+            add_special: Begin with the model's bos, as a base model was trained: what
+                ``tokenizer.json``'s post-processor adds, or the bos where only
+                ``tokenizer_config.json`` asks for one (``add_bos_token``; transformers before 5
+                added it in code). A text that begins with its bos gets no second one. Off by
+                default: a rendered chat template holds what the model wants.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+        plain = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        bos = self.bos_token_id
+        if not add_special or (bos is not None and plain[:1] == [bos]):
+            return plain
+        ids = list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        if self.config.get("add_bos_token") is True and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD."""

@@ -77,8 +77,8 @@ def _table(findings: list[Finding]) -> Table:
     marks = {"ok": ("✓", "green"), "missing": ("-", "yellow"), "problem": ("✗", "red")}
     table = Table(title="edgekit doctor", title_justify="left", show_header=False, box=None)
     table.add_column()
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(style="bold", min_width=16)
+    table.add_column(overflow="fold", min_width=20)
     for finding in findings:
         detail = Text(finding.detail)
         if finding.remedy:

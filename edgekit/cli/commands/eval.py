@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 
@@ -26,11 +27,7 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
 )
 @click.option("--window", type=click.IntRange(2), default=512, show_default=True)
 @click.option("--text-tokens", type=click.IntRange(2), default=8192, show_default=True)
-@click.option(
-    "--reference",
-    type=click.Path(path_type=Path),
-    help="The unquantized checkpoint folder.",
-)
+@click.option("--reference", help="The unquantized checkpoint: a folder or a hub id.")
 @click.option(
     "--sequences",
     type=click.IntRange(1),
@@ -45,6 +42,11 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
     show_default=True,
 )
 @click.option("--threads", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
+@click.option(
+    "--no-digests",
+    is_flag=True,
+    help="Check no digests of the bundle, compare none of the reference.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(bundle: Path, **options: Any) -> None:
     r"""Measure BUNDLE: exact match on --data, perplexity and divergence on --text.
@@ -61,8 +63,8 @@ def command(bundle: Path, **options: Any) -> None:
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.pipeline.evaluate import EvalRequest, evaluate_bundle  # noqa: PLC0415
 
-    as_json = options.pop("as_json")
-    request = EvalRequest(**options)
+    as_json, digests = options.pop("as_json"), not options.pop("no_digests")
+    request = EvalRequest(**options, digests=digests)
     with StageProgress() as progress:
         report = evaluate_bundle(open_bundle(bundle), request, progress)
     if as_json:
@@ -73,6 +75,8 @@ def command(bundle: Path, **options: Any) -> None:
 
 def _rows(report: dict[str, Any]) -> Any:
     """Yield the lines of the table; what was not measured has none."""
+    for warning in report.get("warnings", ()):
+        yield Text("warning", "bold yellow"), warning
     if "exact_match" in report:
         yield (
             "exact match",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from edgekit.cli.render import console, error_console, print_json
+from edgekit.cli.render import StageProgress, console, error_console, print_json
 
 
 @click.command("run")
@@ -31,6 +31,7 @@ from edgekit.cli.render import console, error_console, print_json
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document when it is done.")
+@click.option("--no-digests", is_flag=True, help="Start without checking the bundle's bytes.")
 def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     r"""Ask BUNDLE one PROMPT, or chat with it when no PROMPT is given.
 
@@ -47,10 +48,20 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     from edgekit.engine.generate import TextGenerator  # noqa: PLC0415
     from edgekit.engine.load import load_bundle  # noqa: PLC0415
 
-    model = load_bundle(
-        open_bundle(bundle), provider=options["provider"], threads=options["threads"]
+    with StageProgress(quiet=True) as progress:
+        model = load_bundle(
+            open_bundle(bundle),
+            provider=options["provider"],
+            threads=options["threads"],
+            digests=not options["no_digests"],
+            progress=progress,
+        )
+    generator = TextGenerator(
+        model.session,
+        model.tokenizer,
+        eos_ids=model.config.eos_token_ids,
+        add_bos=model.adds_bos,
     )
-    generator = TextGenerator(model.session, model.tokenizer, eos_ids=model.config.eos_token_ids)
     params = sampling_params(model, options)
     messages: list[Any] = []
     if options["system"]:

@@ -194,6 +194,14 @@ def test_the_seed_in_the_stats_repeats_the_generation() -> None:
     assert 0 <= stats.seed < 1 << 64
 
 
+def test_a_base_models_prompt_begins_with_one_bos() -> None:
+    """``add_bos`` puts the BOS before the text, unless the text has it."""
+    for prompt in ("hi", "<｜begin▁of▁sentence｜>hi"):
+        session = _writes("x")
+        TextGenerator(session, TOKENIZER, add_bos=True).complete(prompt, GREEDY)
+        assert session.fed[0] == ("prefill", 0, [0, *TOKENIZER.encode("hi")])
+
+
 def test_pieces_are_typed() -> None:
     """A piece carries its text and where it belongs."""
     generation = TextGenerator(_writes("x"), TOKENIZER).stream("hi", GREEDY)

@@ -149,11 +149,11 @@ def test_every_layer_reports_progress() -> None:
     steps: list[tuple[int, str]] = []
 
     class Recorder:
-        def start(self, stage: str, total_bytes: int) -> None:
-            raise AssertionError((stage, total_bytes))
+        def start(self, stage: str, total: int, unit: str = "bytes") -> None:
+            raise AssertionError((stage, total, unit))
 
-        def advance(self, done_bytes: int, item: str = "") -> None:
-            steps.append((done_bytes, item))
+        def advance(self, done: int, item: str = "") -> None:
+            steps.append((done, item))
 
         def finish(self, summary: str = "") -> None:
             raise AssertionError(summary)

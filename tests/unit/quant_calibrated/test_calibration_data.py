@@ -135,3 +135,17 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe" * 40)
     with pytest.raises(CalibrationError, match="not UTF-8"):
         load(tmp_path / "b.txt")
+
+
+def test_a_base_models_rows_begin_with_its_bos(tmp_path: Path) -> None:
+    """Without a chat template every row begins as the model was trained; with one, none does."""
+
+    class WithBos(Bytes):
+        def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+            return [999] * add_special + super().encode(text)
+
+    path = write_rows(tmp_path / "c.jsonl", {"text": "a" * 31}, {"text": "b" * 31})
+    base = load_calibration(path, WithBos(), tokens=64, window=16)
+    assert base.windows.ravel().tolist() == [999, *[97] * 31, 999, *[98] * 31]
+    chat = load_calibration(path, WithBos(), tokens=48, window=16, render=template)
+    assert 999 not in chat.windows
