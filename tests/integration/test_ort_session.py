@@ -217,7 +217,7 @@ def test_caches_are_updated_in_place(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Prefill and decode, one slot or several, copy no cache; an unbound run would and says so."""
+    """Prefill and decode, one slot and several, copy no cache; an unbound run does."""
     import onnxruntime as ort
 
     real = ort.RunOptions
