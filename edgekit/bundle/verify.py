@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
-from edgekit.bundle.reader import Bundle
+from edgekit.bundle.reader import Bundle, bundle_errors
 from edgekit.errors import BundleError, DigestMismatchError
 from edgekit.progress import SILENT, Progress
 
@@ -31,7 +31,7 @@ def verify_digests(
 
     Raises:
         DigestMismatchError: A file's bytes are not those of the manifest.
-        BundleError: A file stands in the folder that the manifest does not list.
+        BundleError: A file cannot be read, or stands in the folder and not in the manifest.
     """
     files = {entry.path: entry.sha256 for entry in bundle.manifest.files}
     blobs = {blob_location(e.sha256): e.sha256 for e in bundle.manifest.tensors}
@@ -52,7 +52,9 @@ def verify_digests(
 
 def _refuse_strays(root: Path, wanted: dict[str, str]) -> None:
     known = {*wanted, MANIFEST, MANIFEST_DIGEST}
-    for path in sorted(root.rglob("*")):
+    with bundle_errors(root):
+        found = sorted(root.rglob("*"))
+    for path in found:
         relative = path.relative_to(root).as_posix()
         if not path.is_dir() and relative not in known:
             raise BundleError(
@@ -62,7 +64,7 @@ def _refuse_strays(root: Path, wanted: dict[str, str]) -> None:
 
 def _digest(path: Path) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with bundle_errors(path), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
