@@ -6,7 +6,10 @@ Light on purpose (standard library and NumPy): the device uses it too. Digests a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +73,8 @@ class Bundle:
         if entry.dtype == "int4":
             shape[-1] //= 2
         path = self.blob_path(entry)
-        data = np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))
+        with bundle_errors(path):
+            data = np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))
         if check:
             digest = hashlib.sha256(data.view(np.uint8).data).hexdigest()
             if digest != entry.sha256:
@@ -80,7 +84,9 @@ class Bundle:
     def golden(self) -> dict[str, Any]:
         """Return the golden sequences."""
         path: str = self.manifest.golden["path"]
-        return parse_document((self.path / path).read_bytes(), path)
+        with bundle_errors(self.path):
+            data = (self.path / path).read_bytes()
+        return parse_document(data, path)
 
     @property
     def total_bytes(self) -> int:
@@ -89,9 +95,27 @@ class Bundle:
         return blob_bytes(self.manifest.tensors) + files + len(self.manifest.to_bytes()) + 65
 
 
+@contextlib.contextmanager
+def bundle_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError about a bundle at ``path`` into a BundleError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "Change its owner or mode" if isinstance(error, PermissionError) else ""
+        if error.errno == errno.ENAMETOOLONG:
+            raise BundleError(f"{str(path)[:60]}... is no path: {reason}") from error
+        raise BundleError(f"cannot read {error.filename or path}: {reason}", remedy) from error
+
+
 def is_bundle(path: Path) -> bool:
-    """Whether a folder looks like a bundle."""
-    return (path / MANIFEST).is_file()
+    """Whether a folder looks like a bundle.
+
+    Raises:
+        BundleError: The system does not let one look.
+    """
+    with bundle_errors(path):
+        return (path / MANIFEST).is_file()
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -105,13 +129,11 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST}", "Make one with `edgekit build`"
         )
-    try:
+    with bundle_errors(path):
         if (path / MANIFEST).stat().st_size > MAX_DOCUMENT_BYTES:
             raise BundleError(f"{path / MANIFEST} is larger than {MAX_DOCUMENT_BYTES} bytes")
         data = (path / MANIFEST).read_bytes()
         recorded = (path / MANIFEST_DIGEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror} ({error.filename})") from error
     digest = hashlib.sha256(data).hexdigest()
     if recorded != f"{digest}\n".encode("ascii"):
         wanted = recorded[:64].decode("ascii", "replace")
@@ -119,8 +141,9 @@ def open_bundle(path: Path) -> Bundle:
     bundle = Bundle(path, Manifest.from_bytes(data), digest)
     sizes = {entry.path: entry.size_bytes for entry in bundle.manifest.files}
     sizes |= {blob_location(e.sha256): e.size_bytes for e in bundle.manifest.tensors}
-    for relative, size_bytes in sizes.items():
-        _check_size(path, relative, size_bytes)
+    with bundle_errors(path):
+        for relative, size_bytes in sizes.items():
+            _check_size(path, relative, size_bytes)
     return bundle
 
 

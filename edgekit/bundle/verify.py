@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
-from edgekit.bundle.reader import Bundle
+from edgekit.bundle.reader import Bundle, bundle_errors
 from edgekit.errors import BundleError, DigestMismatchError
 from edgekit.progress import SILENT, Progress
 
@@ -63,14 +63,10 @@ def check_digests(bundle: Bundle, *, threads: int = 2, progress: Progress = SILE
     # The largest first: a large one taken last would leave the other threads idle.
     order = sorted(wanted, key=lambda name: (-sizes[name], name))
     paths = {name: bundle.path / name for name in order}
-    try:
+    with bundle_errors(bundle.path):
         for name, digest in hash_files(paths, threads=threads, progress=progress):
             if digest != wanted[name]:
                 raise DigestMismatchError(name, wanted[name], digest)
-    except OSError as error:
-        raise BundleError(
-            f"cannot read {error.filename}: {error.strerror}", "Check its owner and permissions"
-        ) from error
     blobs = len({entry.sha256 for entry in bundle.manifest.tensors})
     report = DigestReport(len(bundle.manifest.files), blobs, sum(sizes.values()))
     progress.finish(f"{report.files} files and {report.blobs} blobs are whole")
@@ -119,7 +115,9 @@ def _wanted(bundle: Bundle) -> dict[str, str]:
 
 def _refuse_strays(root: Path, wanted: dict[str, str]) -> None:
     known = {*wanted, MANIFEST, MANIFEST_DIGEST}
-    for path in sorted(root.rglob("*")):
+    with bundle_errors(root):
+        found = sorted(root.rglob("*"))
+    for path in found:
         relative = path.relative_to(root).as_posix()
         if not path.is_dir() and relative not in known:
             raise BundleError(

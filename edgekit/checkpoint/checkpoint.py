@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekit.checkpoint.files import is_folder
 from edgekit.checkpoint.formats import open_weights
-from edgekit.checkpoint.json_file import read_json
+from edgekit.checkpoint.json_file import find_json, read_json
 from edgekit.checkpoint.lazy import LazyTensor, read_all
 from edgekit.checkpoint.lora import merge_adapter
 from edgekit.checkpoint.prequantized import PrequantizedTensor
@@ -17,6 +18,7 @@ from edgekit.checkpoint.tokenizer_files import TokenizerFiles, find_tokenizer
 from edgekit.errors import CheckpointError
 from edgekit.models.config import ModelConfig, tensor_shapes
 from edgekit.models.families import model_config_from_hf
+from edgekit.models.generation import generation_defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Checkpoint:
         hf_config: ``config.json`` as parsed.
         generation_config: ``generation_config.json`` as parsed; empty when there is none.
         tokenizer: Its tokenizer's files.
-        shards: Its safetensors files, in order.
+        shards: The files of its weights, in order.
         tensors: Every weight by name, the adapter merged.
         adapter: Files of the LoRA adapter that was merged; empty when there was none.
     """
@@ -83,11 +85,11 @@ def open_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
             build.
         CheckpointError: Something is missing, damaged or contradictory.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise CheckpointError(f"{path} is not a folder", "Point MODEL at a checkpoint folder")
     hf_config = read_json(path / "config.json")
-    generation = path / "generation_config.json"
-    generation_config = read_json(generation) if generation.is_file() else {}
+    generation_config = find_json(path / "generation_config.json") or {}
+    generation_defaults(generation_config)
     config = model_config_from_hf(hf_config, generation_config)
     tokenizer = find_tokenizer(path)
     stored, shards = read_shards(path)

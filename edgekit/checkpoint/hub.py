@@ -7,15 +7,22 @@ Only data files are fetched; remote code is never fetched and never run. Downloa
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
+from typing import Any
 
+from edgekit.checkpoint.files import is_folder, is_present, shown
 from edgekit.errors import CheckpointError, HubError, MissingExtraError
 from edgekit.progress import SILENT, Progress
+from edgekit.units import format_bytes
 
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+PICKLED_PATTERNS = ("pytorch_model*.bin",)
+"""Fetched as well when a repository has no safetensors; never unpickled (``pytorch_zip.py``)."""
 SUBFOLDERS = "*/*"
 """Left out: other precisions and frameworks, which no checkpoint needs."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -27,20 +34,62 @@ def resolve_model(model: str, *, revision: str | None = None, progress: Progress
         HubError: The repository is not found, gated, or offline and not cached.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         return path
-    if path.exists():
+    if is_present(path):
         raise CheckpointError(f"{model} is a file", "Point MODEL at the folder it is in")
     if not _HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"{model} is neither a folder nor a hub id (owner/name)",
+            f"{shown(model)} is neither a folder nor a hub id (owner/name)",
             "Check the path, or give an id like deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
         )
     progress.advance(0, f"fetching {model}")
-    return _fetch(model, revision)
+    bar = _byte_bar(model, progress)
+    folder = _fetch(model, revision, PATTERNS, bar)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    folder = _fetch(model, revision, (*PATTERNS, *PICKLED_PATTERNS), bar)
+    if any(folder.glob(PICKLED_PATTERNS[0])):
+        return folder
+    raise HubError(
+        f"{model} publishes no weights that edgekit reads (*.safetensors, pytorch_model*.bin)",
+        "Use another repository of the model, or convert it with transformers' save_pretrained and "
+        "point MODEL at that folder",
+    )
 
 
-def _fetch(model: str, revision: str | None) -> Path:
+def hub_commit(folder: Path) -> str | None:
+    """Return the commit of a folder of a Hugging Face cache; None for any other folder."""
+    snapshots = folder.resolve().parent
+    cached = snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+    name = folder.resolve().name
+    return name if cached and _COMMIT.fullmatch(name) else None
+
+
+def _byte_bar(model: str, progress: Progress) -> type:
+    """Return a class for the hub client's bars that counts fetched bytes into ``progress``."""
+    try:
+        from tqdm import tqdm  # noqa: PLC0415 - comes with huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError(f"fetching {model} from the hub", "host") from error
+    lock = threading.Lock()
+
+    class ByteBar(tqdm):  # type: ignore[misc]  # tqdm is untyped
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Of the client's bars one counts files, and one the bytes on the wire, compressed.
+            self._counts = kwargs.get("unit") == "B" and kwargs.get("desc") != "Downloading bytes"
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts and n:
+                of = f" of {format_bytes(self.total)}" if self.total else ""
+                with lock:
+                    progress.advance(int(n), f"fetching {model}{of}")
+
+    return ByteBar
+
+
+def _fetch(model: str, revision: str | None, patterns: tuple[str, ...], bar: type) -> Path:
     try:
         import huggingface_hub as hub  # noqa: PLC0415 - optional, and slow to import
         from huggingface_hub import errors  # noqa: PLC0415
@@ -51,7 +100,11 @@ def _fetch(model: str, revision: str | None) -> Path:
     at = f"{model} at revision {revision}" if revision else model
     try:
         folder = hub.snapshot_download(
-            model, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=[SUBFOLDERS]
+            model,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=[SUBFOLDERS],
+            tqdm_class=bar,
         )
     except errors.GatedRepoError as error:
         raise HubError(f"{model} is gated", "Accept its terms and run `hf auth login`") from error
@@ -71,16 +124,4 @@ def _fetch(model: str, revision: str | None) -> Path:
         raise HubError(
             f"fetching {at} failed: {first}", "Run the same command again: the download resumes"
         ) from error
-    return _with_weights(Path(folder), model)
-
-
-def _with_weights(folder: Path, model: str) -> Path:
-    """Refuse a repository that publishes no safetensors; its other weights were not fetched."""
-    if any(folder.glob("*.safetensors")):
-        return folder
-    raise HubError(
-        f"{model} publishes no safetensors weights (pickled ones are not fetched: unpickling "
-        "executes code)",
-        "Convert it once, where you trust it, with transformers' save_pretrained, and point MODEL "
-        "at that folder",
-    )
+    return Path(folder)

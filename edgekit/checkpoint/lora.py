@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from edgekit.checkpoint.decode import FLOAT_DTYPES, FloatTensor
+from edgekit.checkpoint.files import contained_file
 from edgekit.checkpoint.json_file import read_json
 from edgekit.checkpoint.lazy import Float32Array, LazyTensor, read_all
 from edgekit.checkpoint.safetensors import StoredTensor, read_header
-from edgekit.checkpoint.shards import contained_file
 from edgekit.errors import CheckpointError, UnsupportedModelError
 
 ADAPTER_CONFIG = "adapter_config.json"

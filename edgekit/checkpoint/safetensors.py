@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.checkpoint.files import read_errors
 from edgekit.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -74,20 +75,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: Not a safetensors file, truncated, or its header lies about sizes.
     """
-    try:
+    with read_errors(path), path.open("rb") as file:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(f"{path.name} has {size} bytes, too few to hold a header")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(
-                    f"{path.name} claims a header of {length} bytes in a file of {size}", _TRUNCATED
-                )
-            header = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(f"{path.name} has {size} bytes, too few to hold a header")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(
+                f"{path.name} claims a header of {length} bytes in a file of {size}", _TRUNCATED
+            )
+        header = file.read(length)
     tensors = [
         _stored(path, name, row, 8 + length)
         for name, row in _parse(path, header).items()
@@ -124,7 +122,7 @@ def _stored(path: Path, name: str, row: Any, data_start: int) -> StoredTensor:
         raise CheckpointError(
             f"{path.name}: the entry of {name} lacks dtype, shape or data_offsets"
         ) from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path.name}: {name} has dtype {dtype!r}, which edgekit does not read",
             f"It reads {', '.join(DTYPES)}",

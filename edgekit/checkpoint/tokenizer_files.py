@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.checkpoint.files import contained_file, read_errors
 from edgekit.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -24,12 +26,14 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
     """Locate the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: ``tokenizer.json`` or ``tokenizer_config.json`` is missing or too large.
+        CheckpointError: ``tokenizer.json`` or ``tokenizer_config.json`` is missing, or a file is
+            too large, not readable, or a link out of the folder.
     """
-    files = {}
+    files: dict[str, Path] = {}
     for name in (TOKENIZER, TOKENIZER_CONFIG):
-        if not (folder / name).is_file():
-            slow = (folder / "tokenizer.model").is_file()
+        path = contained_file(folder, name)
+        if path is None:
+            slow = contained_file(folder, "tokenizer.model") is not None
             remedy = (
                 "Convert tokenizer.model with transformers: "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
@@ -37,11 +41,15 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
                 else "Copy it from the model's repository"
             )
             raise CheckpointError(f"{folder} has no {name}", remedy)
-        files[name] = folder / name
+        files[name] = path
     for name in OPTIONAL_FILES:
-        if (folder / name).is_file():
-            files[name] = folder / name
+        path = contained_file(folder, name)
+        if path is not None:
+            files[name] = path
     for name, path in files.items():
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with read_errors(path), path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            size = file.tell()
+        if size > MAX_FILE_BYTES:
             raise CheckpointError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
     return TokenizerFiles(files)

@@ -180,7 +180,7 @@ def _row(line: bytes, where: str) -> EvalRow:
     if len(line) > MAX_LINE_BYTES:
         raise CalibrationError(f"{where} is longer than {MAX_LINE_BYTES} bytes", _REMEDY)
     try:
-        data = json.loads(line.decode("utf-8"))
+        data = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{where} is not JSON: {error}", _REMEDY) from error
     if not isinstance(data, dict):

@@ -17,7 +17,8 @@ from edgekit.bundle.layout import GOLDEN, TOKENIZER_FOLDER
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
-from edgekit.checkpoint.hub import resolve_model
+from edgekit.checkpoint.files import read_bytes
+from edgekit.checkpoint.hub import hub_commit, resolve_model
 from edgekit.contracts import optimum_io
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
@@ -188,7 +189,7 @@ def _write(
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         for name, path in source.tokenizer.files.items():
-            writer.add_file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
+            writer.add_file(f"{TOKENIZER_FOLDER}/{name}", read_bytes(path))
         writer.add_file(GOLDEN, canonical_bytes(stored.golden.to_dict()))
         progress.start("bundle", digests.remaining_bytes)
         files = digests.result(progress)
@@ -343,7 +344,7 @@ def _manifest(
         name=model_name(request.model),
         model={
             "source": model_name(request.model) if is_local(request.model) else request.model,
-            "revision": request.revision,
+            "revision": hub_commit(source.path),
             "model_type": source.model_type,
             "parameters": source.parameters,
             "config": exported.config.to_dict(),

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.checkpoint.json_file import read_json
+from edgekit.checkpoint.json_file import find_json, read_json
 from edgekit.checkpoint.shards import INDEX, read_shards
 from edgekit.checkpoint.tokenizer_files import TokenizerFiles, find_tokenizer
 from edgekit.errors import CheckpointError, UnsupportedModelError
 from edgekit.models.families import end_tokens, refuse_parameters, sparse_error
+from edgekit.models.generation import generation_defaults
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
@@ -66,8 +67,8 @@ def open_source(path: Path) -> Source:
         CheckpointError: Something is missing or damaged.
     """
     config = read_json(path / "config.json")
-    generation = path / "generation_config.json"
-    generation_config = read_json(generation) if generation.is_file() else {}
+    generation_config = find_json(path / "generation_config.json") or {}
+    generation_defaults(generation_config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise CheckpointError(f"{path / 'config.json'} has no model_type")
@@ -79,7 +80,7 @@ def open_source(path: Path) -> Source:
             "the weights are quantized already, which --exporter optimum does not read",
             "Use the unquantized checkpoint it was made from",
         )
-    tensors, shards = read_shards(path)
+    tensors, shards = read_shards(path, pickled=False)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     refuse_parameters(parameters)
     return Source(

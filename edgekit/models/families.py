@@ -16,13 +16,26 @@ from typing import Any
 
 from edgekit.errors import CheckpointError, UnsupportedModelError
 from edgekit.models.config import ModelConfig, count_parameters
-from edgekit.models.keys import ConfigReader, anything
+from edgekit.models.keys import Check, ConfigReader, anything, exactly
 from edgekit.models.rope_config import rope_config
 
 MAX_PARAMETERS = 13_000_000_000
 """An AGX Orin 64GB takes models under 13 B parameters at 8 bits with its reserve kept."""
 
-_WINDOW = {"sliding_window": anything}  # only read when use_sliding_window, which must be false
+MAX_LAYERS = 1024
+MAX_VOCAB = 2**24
+MIN_EPSILON = 1e-12
+"""Below it, the epsilon of RMSNorm vanishes in float32 beside any activation."""
+
+_WINDOW: dict[str, Check] = {
+    "sliding_window": anything,  # only read when use_sliding_window, which must be false
+}
+_QWEN2: dict[str, Check] = {
+    **_WINDOW,  # its biases are fixed: these keys are dumped, and never read
+    "attention_bias": exactly(None, False),
+    "mlp_bias": exactly(None, False),
+}
+_QWEN3: dict[str, Check] = {**_WINDOW, "mlp_bias": exactly(None, False)}
 
 
 def model_config_from_hf(
@@ -40,8 +53,10 @@ def model_config_from_hf(
     """
     kind = data.get("model_type")
     reader = FAMILIES.get(kind) if isinstance(kind, str) else None
+    refusal = sparse_error(data)
     if reader is None:
-        raise sparse_error(data) or _unknown(kind)
+        raise refusal or _unknown(kind)
+    _check_architectures(data, str(kind))
     config = reader(data, generation or {})
     refuse_parameters(count_parameters(config))
     return config
@@ -62,7 +77,7 @@ def refuse_parameters(parameters: int) -> None:
 
 
 def _qwen2(data: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    reader = ConfigReader(data, _WINDOW)
+    reader = ConfigReader(data, _QWEN2)
     return _finish(reader, data, generation, qkv_bias=True)
 
 
@@ -74,7 +89,7 @@ def _llama(data: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfi
 
 
 def _qwen3(data: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    reader = ConfigReader(data, _WINDOW)
+    reader = ConfigReader(data, _QWEN3)
     bias = bool(reader.get("attention_bias", bool, default=False))
     return _finish(reader, data, generation, qkv_bias=bias, o_bias=bias, qk_norm=True)
 
@@ -111,48 +126,94 @@ def _finish(
             f"config.json: {heads} heads, {keys} key/value heads and head_dim {head_dim} do not "
             f"divide hidden_size {hidden}"
         )
+    vocab = reader.size("vocab_size")
     config = ModelConfig(
         model_type=str(data["model_type"]),
         hidden_size=hidden,
         intermediate_size=reader.size("intermediate_size"),
-        num_hidden_layers=reader.size("num_hidden_layers"),
+        num_hidden_layers=reader.size("num_hidden_layers", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=keys,
         head_dim=head_dim,
-        vocab_size=reader.size("vocab_size"),
+        vocab_size=vocab,
         max_position_embeddings=context,
-        rms_norm_eps=float(reader.need("rms_norm_eps", float)),
+        rms_norm_eps=_epsilon(reader),
         tie_word_embeddings=bool(reader.get("tie_word_embeddings", bool, default=False)),
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         mlp_bias=mlp_bias,
         qk_norm=qk_norm,
         rope=rope_config(data, context),
-        bos_token_id=token_id(data, "bos_token_id"),
-        eos_token_ids=end_tokens(data, generation),
-        pad_token_id=token_id(data, "pad_token_id"),
+        bos_token_id=token_id(data, "bos_token_id", vocab),
+        eos_token_ids=end_tokens(data, generation, vocab),
+        pad_token_id=None
+        if data.get("pad_token_id") == -1
+        else token_id(data, "pad_token_id", vocab),
     )
     reader.finish()
     return config
 
 
-def token_id(data: Mapping[str, Any], key: str) -> int | None:
-    """Return a special token of ``config.json``, or None.
-
-    Raises:
-        CheckpointError: It is not a token id.
-    """
-    value = data.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise CheckpointError(f"config.json: {key} must be a token id, is {value!r}")
+def _epsilon(reader: ConfigReader) -> float:
+    """Return RMSNorm's epsilon: at 0 a row of zeros divides by zero, at 1 it drowns the weights."""
+    value = float(reader.need("rms_norm_eps", float))
+    if not MIN_EPSILON <= value < 1:
+        raise CheckpointError(
+            f"config.json: rms_norm_eps is {value!r}, outside {MIN_EPSILON:g} to 1",
+            "Restore the published value, 1e-06 or 1e-05",
+        )
     return value
 
 
-def end_tokens(data: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+def _check_architectures(data: Mapping[str, Any], kind: str) -> None:
+    """Refuse a ``model_type`` that the class names of the same file contradict.
+
+    Raises:
+        UnsupportedModelError: A class of another family, or another head than a language model's.
+        CheckpointError: Not a list of names.
+    """
+    names = data.get("architectures")
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"config.json: architectures must be a list of names, is {names!r:.60}"
+        )
+    for name in names:
+        if name != f"{kind.capitalize()}ForCausalLM":
+            raise UnsupportedModelError(
+                f"config.json has architectures {name!r} and model_type {kind!r}, which are not "
+                "one model",
+                "Restore the config.json of the model's own repository",
+            )
+
+
+def token_id(data: Mapping[str, Any], key: str, vocab_size: int = MAX_VOCAB) -> int | None:
+    """Return a special token of ``config.json``, or None.
+
+    Raises:
+        CheckpointError: It is not a token id below ``vocab_size``.
+    """
+    value = data.get(key)
+    return None if value is None else _checked_token(key, value, vocab_size)
+
+
+def _checked_token(key: str, value: Any, vocab_size: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
+        raise CheckpointError(
+            f"config.json: {key} must be a token id below {vocab_size}, is {value!r:.60}",
+            "Restore the model's own config.json and generation_config.json",
+        )
+    return value
+
+
+def end_tokens(
+    data: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int = MAX_VOCAB
+) -> tuple[int, ...]:
     """Return every end token either file names, in order of appearance.
 
     Raises:
-        CheckpointError: One is not a token id.
+        CheckpointError: One is not a token id below ``vocab_size``.
     """
     found: list[int] = []
     for source in (data, generation):
@@ -160,9 +221,7 @@ def end_tokens(data: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[
         for token in value if isinstance(value, list) else [value]:
             if token is None:
                 continue
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise CheckpointError(f"eos_token_id must hold token ids, has {token!r}")
-            if token not in found:
+            if _checked_token("eos_token_id", token, vocab_size) not in found:
                 found.append(token)
     return tuple(found)
 
@@ -172,7 +231,7 @@ _SPARSE = ("n_routed_experts", "num_experts", "num_local_experts")
 
 def sparse_error(data: Mapping[str, Any]) -> UnsupportedModelError | None:
     """Return why a ``config.json`` of a sparse model is refused; None for a dense one."""
-    kind = data.get("model_type")
+    kind = str(data.get("model_type"))
     if kind in {"deepseek_v2", "deepseek_v3", "deepseek_v32"} or data.get("kv_lora_rank"):
         return UnsupportedModelError(
             f"model_type {kind!r} uses multi-head latent attention and mixture of experts, which "

@@ -6,12 +6,15 @@ the value it has) or refused. Silently ignoring an unknown key is how exporters 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgekit.errors import CheckpointError, UnsupportedModelError
 
 Check = Callable[[Any], bool]
+MAX_INTEGER = 2**63
+"""Larger integers are no numbers of a model, and overflow a float sooner or later."""
 
 
 def anything(value: Any) -> bool:
@@ -30,8 +33,25 @@ def exactly(*allowed: Any) -> Check:
 
 
 def _all_full_attention(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and set(value) <= {"full_attention"})
+    return value is None or (
+        isinstance(value, list) and all(kind == "full_attention" for kind in value)
+    )
 
+
+_TOOLING = (
+    *("finetuning_task", "id2label", "label2id", "prefix", "problem_type", "task_specific_params"),
+    *("output_attentions", "output_hidden_states", "return_dict", "tf_legacy_loss", "torchscript"),
+    *("tokenizer_class", "use_bfloat16"),
+    # Sampling, which transformers 4 kept in config.json; generation_config.json decides.
+    *("bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty"),
+    *("do_sample", "early_stopping", "encoder_no_repeat_ngram_size"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups"),
+    *("num_beams", "num_return_sequences", "output_scores", "remove_invalid_values"),
+    *("repetition_penalty", "return_dict_in_generate", "sep_token_id", "suppress_tokens"),
+    *("temperature", "top_k", "top_p", "typical_p"),
+)
+"""Keys for the tools around a model: labels, output formats, sampling."""
 
 INERT: dict[str, Check] = {
     "_attn_implementation": anything,
@@ -61,6 +81,17 @@ INERT: dict[str, Check] = {
     "use_cache": anything,
     "use_mrope": exactly(None, False),
     "use_sliding_window": exactly(None, False),
+    # What transformers' full dumps (``to_json_string(use_diff=False)``) add of other architectures.
+    "add_cross_attention": exactly(None, False),
+    "chunk_size_feed_forward": exactly(None, 0),
+    "cross_attention_hidden_size": exactly(None),
+    "is_decoder": anything,
+    "is_encoder_decoder": exactly(None, False),
+    "moe_intermediate_size": anything,  # the published DeepSeekMath has it; there are no experts
+    "pruned_heads": exactly(None, {}),
+    "tie_encoder_decoder": exactly(None, False),
+    "unsloth_version": anything,
+    **dict.fromkeys(_TOOLING, anything),
 }
 """Keys every family treats alike, and the values at which they are inert."""
 
@@ -89,10 +120,10 @@ class ConfigReader:
         if value is None:
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) < MAX_INTEGER else math.inf
         if type(value) is not kind:
             raise CheckpointError(
-                f"config.json: {key} must be of type {kind.__name__}, is {value!r}"
+                f"config.json: {key} must be of type {kind.__name__}, is {value!r:.60}"
             )
         return value
 
@@ -103,13 +134,13 @@ class ConfigReader:
             raise CheckpointError(f"config.json lacks {key}", "The checkpoint is incomplete")
         return value
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """Return a modelled size: an integer from 1 to 2**24."""
+    def size(self, key: str, default: int | None = None, most: int = 2**24) -> int:
+        """Return a modelled size: an integer from 1 to ``most``."""
         value = self.get(key, int, default)
         if value is None:
             raise CheckpointError(f"config.json lacks {key}", "The checkpoint is incomplete")
-        if not 1 <= value <= 2**24:
-            raise CheckpointError(f"config.json: {key} is {value}, outside 1 to 2**24")
+        if not 1 <= value <= most:
+            raise CheckpointError(f"config.json: {key} is {value!s:.60}, outside 1 to {most}")
         return int(value)
 
     def finish(self) -> None:

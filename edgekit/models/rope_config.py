@@ -33,6 +33,8 @@ _KEYS: dict[RopeType, set[str]] = {
         "mscale_all_dim",
     },
 }
+MIN_NUMBER, MAX_NUMBER = 1e-6, 1e12
+
 _INERT: dict[str, Any] = {"partial_rotary_factor": 1.0, "truncate": True}
 """Values at which keys of transformers 5 change nothing; null never does."""
 
@@ -54,10 +56,10 @@ def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeCo
         CheckpointError: A value is missing, of the wrong type, or the two layouts disagree.
     """
     values = _section(data)
-    names = {values.pop(key) for key in ("rope_type", "type") if key in values}
-    if len(names) > 1:
-        raise CheckpointError(f"config.json names two rope types: {sorted(names)}")
-    kind = _rope_type(names.pop() if names else "default")
+    names = [values.pop(key) for key in ("rope_type", "type") if key in values]
+    if len(names) == 2 and names[0] != names[1]:
+        raise CheckpointError(f"config.json names two rope types: {names[0]!r} and {names[1]!r}")
+    kind = _rope_type(names[0] if names else "default")
     theta = values.pop("rope_theta", None)
     top = data.get("rope_theta")
     if theta is not None and top is not None and theta != top:
@@ -70,9 +72,17 @@ def rope_config(data: Mapping[str, Any], max_position_embeddings: int) -> RopeCo
     context = numbers.get("original_max_position_embeddings")
     if context is None and kind == "yarn":
         context = float(max_position_embeddings)
+    if context is not None and (context < 1 or context != int(context)):
+        raise CheckpointError(
+            "config.json: rope's original_max_position_embeddings must be a whole number of "
+            f"tokens, is {context!r}"
+        )
+    base = _number("rope_theta", next((t for t in (theta, top) if t is not None), 10000.0))
+    if base <= 1:
+        raise CheckpointError(f"config.json: rope_theta must be more than 1, is {base!r}")
     return RopeConfig(
         rope_type=kind,
-        rope_theta=_number("rope_theta", next((t for t in (theta, top) if t is not None), 10000.0)),
+        rope_theta=base,
         factor=numbers.get("factor", 1.0),
         original_max_position_embeddings=None if context is None else int(context),
         low_freq_factor=numbers.get("low_freq_factor"),
@@ -147,6 +157,11 @@ def _check_keys(kind: RopeType, values: Mapping[str, Any]) -> None:
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise CheckpointError(f"config.json: rope's {key} must be a positive number, is {value!r}")
+    """Return a number of the rope section; beyond these bounds frequencies overflow or vanish."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not MIN_NUMBER <= value <= MAX_NUMBER:
+        raise CheckpointError(
+            f"config.json: rope's {key} must be a positive number from {MIN_NUMBER:g} to "
+            f"{MAX_NUMBER:g}, is {value!r:.60}"
+        )
     return float(value)

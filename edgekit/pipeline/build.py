@@ -20,7 +20,8 @@ from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from edgekit.checkpoint.hub import resolve_model
+from edgekit.checkpoint.files import read_bytes
+from edgekit.checkpoint.hub import hub_commit, resolve_model
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest, blob_bytes
 from edgekit.evaluate.golden_set import GoldenSet
@@ -260,7 +261,7 @@ def _identity(checkpoint: Checkpoint, base: Base | None) -> str:
 
 def _add_files(writer: BundleWriter, checkpoint: Checkpoint, golden: GoldenSet) -> None:
     for name, path in checkpoint.tokenizer.files.items():
-        writer.add_file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
+        writer.add_file(f"{TOKENIZER_FOLDER}/{name}", read_bytes(path))
     writer.add_file(GOLDEN, canonical_bytes(golden.to_dict()))
 
 
@@ -283,7 +284,7 @@ def _manifest(
         name=plan.name,
         model={
             "source": plan.name if is_local(request.model) else request.model,
-            "revision": request.revision,
+            "revision": hub_commit(checkpoint.path),
             "model_type": config.model_type,
             "parameters": count_parameters(config),
             "config": config.to_dict(),

@@ -159,7 +159,7 @@ def _read_texts(path: Path, render: Render | None) -> list[str]:
                 "Give a part of it: some hundred kilobytes are enough",
             )
         data = path.read_bytes()
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise CalibrationError(
             f"cannot read {path}: {error.strerror}", "Give a readable .txt or .jsonl file"

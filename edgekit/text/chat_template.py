@@ -9,6 +9,8 @@ touches a file, a process or the network.
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +26,11 @@ MAX_TEMPLATE_CHARS: Final = 256 << 10
 """Longest template compiled; the longest published ones have some 20 thousand characters."""
 MAX_RENDERED_CHARS: Final = 16 << 20
 """Longest prompt rendered; at some 3 characters a token, far above any context."""
+MAX_STEPS: Final = 1_000_000
+"""Loop iterations, macro calls and list items of one rendering; published templates need some ten
+a message."""
+MAX_RENDER_S: Final = 10.0
+"""Longest rendering: a bound on what one step (a sort, a replacement) can take."""
 
 Message = Mapping[str, Any]
 """A chat message: ``{"role": "user", "content": "..."}``, and what a template reads besides."""
@@ -118,6 +125,7 @@ class ChatTemplate:
         }
         parts: list[str] = []
         count = 0
+        _work.start()
         try:
             for part in self._template.generate(values):
                 parts.append(part)
@@ -191,20 +199,82 @@ def _compile(source: str) -> Any:
         ) from error
 
 
+class _Work(threading.local):
+    """Steps of the rendering that runs in this thread, and when it began."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin a rendering."""
+        self.steps = 0
+        self.started_s = time.monotonic()
+
+    def add(self, steps: int) -> None:
+        """Count steps.
+
+        Raises:
+            SecurityError: There are too many, or they take too long.
+        """
+        from jinja2.exceptions import SecurityError  # noqa: PLC0415 - an extra
+
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            message = f"it takes more than {MAX_STEPS} steps"
+            raise SecurityError(message)
+        if time.monotonic() - self.started_s > MAX_RENDER_S:
+            message = f"it takes more than {MAX_RENDER_S:g} s"
+            raise SecurityError(message)
+
+
+_work = _Work()
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Any:
     """Return the sandbox, set as transformers sets it (``utils/chat_template_utils.py``)."""
     from jinja2 import nodes  # noqa: PLC0415 - an extra
     from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+    from jinja2.visitor import NodeTransformer  # noqa: PLC0415
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**"})
+        intercepted_binops = frozenset({"*", "**", "+"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            """Refuse products that would fill the memory before any output is counted."""
-            _check_product(operator, left, right)
+            """Refuse products and sums that would fill the memory before output is counted."""
+            if operator == "+":
+                _check_sum(left, right)
+            else:
+                _check_product(operator, left, right)
             return super().call_binop(context, operator, left, right)
+
+        def tick(self) -> str:
+            """Count one step; written into every loop and macro."""
+            _work.add(1)
+            return ""
+
+        def concatenate(self, *values: Any) -> str:
+            """Do what ``~`` does, within the length of a prompt."""
+            texts = [str(value) for value in values]
+            _check_sum("".join(texts[:-1]), texts[-1])
+            return "".join(texts)
+
+        def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
+            """Parse a template, and write the counting of steps into it."""
+            tree = super()._parse(source, name, filename)
+            counted: Any = tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
+            for node in counted:
+                call = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
+                node.body.insert(0, nodes.ExprStmt(call).set_lineno(node.lineno))
+            return _Concatenation().visit(tree).set_environment(self)
+
+    class _Concatenation(NodeTransformer):
+        def visit_Concat(self, node: Any) -> Any:  # noqa: N802 - jinja2's own protocol
+            """Replace ``a ~ b`` by a call that checks the length."""
+            self.generic_visit(node)
+            function = nodes.EnvironmentAttribute("concatenate")
+            return nodes.Call(function, node.nodes, [], None, None).set_lineno(node.lineno)
 
     class GenerationTag(Extension):
         """``{% generation %}`` marks assistant text for training masks; here it only renders."""
@@ -223,9 +293,31 @@ def _environment() -> Any:
         extensions=[GenerationTag, loopcontrols],
     )
     sandbox.filters["tojson"] = _tojson
+    sandbox.globals["range"] = _range
     sandbox.globals["raise_exception"] = _raise_exception
     sandbox.globals["strftime_now"] = _strftime_now
     return sandbox
+
+
+def _range(*arguments: int) -> range:
+    """Return a range whose items are counted."""
+    from jinja2.sandbox import safe_range  # noqa: PLC0415 - an extra
+
+    numbers = safe_range(*arguments)
+    _work.add(len(numbers))
+    return numbers
+
+
+def _check_sum(left: Any, right: Any) -> None:
+    from jinja2.exceptions import SecurityError  # noqa: PLC0415 - an extra
+
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        _work.add(len(left) + len(right))
+    if isinstance(left, str) and isinstance(right, str):
+        count = len(left) + len(right)
+        if count > MAX_RENDERED_CHARS:
+            message = f"it joins strings to {count} characters"
+            raise SecurityError(message)
 
 
 def _check_product(operator: str, left: Any, right: Any) -> None:

@@ -196,7 +196,7 @@ def read_json_object(path: Path, limit_bytes: int = MAX_CONFIG_BYTES) -> dict[st
                 f"{path.name} has {size} bytes, more than the {limit_bytes} edgekit reads",
                 "Check that it is the checkpoint's own file",
             )
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

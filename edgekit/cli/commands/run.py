@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,13 @@ def sampling_params(model: Any, options: dict[str, Any]) -> Any:
     """Return how to sample: the options, else the checkpoint's own generation_config.json."""
     from edgekit.bundle.layout import TOKENIZER_FOLDER  # noqa: PLC0415
     from edgekit.engine.sampler import SamplingParams  # noqa: PLC0415
+    from edgekit.models.generation import generation_defaults  # noqa: PLC0415
     from edgekit.text.tokenizer import read_json_object  # noqa: PLC0415
 
     path = model.bundle.path / TOKENIZER_FOLDER / "generation_config.json"
-    own = read_json_object(path) if path.is_file() else {}
-    sampled = own.get("do_sample", False)
+    own = generation_defaults(read_json_object(path))
     defaults: dict[str, Any] = {
-        "temperature": own.get("temperature", 1.0) if sampled else 0.0,
-        "top_p": own.get("top_p", 1.0) if sampled else 1.0,
-        "top_k": own.get("top_k", 0) if sampled else 0,
+        **asdict(own),
         "seed": None,
         "max_tokens": None,
     }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from privileges import reachable, unprivileged
 from test_contracts import manifest
 
 from edgekit.bundle.layout import blob_location
-from edgekit.bundle.reader import open_bundle
+from edgekit.bundle.reader import is_bundle, open_bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.bundle.writer import BundleWriter, Noted
 from edgekit.contracts.manifest import TensorEntry
@@ -246,3 +249,43 @@ def test_name_that_is_too_long_is_named(tmp_path: Path) -> None:
     """An output whose name the file system refuses is a storage error, not a traceback."""
     with pytest.raises(StorageError, match=r"too long\. Choose a shorter --out"):
         BundleWriter(tmp_path / ("b" * 300))
+
+
+def test_an_unreadable_bundle_is_named(tmp_path: Path) -> None:
+    """A locked folder, manifest or blob is one line that names it, on opening or verifying."""
+    with BundleWriter(tmp_path / "locked" / "b") as writer:
+        entry = add(writer, "t", b"abcd")
+        path = reachable(finish(writer, entry))
+    bundle = open_bundle(path)
+    blob = bundle.blob_path(entry)
+    with locked(blob):
+        open_bundle(path)
+        with pytest.raises(BundleError, match=f"cannot read {blob}: Permission denied") as caught:
+            verify_digests(bundle)
+        assert caught.value.remedy == "Change its owner or mode"
+        with pytest.raises(BundleError, match=r"cannot read .*: Permission denied"):
+            bundle.read_tensor(entry)
+    with locked(path / "manifest.json"), pytest.raises(BundleError, match=r"manifest\.json: Perm"):
+        open_bundle(path)
+    with locked(path / "blobs"), pytest.raises(BundleError, match=r"cannot read .*: Permission"):
+        open_bundle(path)
+    with locked(path.parent), pytest.raises(BundleError, match=r"cannot read .*: Permission"):
+        is_bundle(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Take all permissions from a file or folder, for a user whom that stops."""
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        with unprivileged():
+            yield
+    finally:
+        path.chmod(mode)
+
+
+def test_a_path_too_long_is_no_bundle() -> None:
+    """What the system takes for no path at all is an error of one short line."""
+    with pytest.raises(BundleError, match=r"\.\.\. is no path: File name too long"):
+        open_bundle(Path("x" * 5000))

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import EXAMPLE, make_config, random_tensors, to_bf16, write_checkpoint
+from privileges import reachable, unprivileged
 
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.decode import bf16_to_float32
+from edgekit.checkpoint.hub import resolve_model
 from edgekit.checkpoint.lazy import read_all
 from edgekit.errors import CheckpointError, UnsupportedModelError
 from edgekit.models.config import tensor_shapes
+from edgekit.models.generation import GenerationDefaults, generation_defaults
+from edgekit.text.tokenizer import Tokenizer
 
 Array = np.ndarray[Any, Any]
 
@@ -174,7 +178,7 @@ def test_what_is_no_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors and no"):
         open_checkpoint(path)
     (path / "pytorch_model-00001-of-00002.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"unpickling executes code\. Convert them once"):
+    with pytest.raises(CheckpointError, match=r"is not read by itself\. Convert it once, where"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match="is not a folder"):
         open_checkpoint(tmp_path / "nowhere")
@@ -237,3 +241,107 @@ def test_fp8_checkpoint_opens(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(CheckpointError, match=f"{key} is fp8 but {key}_scale_inv is missing"):
         open_checkpoint(broken)
+
+
+READ_FILES = [
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    "chat_template.jinja", "special_tokens_map.json", "model.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ_FILES)
+def test_no_file_is_a_link_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    """No file that is read or copied into a bundle can be a link to one of the machine's own."""
+    path = write_checkpoint(tmp_path / "c")
+    (path / name).touch()
+    (path / name).rename(tmp_path / "secret")
+    (path / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="is a link that leaves its folder"):
+        open_checkpoint(path)
+
+
+def test_an_index_is_no_link_out_of_the_folder(tmp_path: Path) -> None:
+    """Nor can the index of the shards."""
+    path = write_checkpoint(tmp_path / "c", shards=2)
+    index = path / "model.safetensors.index.json"
+    index.rename(tmp_path / "secret")
+    index.symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="is a link that leaves its folder"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", READ_FILES)
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
+    """A file without permission is one line that names it, before anything is written."""
+    path = reachable(write_checkpoint(tmp_path / "c"))
+    (path / name).touch()
+    if name == "generation_config.json":
+        (path / name).write_text("{}")
+    (path / name).chmod(0)
+    with unprivileged(), pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert f"cannot read {path / name}: Permission denied" in caught.value.message
+    assert caught.value.remedy == "Change its owner or mode"
+
+
+def test_a_locked_folder_is_named(tmp_path: Path) -> None:
+    """So is a folder that cannot be looked into."""
+    path = reachable(write_checkpoint(tmp_path / "locked" / "c")).parent
+    path.chmod(0o700)
+    with unprivileged():
+        for look in (open_checkpoint, lambda where: resolve_model(str(where))):
+            with pytest.raises(CheckpointError, match=r"cannot read .*: Permission denied"):
+                look(path / "c")
+
+
+def test_byte_order_marks_are_skipped(tmp_path: Path) -> None:
+    """UTF-8 as some editors write it reads like any other."""
+    path = write_checkpoint(tmp_path / "c")
+    plain = open_checkpoint(path).config
+    for name in ("config.json", "tokenizer_config.json"):
+        (path / name).write_bytes(b"\xef\xbb\xbf" + (path / name).read_bytes())
+    assert open_checkpoint(path).config == plain
+    assert Tokenizer.from_folder(path).eos_token
+
+
+BAD_GENERATION: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": "0.6"}, "temperature is '0.6', it must be a number"),
+    ({"temperature": 3.0}, "temperature is 3.0, it must be from 0 to 2"),
+    ({"temperature": 10**400}, "temperature is inf"),
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"top_p": 0}, "top_p is 0"),
+    ({"top_p": [0.9]}, "top_p is [0.9], it must be a number"),
+    ({"top_k": -2}, "top_k is -2, it must be a number of tokens"),
+    ({"top_k": 2.5}, "top_k is 2.5"),
+    ({"top_k": True}, "top_k is True"),
+    ({"do_sample": "yes"}, "do_sample is 'yes', it must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_GENERATION)
+def test_generation_config_is_checked(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Sampling that nothing can run with is an error of the checkpoint, not of its first answer."""
+    path = write_checkpoint(tmp_path / "c", tokenizer=False)
+    (path / "generation_config.json").write_text(json.dumps({"do_sample": True, **change}))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert message in caught.value.message
+
+
+def test_generation_defaults() -> None:
+    """Null and absent are the same, -1 keeps every token, and without sampling all is greedy."""
+    sampled = {"do_sample": True, "temperature": None, "top_p": 0.95, "top_k": -1}
+    assert generation_defaults(sampled) == GenerationDefaults(1.0, 0.95, 0)
+    assert generation_defaults({"temperature": 0.6, "top_k": 20}) == GenerationDefaults()
+    assert generation_defaults({"do_sample": None}) == GenerationDefaults()
+
+
+def test_numbers_of_thousands_of_digits(tmp_path: Path) -> None:
+    """An integer that Python does not convert is bad JSON, not a traceback."""
+    path = write_checkpoint(tmp_path / "c", tokenizer=False)
+    text = (path / "config.json").read_text()
+    (path / "config.json").write_text(
+        text.replace('"hidden_size": 64', f'"hidden_size": {"9" * 5000}')
+    )
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
+        open_checkpoint(path)

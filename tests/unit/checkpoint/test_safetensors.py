@@ -75,6 +75,8 @@ LIES: list[tuple[Any, bytes, str]] = [
     ({"a": entry(shape=(1,) * 9)}, bytes(8), "a has shape"),
     ({"a": {**entry(), "shape": "2"}}, bytes(8), "a has shape '2'"),
     ({"a": entry("F64", (1,))}, bytes(8), "a has dtype 'F64', which edgekit does not read"),
+    ({"a": {**entry(), "dtype": ["F32"]}}, bytes(8), "a has dtype ['F32'], which edgekit does"),
+    ({"a": {**entry(), "dtype": {}}}, bytes(8), "a has dtype {}, which edgekit does not read"),
     ({"a": {"dtype": "F32"}}, bytes(8), "the entry of a lacks dtype, shape or data_offsets"),
     ({"a": 7}, bytes(8), "the entry of a lacks dtype, shape or data_offsets"),
     ({"a": entry()}, bytes(4), "ends at byte"),

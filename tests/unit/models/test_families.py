@@ -100,6 +100,9 @@ ROPES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
 @pytest.mark.calibrate
 @pytest.mark.parametrize("section", ROPES, ids=lambda s: str(s["rope_type"]))
 def test_frequencies_equal_transformers(section: dict[str, Any]) -> None:
@@ -143,6 +146,17 @@ def test_tables_are_cos_and_sin_of_the_angles() -> None:
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "has odd = 1"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate"),
+        ({"rope_parameters": {"rope_type": ["x"]}}, "rope type ['x']"),
+        ({"rope_parameters": {"rope_type": {}}}, "rope type {}"),
+        ({"layer_types": [["full_attention"]]}, "layer_types"),
+        ({"model_type": ["qwen2"]}, "model_type ['qwen2']"),
+        (
+            {"architectures": ["DeepseekV3ForCausalLM"]},
+            "architectures 'DeepseekV3ForCausalLM' and model_type 'qwen2', which are not one model",
+        ),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForSequenceClassification"),
+        ({"attention_bias": True}, "attention_bias = True, which changes the model"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"model_type": "gpt2"}, "model_type 'gpt2'; edgekit builds qwen2, llama, qwen3"),
     ],
 )
@@ -165,9 +179,32 @@ def test_unmodelled_is_refused(change: dict[str, Any], message: str) -> None:
         ({"rope_theta": 5.0}, "rope_theta 5.0 and, in its rope section, 10000.0"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type linear lacks factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, "must be a positive number"),
-        ({"eos_token_id": ["</s>"]}, "eos_token_id must hold token ids"),
+        ({"eos_token_id": ["</s>"]}, "eos_token_id must be a token id below 128"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "and another rope_scaling"),
         ({"rope_parameters": [1]}, "the rope section must be an object"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0, outside 1e-12 to 1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is inf"),
+        ({"hidden_size": 10**400}, "hidden_size is 1"),
+        ({"num_hidden_layers": 2**24}, "num_hidden_layers is 16777216, outside 1 to 1024"),
+        ({"bos_token_id": 10**9}, "bos_token_id must be a token id below 128"),
+        ({"bos_token_id": True}, "bos_token_id must be a token id"),
+        ({"eos_token_id": -1}, "eos_token_id must be a token id"),
+        ({"eos_token_id": 10**30}, "eos_token_id must be a token id"),
+        ({"pad_token_id": 128}, "pad_token_id must be a token id below 128"),
+        ({"architectures": "Qwen2ForCausalLM"}, "architectures must be a list of names"),
+        ({"rope_parameters": {**YARN, "rope_theta": 1.0}}, "rope_theta must be more than 1"),
+        (
+            {"rope_parameters": {**YARN, "rope_theta": float("inf")}},
+            "rope_theta must be a positive",
+        ),
+        ({"rope_parameters": {**YARN, "factor": 10**400}}, "factor must be a positive number"),
+        (
+            {"rope_parameters": {**YARN, "original_max_position_embeddings": 0.5}},
+            "original_max_position_embeddings must be a whole number of tokens, is 0.5",
+        ),
+        ({"rope_parameters": {**YARN, "beta_fast": 1e-320}}, "beta_fast must be a positive number"),
         (
             {"rope_parameters": {**ROPES[2], "high_freq_factor": 1.0}},
             "low_freq_factor must be below high_freq_factor",
@@ -195,6 +232,26 @@ def test_mixture_of_experts_is_refused() -> None:
         model_config_from_hf(published("DeepSeek-V2-Lite"))
     assert "latent attention" in caught.value.message
     assert "dense DeepSeek model" in caught.value.remedy
+
+
+DUMPS = [("qwen2", "Qwen2Config"), ("llama", "LlamaConfig"), ("qwen3", "Qwen3Config")]
+
+
+@pytest.mark.parametrize(("family", "name"), DUMPS)
+def test_full_dumps_are_read(family: str, name: str) -> None:
+    """Every key that transformers can write is known, and inert at its usual value."""
+    import transformers
+
+    plain = make_config(family, head_dim=16 if family == "qwen3" else None)
+    own = {k: v for k, v in plain.items() if k != "model_type"}
+    dumped = json.loads(getattr(transformers, name)(**own).to_json_string(use_diff=False))
+    assert len(dumped) > len(plain) + 8
+    extra = {
+        "unsloth_version": "2025.3", "tokenizer_class": "LlamaTokenizerFast", "max_length": 20,
+        "is_decoder": False, "pruned_heads": {}, "temperature": 0.6, "torchscript": False,
+        "pad_token_id": -1, "moe_intermediate_size": 11008,
+    }  # fmt: skip
+    assert model_config_from_hf({**dumped, **extra}) == model_config_from_hf(plain)
 
 
 def test_end_tokens_come_from_both_files() -> None:

@@ -202,3 +202,41 @@ def test_only_plain_data_enters_the_sandbox() -> None:
     """An object with methods is refused rather than handed to a checkpoint's program."""
     with pytest.raises(EngineError, match="plain JSON"):
         ChatTemplate("x").render([{"role": "user", "content": Path()}])
+
+
+ENDLESS = {
+    "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "loops over messages": "{% for a in 'x' * 100000 %}{% for b in 'x' * 100000 %}{% endfor %}"
+    "{% endfor %}",
+    "recursive macro": "{% macro f(n) %}{% if n %}{% set x = f(n - 1) %}{% set y = f(n - 1) %}"
+    "{% endif %}{% endmacro %}{{ f(60) }}",
+    "filters": "{% for a in range(9999) %}{% set x = range(99999) | list | sort %}{% endfor %}",
+    "doubled list": "{% set s = namespace(x=[1]) %}{% for a in range(60) %}"
+    "{% set s.x = s.x + s.x %}{% endfor %}",
+    "doubled string": "{% set s = namespace(x='1') %}{% for a in range(60) %}"
+    "{% set s.x = s.x + s.x %}{% endfor %}",
+    "doubled by ~": "{% set s = namespace(x='1') %}{% for a in range(60) %}"
+    "{% set s.x = s.x ~ s.x %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.timeout(30)
+def test_work_is_limited(name: str) -> None:
+    """A template that works without end is stopped, though it writes nothing."""
+    with pytest.raises(EngineError, match=r"it takes more than|it joins strings to"):
+        ChatTemplate(ENDLESS[name]).render(CHATS[0])
+
+
+def test_a_rendering_does_not_count_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is one rendering's, and a chat of a hundred turns is far below it."""
+    monkeypatch.setattr(module, "MAX_STEPS", 500)
+    template = ChatTemplate(R1_DISTILL, {"bos_token": BOS})
+    for _ in range(20):
+        template.render(CHATS[1] * 20)
+
+
+def test_concatenation_is_jinja_s_own() -> None:
+    """Joining with ~ writes numbers, none and undefined values as jinja2 does."""
+    source = "{{ 1 ~ 'a' ~ none ~ missing ~ (2 ~ 3) ~ true }}"
+    assert ChatTemplate(source).render(CHATS[0]) == "1aNone23True"
