@@ -10,8 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from factories import EXAMPLE, random_tensors, write_checkpoint
+from privileges import reachable, unprivileged
 
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.verify import verify_digests
@@ -518,19 +518,6 @@ def test_disk_full_in_the_middle(checkpoint: Path, tmp_path: Path) -> None:
     verify_digests(open_bundle(out))
 
 
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Drop root's privileges for a while, so that permissions count."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 @pytest.mark.parametrize("mode", [0o555, 0o700])
 def test_no_permission(checkpoint: Path, tmp_path: Path, mode: int) -> None:
     """A folder that may not be written, or not even looked into, is named, with what to do."""
@@ -538,9 +525,7 @@ def test_no_permission(checkpoint: Path, tmp_path: Path, mode: int) -> None:
         mode &= 0o555  # the owner is locked out, too
     locked = tmp_path / "locked"
     locked.mkdir(mode=mode)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and str(folder).startswith("/tmp/"):  # noqa: S108
-            folder.chmod(folder.stat().st_mode | 0o055)
+    reachable(locked)
     with unprivileged(), pytest.raises(StorageError, match="no permission to write"):
         build(request(checkpoint, locked / "b"))
 

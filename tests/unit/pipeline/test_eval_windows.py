@@ -35,5 +35,5 @@ def test_reasoning_is_opened_once(render: Callable[[Any], str], texts: list[str]
     encoder = SimpleNamespace(encode=lambda text: list(text.encode()))
     model: Any = SimpleNamespace(tokenizer=encoder, template=SimpleNamespace(render=render))
     request: Any = EvalRequest(reference=object())  # type: ignore[arg-type]
-    windows = _windows(model, request, ROWS)
+    windows = _windows(model, request, None, ROWS)
     assert [bytes(window.tolist()).decode() for window in windows] == texts
