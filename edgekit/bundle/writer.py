@@ -3,7 +3,7 @@
 The work folder ``.<name>.partial`` stands beside the output. Every blob written is noted in a
 journal under a key of the caller's; an interrupted build that runs again takes noted blobs as they
 are. The folder stays only if that can happen: after an interruption or a failed write, with
-something noted. Nothing in a bundle depends on time, host or thread count.
+something noted. Nothing that is written here depends on time, host or thread count.
 """
 
 from __future__ import annotations

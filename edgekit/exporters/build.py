@@ -355,6 +355,7 @@ def _manifest(
             "sha256": recipe.digest(),
             "resolved": recipe.resolved(),
             "calibration_sha256": None,
+            "calibration_run": None,
             "base_sha256": None,
         },
         target=target.to_dict(),

@@ -32,12 +32,14 @@ from edgekit.pipeline.calibrated import (
     kept_stream_bytes,
     mix_schemes,
     read_calibration,
+    refuse_requantizing,
+    run_facts,
     store_calibrated,
 )
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
-from edgekit.pipeline.kept import keep_schemes
+from edgekit.pipeline.kept import kept_schemes
 from edgekit.pipeline.options import (
     choose_context,
     is_local,
@@ -136,7 +138,9 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
             than the model's or less than a bundle needs.
     """
     recipe, config = request.recipe, checkpoint.config
-    schemes = keep_schemes(checkpoint, plan_quantization(config, recipe.rules()))
+    kept = kept_schemes(checkpoint)
+    refuse_requantizing(request, kept)
+    schemes = {**plan_quantization(config, recipe.rules()), **kept}
     calibration = read_calibration(request, checkpoint)
     if calibration is not None and recipe.quant.mixed_bits_per_weight:
         schemes = mix_schemes(request, checkpoint, schemes, calibration, progress)
@@ -295,6 +299,7 @@ def _manifest(
             "sha256": recipe.digest(),
             "resolved": recipe.resolved(),
             "calibration_sha256": plan.calibration.digest if plan.calibration else None,
+            "calibration_run": run_facts(request, plan.calibration),
             "base_sha256": plan.base.bundle.digest if plan.base else None,
         },
         target=target.to_dict(),

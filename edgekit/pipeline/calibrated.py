@@ -8,7 +8,8 @@ interrupted one goes on after the last layer it finished, from the residual stre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -109,6 +110,35 @@ def calibration_options(request: BuildRequest) -> CalibrationOptions:
     return CalibrationOptions(algorithm, threads=request.threads, device=request.device)
 
 
+def run_facts(request: BuildRequest, calibration: CalibrationSet | None) -> dict[str, Any] | None:
+    """Return what besides the data decides a calibrated bundle's bytes; None without calibration.
+
+    Sums are added up in an order that depends on all three, and a last bit can move a code.
+    """
+    if calibration is None:
+        return None
+    torch_version = importlib.metadata.version("torch")
+    return {"threads": request.threads, "device": request.device, "torch": torch_version}
+
+
+def refuse_requantizing(request: BuildRequest, kept: Collection[str]) -> None:
+    """Refuse to calibrate a checkpoint that brings codes of its own.
+
+    Args:
+        request: The build.
+        kept: Linears whose codes the checkpoint brings and the bundle would keep.
+
+    Raises:
+        RecipeError: There are some, and the recipe chooses codes or schemes by calibration.
+    """
+    if request.recipe.needs_calibration and kept:
+        raise RecipeError(
+            f"{len(kept)} linears of the checkpoint are quantized already (the first is "
+            f"{min(kept)}), recipe {request.recipe.name} would choose their codes anew",
+            "Use a recipe without calibration, which keeps them, or the unquantized checkpoint",
+        )
+
+
 def kept_stream_bytes(
     request: BuildRequest, config: ModelConfig, calibration: CalibrationSet | None
 ) -> int:
@@ -163,7 +193,7 @@ def _sensitivity_key(
         "files": files_as_they_are(checkpoint.files),
         "schemes": _plain(schemes),
         "sample": [sample.digest, len(sample.windows)],
-        "run": [request.threads, request.device],
+        "run": run_facts(request, sample),
     }
     return hashlib.sha256(canonical_bytes(parts)).hexdigest()
 
@@ -180,7 +210,7 @@ def store_calibrated(
     Norms and biases that calibration changed are stored too, and noted in ``model``, so that the
     dense stage leaves them alone. A later try goes on after the last layer that was finished.
     """
-    what = [request.recipe.quant.algorithm, calibration.digest, request.threads, request.device]
+    what = [request.recipe.quant.algorithm, calibration.digest, run_facts(request, calibration)]
     calibrated = _Calibrated(store, schemes, what, model)
     if calibrated.take_up(None):
         store.progress.advance(count_stored_bytes(store.checkpoint), "taken up")

@@ -17,16 +17,15 @@ from edgekit.checkpoint.prequantized import PrequantizedTensor, kept_codes
 from edgekit.errors import CheckpointError
 from edgekit.models.config import all_linears
 from edgekit.quant.packing import pack_codes
-from edgekit.quant.plan import Schemes
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight
 
 GROUP_SIZES = (32, 64, 128)
 
 
-def keep_schemes(checkpoint: Checkpoint, schemes: Schemes) -> dict[str, QuantScheme | None]:
-    """Return the plan with the checkpoint's own scheme wherever its codes are kept."""
-    kept = dict(schemes)
+def kept_schemes(checkpoint: Checkpoint) -> dict[str, QuantScheme]:
+    """Return the checkpoint's own scheme of every linear whose codes are kept."""
+    kept = {}
     for linear in all_linears(checkpoint.config):
         scheme = kept_scheme(checkpoint.tensor(linear.weight_key))
         if scheme is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ def test_mixed_keeps_its_budget(tmp_path: Path) -> None:
     manifest = open_bundle(tmp_path / "b").manifest
     assert len(manifest.size["linears"]) > 1
     assert manifest.recipe["calibration_sha256"]
+    run = manifest.recipe["calibration_run"]
+    assert (run["device"], run["torch"]) == ("cpu", importlib.metadata.version("torch"))
+    assert run["threads"] >= 1
 
 
 def test_same_data_same_bytes(tmp_path: Path) -> None:

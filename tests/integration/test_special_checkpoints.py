@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from factories import make_config, random_tensors, write_checkpoint, write_safetensors
 
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.lazy import read_all
+from edgekit.errors import RecipeError
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.pipeline.verify import verify_bundle
@@ -24,12 +26,9 @@ MODULE = "model.layers.0.mlp.up_proj"
 
 
 def make(checkpoint: Path, out: Path, **options: Any) -> Bundle:
+    recipe = options.pop("recipe", None) or load_recipe("w4a16-g64")
     request = BuildRequest(
-        model=str(checkpoint),
-        target=TARGETS["orin"],
-        recipe=load_recipe("w4a16-g64"),
-        out=out,
-        **options,
+        model=str(checkpoint), target=TARGETS["orin"], recipe=recipe, out=out, **options
     )
     return open_bundle(build(request).path)
 
@@ -42,8 +41,8 @@ def pack_words(codes: Array) -> Array:
     return words.view(np.int32)
 
 
-def test_codes_of_a_gptq_checkpoint_are_kept(tmp_path: Path) -> None:
-    """A symmetric GPTQ weight's codes and scales stand in the bundle as they were."""
+def write_gptq_checkpoint(folder: Path) -> tuple[Path, Array, Array]:
+    """Write a checkpoint with one GPTQ weight; returns it, the codes [N, K] and scales [N, G]."""
     config = make_config(vocab=4096)
     tensors: dict[str, Any] = random_tensors(config)
     rng = np.random.default_rng(2)
@@ -56,9 +55,13 @@ def test_codes_of_a_gptq_checkpoint_are_kept(tmp_path: Path) -> None:
     tensors[f"{MODULE}.scales"] = np.ascontiguousarray(scales.T.astype(np.float32))
     quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False,
                     "sym": True}  # fmt: skip
-    path = write_checkpoint(
-        tmp_path / "gptq", tensors=tensors, dtype="f16", quantization_config=quantization
-    )
+    path = write_checkpoint(folder, tensors=tensors, dtype="f16", quantization_config=quantization)
+    return path, codes, scales
+
+
+def test_codes_of_a_gptq_checkpoint_are_kept(tmp_path: Path) -> None:
+    """A symmetric GPTQ weight's codes and scales stand in the bundle as they were."""
+    path, codes, scales = write_gptq_checkpoint(tmp_path / "gptq")
     bundle = make(path, tmp_path / "b")
     stored = bundle.read_tensor(bundle.tensor(f"{MODULE}.codes"))
     np.testing.assert_array_equal(unpack_int4(np.asarray(stored)), (codes - 8).T)
@@ -67,6 +70,18 @@ def test_codes_of_a_gptq_checkpoint_are_kept(tmp_path: Path) -> None:
     report = verify_bundle(bundle)
     assert report["graphs"]["standard.float16"]["linears"] == {"w4-g32": 1, "w4-g64": 14}
     assert all(golden["passed"] for golden in report["golden"].values())
+
+
+@pytest.mark.calibrate
+def test_codes_of_a_checkpoint_are_not_chosen_anew(tmp_path: Path) -> None:
+    """A calibrated recipe refuses a quantized checkpoint: it would drop or bend its codes."""
+    path, _, _ = write_gptq_checkpoint(tmp_path / "gptq")
+    text = tmp_path / "text.txt"
+    text.write_text("words to calibrate on, " * 2000)
+    for recipe in ("w4a16-gptq-g64", "mixed-4.3-gptq"):
+        with pytest.raises(RecipeError, match=rf"1 linears .* {MODULE}\), recipe {recipe} would"):
+            make(path, tmp_path / "b", recipe=load_recipe(recipe), calibration=text)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gptq", "text.txt"]
 
 
 def test_adapter_is_merged_before_quantization(tmp_path: Path) -> None:
