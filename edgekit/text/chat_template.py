@@ -9,28 +9,27 @@ touches a file, a process or the network.
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import CheckpointError, EngineError, MissingExtraError
+from edgekit.text.template_limits import (
+    MAX_RENDERED_CHARS,
+    check_call,
+    check_operator,
+    check_sum,
+    limited_range,
+    work,
+)
 from edgekit.text.tokenizer import TOKENIZER_CONFIG_FILE, read_json_object, special_token
 
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
 DEFAULT_NAME: Final = "default"
 MAX_TEMPLATE_CHARS: Final = 256 << 10
 """Longest template compiled; the longest published ones have some 20 thousand characters."""
-MAX_RENDERED_CHARS: Final = 16 << 20
-"""Longest prompt rendered; at some 3 characters a token, far above any context."""
-MAX_STEPS: Final = 1_000_000
-"""Loop iterations, macro calls and list items of one rendering; published templates need some ten
-a message."""
-MAX_RENDER_S: Final = 10.0
-"""Longest rendering: a bound on what one step (a sort, a replacement) can take."""
 
 Message = Mapping[str, Any]
 """A chat message: ``{"role": "user", "content": "..."}``, and what a template reads besides."""
@@ -125,7 +124,7 @@ class ChatTemplate:
         }
         parts: list[str] = []
         count = 0
-        _work.start()
+        work.start()
         try:
             for part in self._template.generate(values):
                 parts.append(part)
@@ -143,6 +142,7 @@ class ChatTemplate:
             AttributeError,
             ArithmeticError,
             RecursionError,
+            MemoryError,
         ) as error:
             raise EngineError(
                 f"The chat template does not accept these messages: {error}",
@@ -199,37 +199,6 @@ def _compile(source: str) -> Any:
         ) from error
 
 
-class _Work(threading.local):
-    """Steps of the rendering that runs in this thread, and when it began."""
-
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        """Begin a rendering."""
-        self.steps = 0
-        self.started_s = time.monotonic()
-
-    def add(self, steps: int) -> None:
-        """Count steps.
-
-        Raises:
-            SecurityError: There are too many, or they take too long.
-        """
-        from jinja2.exceptions import SecurityError  # noqa: PLC0415 - an extra
-
-        self.steps += steps
-        if self.steps > MAX_STEPS:
-            message = f"it takes more than {MAX_STEPS} steps"
-            raise SecurityError(message)
-        if time.monotonic() - self.started_s > MAX_RENDER_S:
-            message = f"it takes more than {MAX_RENDER_S:g} s"
-            raise SecurityError(message)
-
-
-_work = _Work()
-
-
 @lru_cache(maxsize=1)
 def _environment() -> Any:
     """Return the sandbox, set as transformers sets it (``utils/chat_template_utils.py``)."""
@@ -239,25 +208,29 @@ def _environment() -> Any:
     from jinja2.visitor import NodeTransformer  # noqa: PLC0415
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**", "+"})
+        intercepted_binops = frozenset({"*", "**", "+", "%"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             """Refuse products and sums that would fill the memory before output is counted."""
-            if operator == "+":
-                _check_sum(left, right)
-            else:
-                _check_product(operator, left, right)
+            check_operator(operator, left, right)
             return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
+            """Refuse string methods that would pad or repeat without end."""
+            method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
+            text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+            check_call(name, text, arguments, named)
+            return super().call(context, function, *arguments, **named)
 
         def tick(self) -> str:
             """Count one step; written into every loop and macro."""
-            _work.add(1)
+            work.add(1)
             return ""
 
         def concatenate(self, *values: Any) -> str:
             """Do what ``~`` does, within the length of a prompt."""
             texts = [str(value) for value in values]
-            _check_sum("".join(texts[:-1]), texts[-1])
+            check_sum("".join(texts[:-1]), texts[-1])
             return "".join(texts)
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
@@ -293,45 +266,25 @@ def _environment() -> Any:
         extensions=[GenerationTag, loopcontrols],
     )
     sandbox.filters["tojson"] = _tojson
-    sandbox.globals["range"] = _range
+    for name in ("center", "format", "indent", "replace"):
+        sandbox.filters[name] = _limited(name, sandbox.filters[name])
+    sandbox.globals["range"] = limited_range
     sandbox.globals["raise_exception"] = _raise_exception
     sandbox.globals["strftime_now"] = _strftime_now
     return sandbox
 
 
-def _range(*arguments: int) -> range:
-    """Return a range whose items are counted."""
-    from jinja2.sandbox import safe_range  # noqa: PLC0415 - an extra
+def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter of jinja2's that checks first how long its result would be."""
 
-    numbers = safe_range(*arguments)
-    _work.add(len(numbers))
-    return numbers
+    @wraps(function)  # with the mark that says whether it takes the evaluation context
+    def checked(*arguments: Any, **named: Any) -> Any:
+        # ``replace`` gets the evaluation context first; none of the others' texts can be one.
+        given = arguments[1:] if name == "replace" else arguments
+        check_call(name, given[0], given[1:], named)
+        return function(*arguments, **named)
 
-
-def _check_sum(left: Any, right: Any) -> None:
-    from jinja2.exceptions import SecurityError  # noqa: PLC0415 - an extra
-
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        _work.add(len(left) + len(right))
-    if isinstance(left, str) and isinstance(right, str):
-        count = len(left) + len(right)
-        if count > MAX_RENDERED_CHARS:
-            message = f"it joins strings to {count} characters"
-            raise SecurityError(message)
-
-
-def _check_product(operator: str, left: Any, right: Any) -> None:
-    from jinja2.exceptions import SecurityError  # noqa: PLC0415 - an extra
-
-    for value, times in ((left, right), (right, left)):
-        if not isinstance(times, int):
-            continue
-        if isinstance(value, (str, list, tuple)) and len(value) * times > MAX_RENDERED_CHARS:
-            message = f"it repeats {len(value)} items {times} times"
-            raise SecurityError(message)
-    if operator == "**" and isinstance(right, int) and right > 64:
-        message = f"it raises a number to the power {right}"
-        raise SecurityError(message)
+    return checked
 
 
 def _raise_exception(message: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from edgekit.errors import CheckpointError, EngineError
 from edgekit.text import chat_template as module
+from edgekit.text import template_limits
 from edgekit.text.chat_template import ChatTemplate
 
 TINY = Path(__file__).parents[3] / "examples" / "edgekit-r1-tiny"
@@ -228,9 +229,42 @@ def test_work_is_limited(name: str) -> None:
         ChatTemplate(ENDLESS[name]).render(CHATS[0])
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ('%1500000000d' % 1) | length }}",
+        "{{ ('%*d' % (1500000000, 1)) | length }}",
+        "{{ ('%1500000000d' | format(1)) | length }}",
+        "{{ '{:>1500000000}'.format(1) | length }}",
+        "{{ '{:>{}}'.format(1, 1500000000) | length }}",
+        "{{ 'a'.ljust(1500000000) | length }}",
+        "{{ 'a' | center(1500000000) | length }}",
+        "{{ 'a\nb' | indent(1500000000) | length }}",
+        "{{ '\t'.expandtabs(1500000000) | length }}",
+        "{{ ('a' * 100000).replace('a', 'b' * 100000) | length }}",
+        "{{ ('a' * 100000) | replace('a', 'b' * 100000) | length }}",
+    ],
+)
+def test_padding_is_limited(source: str) -> None:
+    """What pads or repeats a string to gigabytes is refused before it does."""
+    with pytest.raises(EngineError, match=r"makes \d+ characters|formats with a width"):
+        ChatTemplate(source).render(CHATS[0])
+
+
+def test_padding_within_limits_is_jinja_s_own() -> None:
+    """Formats, padding and replacements of ordinary length work as ever."""
+    source = (
+        "{{ '%5d' % 3 }}|{{ 7 % 4 }}|{{ '%s-%d' | format('a', 3) }}|{{ '{}-{:>3}'.format('a', 1) }}"
+        "|{{ 'a' | center(5) }}|{{ 'x\ny' | indent(2) }}|{{ 'aba' | replace('a', 'cc') }}"
+        "|{{ 'aba'.replace('a', '', 1) }}"
+    )
+    shown = ChatTemplate(source).render(CHATS[0])
+    assert shown == "    3|3|a-3|a-  1|  a  |x\n  y|ccbcc|ba"
+
+
 def test_a_rendering_does_not_count_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is one rendering's, and a chat of a hundred turns is far below it."""
-    monkeypatch.setattr(module, "MAX_STEPS", 500)
+    monkeypatch.setattr(template_limits, "MAX_STEPS", 500)
     template = ChatTemplate(R1_DISTILL, {"bos_token": BOS})
     for _ in range(20):
         template.render(CHATS[1] * 20)
