@@ -12,12 +12,12 @@ from edgekit.bundle.writer import BundleWriter
 from edgekit.errors import CheckpointError, QuantizationError
 from edgekit.exporters.graph_edit import GraphEdit, readers
 from edgekit.graph.weights import codes_name, scales_name
+from edgekit.quant.rtn import quantize_rows
 from edgekit.recipe import EmbeddingType
 
 STRIP_ROWS = 2048
 FLOAT16_OVERFLOW = 65520.0
 """Smallest magnitude that rounds to infinity in float16."""
-SMALLEST_SCALE = np.float32(2.0**-14)
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -85,11 +85,10 @@ def _codes(name: str, table: Float32Array, scales: npt.NDArray[np.float16]) -> I
     """Yield int8 codes of strips of rows, and fill in their scales [V, 1]."""
     start = 0
     for strip in _strips(name, table):
-        scale = np.maximum(np.abs(strip).max(axis=1, keepdims=True) / 127, SMALLEST_SCALE)
-        stored = scale.astype(np.float16)
+        codes, stored = quantize_rows(name, strip, first_row=start)
         scales[start : start + len(strip)] = stored
         start += len(strip)
-        yield np.rint(strip / stored.astype(np.float32)).clip(-127, 127).astype(np.int8).data
+        yield codes.data
 
 
 def _strips(name: str, table: Float32Array) -> Iterator[Float32Array]:

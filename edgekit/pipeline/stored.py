@@ -39,7 +39,7 @@ from edgekit.pipeline.base import Base
 from edgekit.pipeline.kept import kept_weight
 from edgekit.progress import Progress
 from edgekit.quant.plan import Schemes
-from edgekit.quant.rtn import quantize_weight
+from edgekit.quant.rtn import quantize_rows, quantize_weight
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 from edgekit.recipe import EmbeddingType
@@ -280,10 +280,11 @@ def _store_int8_rows(
 
     def codes() -> Iterator[memoryview]:
         for start, strip in strips(tensor, DENSE_STRIP_ROWS):
-            scale = np.abs(strip).max(axis=1, keepdims=True) / 127
-            stored = np.maximum(scale, np.float32(2.0**-14)).astype(np.float16)
-            scales[start : start + len(strip)] = np.ldexp(stored, exponent)
-            yield np.rint(strip / stored.astype(np.float32)).clip(-127, 127).astype(np.int8).data
+            rows_codes, rows_scales = quantize_rows(
+                tensor.name, strip, first_row=start, exponent=exponent
+            )
+            scales[start : start + len(strip)] = rows_scales
+            yield rows_codes.data
             store.progress.advance(tensor.stored_bytes * len(strip) // rows, tensor.name)
 
     add = store.writer.add_tensor

@@ -174,6 +174,36 @@ def _quantize_rows(
     return error
 
 
+def quantize_rows(
+    name: str, rows: npt.NDArray[np.float32], *, first_row: int = 0, exponent: int = 0
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """Quantize rows of an embedding to int8, one scale a row.
+
+    Args:
+        name: Of the tensor, for errors.
+        rows: float32 [R, H].
+        first_row: Where they stand in the tensor, for errors.
+        exponent: Multiply the stored scales by ``2**exponent``; codes are nearest for those.
+
+    Returns:
+        Codes [R, H] and scales [R, 1].
+
+    Raises:
+        CheckpointError: A value is NaN or infinite.
+        QuantizationError: A scale overflows float16.
+    """
+    peaks = np.abs(rows).max(axis=1, keepdims=True)
+    sound = np.isfinite(peaks)
+    if not sound.all():
+        raise CheckpointError(
+            f"{name} holds NaN or infinity, first in row {first_row + int(sound.argmin())}",
+            "The checkpoint is damaged: download it again",
+        )
+    scales = to_float16_scales(name, peaks / np.float32(127), exponent)
+    effective = scales.astype(np.float32) * np.float32(2.0**-exponent)
+    return np.rint(rows / effective).clip(-127, 127).astype(np.int8), scales
+
+
 def _raw_rows(tensor: LazyTensor, start: int, stop: int) -> npt.NDArray[Any]:
     """Return bf16 bits without a conversion where the tensor offers them, else float32."""
     raw = getattr(tensor, "bf16_rows", None)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from factories import EXAMPLE, random_tensors, write_checkpoint
+from factories import EXAMPLE, make_config, random_tensors, write_checkpoint
 from privileges import reachable, unprivileged
 
 from edgekit.bundle.reader import open_bundle
@@ -195,6 +195,26 @@ def test_damaged_checkpoint(
     fails(capsys, code, message, "build", checkpoint, "--target", "orin", "--out", out)
     assert not out.exists()
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "message"),
+    [
+        (np.nan, 4, "model.embed_tokens.weight holds NaN or infinity, first in row 4000"),
+        (-np.inf, 4, "model.embed_tokens.weight holds NaN or infinity, first in row 4000"),
+        (1e8, 8, "model.embed_tokens.weight has weights too large for float16 scales"),
+    ],
+)
+def test_embedding_row_no_golden_sequence_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float, code: int, message: str
+) -> None:
+    """An int8 embedding with a row that cannot be stored is refused though nothing looks it up."""
+    tensors = random_tensors(make_config("qwen2", vocab=4096))
+    tensors["model.embed_tokens.weight"][4000, 7] = value
+    path = write_checkpoint(tmp_path / "checkpoint", tensors=tensors)
+    fails(capsys, code, message, "build", path, "--target", "cpu", "--recipe", "w8a16",
+          "--out", tmp_path / "b")  # fmt: skip
+    assert not (tmp_path / "b").exists()
 
 
 def test_model_that_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

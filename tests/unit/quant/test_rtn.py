@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgekit.checkpoint.decode import bf16_to_float32
 from edgekit.errors import CheckpointError, QuantizationError
 from edgekit.quant.packing import dequantize, unpack_weight
-from edgekit.quant.rtn import CODE_RANGE, MSE_FACTORS, quantize_weight
+from edgekit.quant.rtn import CODE_RANGE, MSE_FACTORS, quantize_rows, quantize_weight
 from edgekit.quant.scheme import QuantScheme, ScaleSearch
 
 Array = np.ndarray[Any, Any]
@@ -260,3 +260,17 @@ def test_wrong_base_scales_are_not_taken() -> None:
         base = np.full((64, 2), value, np.float32)
         based = quantize_weight(MemoryTensor(weight(64, 64)), scheme, base_scales=base)
         np.testing.assert_array_equal(based.scales, plain.scales)
+
+
+@pytest.mark.parametrize("exponent", [0, -9])
+def test_rows_are_nearest_for_the_stored_scale(exponent: int) -> None:
+    """Int8 rows, tiny and zero ones too, are within half a step of the scale as it is stored."""
+    rows = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
+    rows *= np.float32([[1.0], [1e-3], [1e-5], [0.0], [100.0]])
+    codes, scales = quantize_rows("rows", rows, exponent=exponent)
+    step = np.ldexp(scales.astype(np.float32), -exponent)
+    assert (scales > 0).all()
+    # A scale that loses precision in float16's subnormal range may clip the largest values.
+    clipped = np.abs(rows) > 127 * step
+    assert (np.abs(codes * step - rows) <= step * 0.51)[~clipped].all()
+    assert not clipped[[0, 1, 3, 4]].any()
