@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgekit.errors import EngineError
 
 SEED_LIMIT: Final = 1 << 64
+SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 _BLOCK: Final = 1024
 _BIN_SHIFT: Final = 16
 """A weight's bin is its float32 bits without the lowest 16: order-preserving, 0.8 % wide."""
@@ -90,10 +91,11 @@ class Sampler:
         if not np.isfinite(logits[best]):
             raise EngineError(
                 f"The logits have no finite maximum (token {best} has {logits[best]})",
-                "The model overflows: build it with another activation type",
+                "The model overflows: verify the bundle, and compare with one of recipe float16",
             )
         params = self.params
-        if params.temperature == 0 or params.top_k == 1:
+        # Below float32's normal range a division would be by zero: its limit is greedy.
+        if params.temperature < SMALLEST_TEMPERATURE or params.top_k == 1:
             return best
         with np.errstate(over="ignore", under="ignore"):
             # float32: numpy's vectorized exp; the sums below are float64.
