@@ -21,6 +21,7 @@ from edgekit.errors import CheckpointError
 from edgekit.evaluate.scores import ScoreAccumulator, TokenScores
 from edgekit.evaluate.weight_strips import STRIP_BYTES, TensorSource, WeightStrips
 from edgekit.evaluate.workers import Workers
+from edgekit.graph.float16_range import LayerMaxima
 from edgekit.models.config import Linear, ModelConfig, layer_linears, lm_head
 from edgekit.models.rope import cos_sin_tables
 from edgekit.progress import SILENT, Progress
@@ -34,37 +35,6 @@ SCORE_BYTES = 4 * MIB
 LOGIT_BYTES = 128 * MIB
 """Bytes of float32 logits :meth:`ReferenceModel.scores` holds at a time."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerMaxima:
-    """Largest absolute values seen in one layer: whether float16 can hold them.
-
-    Attributes:
-        residual: Residual stream after the layer's attention and after its MLP.
-        query: q after bias and q_norm, before rotary.
-        key: k after bias and k_norm, before rotary.
-        value: v after bias.
-        attention_score: ``q . k / sqrt(head_dim)``, masked pairs included where computed.
-        mlp_product: ``silu(gate) * up``, which down_proj reads.
-    """
-
-    residual: float = 0.0
-    query: float = 0.0
-    key: float = 0.0
-    value: float = 0.0
-    attention_score: float = 0.0
-    mlp_product: float = 0.0
-
-    def merge(self, **seen: float) -> LayerMaxima:
-        """Return the larger of each field and ``seen``."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        values.update({name: max(values[name], value) for name, value in seen.items()})
-        return LayerMaxima(**values)
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the JSON form (``residual_amax``, ...), four significant digits."""
-        return {f"{name}_amax": float(f"{getattr(self, name):.4g}") for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,30 +185,48 @@ class ReferenceModel:
         prefix, config = f"model.layers.{layer}", self.config
         q, k, v, o, gate, up, down = layer_linears(config, layer)
         x = self._norm(f"{prefix}.input_layernorm.weight", residual)
-        queries, keys, values = (self._heads(prefix, linear, x) for linear in (q, k, v))
-        seen = seen.merge(query=_amax(queries), key=_amax(keys), value=_amax(values))
+        (queries, q_amax), (keys, k_amax), (values, v_amax) = (
+            self._project(linear, x) for linear in (q, k, v)
+        )
+        queries, keys = self._heads(prefix, "q", queries), self._heads(prefix, "k", keys)
+        values = self._heads(prefix, "v", values)
+        seen = seen.merge(query_projection=q_amax, key_projection=k_amax, value=v_amax)
+        seen = seen.merge(query=_amax(queries), key=_amax(keys))
         score = self._attend(queries, keys, values, edges - edges[0], rope)
-        residual += self._weights.linear(o, queries.reshape(residual.shape[0], -1))
-        seen = seen.merge(attention_score=score, residual=_amax(residual))
-        del queries, keys, values
+        added, added_amax = self._project(o, queries.reshape(residual.shape[0], -1))
+        residual += added
+        seen = seen.merge(attention_score=score, residual=max(added_amax, _amax(residual)))
+        del queries, keys, values, added
         x = self._norm(f"{prefix}.post_attention_layernorm.weight", residual)
-        product = self._gated_product(gate, up, x)
-        residual += self._weights.linear(down, product, out=x)
+        product, gate_amax, up_amax = self._gated_product(gate, up, x)
+        added, added_amax = self._project(down, product, out=x)
+        residual += added
         largest = _amax(residual)
         if not largest**2 * self.config.hidden_size < _FLOAT32_MAX:  # also when it is NaN
             raise CheckpointError(
                 f"the activations of layer {layer} overflow float32 ({largest:.3g})",
                 "The weights are damaged, or not of the architecture config.json names",
             )
-        return seen.merge(mlp_product=_amax(product), residual=largest)
+        seen = seen.merge(gate=gate_amax, up=up_amax, mlp_product=_amax(product))
+        return seen.merge(residual=max(added_amax, largest))
 
     def _norm(self, name: str, x: Float32Array) -> Float32Array:
         return _rms_norm(x, self._weights.vector(name, x.shape[-1]), self.config.rms_norm_eps)
 
-    def _heads(self, prefix: str, linear: Linear, x: Float32Array) -> Float32Array:
+    def _project(
+        self, linear: Linear, x: Float32Array, out: Float32Array | None = None
+    ) -> tuple[Float32Array, float]:
+        """Return a linear's output and the largest absolute value before and after its bias."""
+        out = self._weights.product(linear, x, out)
+        largest = _amax(out)
+        if linear.bias:
+            out += self._weights.vector(f"{linear.name}.bias", linear.out_features)
+            largest = max(largest, _amax(out))
+        return out, largest
+
+    def _heads(self, prefix: str, kind: str, projected: Float32Array) -> Float32Array:
         """Return q, k or v as [T, heads, head_dim], normed when the family norms q and k."""
-        heads = self._weights.linear(linear, x).reshape(x.shape[0], -1, self.config.head_dim)
-        kind = linear.name.rsplit(".", 1)[1][0]
+        heads = projected.reshape(projected.shape[0], -1, self.config.head_dim)
         if self.config.qk_norm and kind in "qk":
             weight = self._weights.vector(f"{prefix}.self_attn.{kind}_norm.weight", heads.shape[2])
             _rms_norm(heads, weight, self.config.rms_norm_eps, out=heads)
@@ -262,20 +250,25 @@ class ReferenceModel:
 
         return max(self._workers.map(attend, len(edges) - 1), default=0.0)
 
-    def _gated_product(self, gate: Linear, up: Linear, x: Float32Array) -> Float32Array:
-        """Return ``silu(gate) * up``, [T, intermediate_size]."""
-        product = self._weights.linear(gate, x)
+    def _gated_product(
+        self, gate: Linear, up: Linear, x: Float32Array
+    ) -> tuple[Float32Array, float, float]:
+        """Return ``silu(gate) * up``, [T, intermediate_size], and the largest |gate| and |up|."""
+        product, gate_amax = self._project(gate, x)
         self._workers.rows(lambda rows: _silu(product[rows]), product.shape[0])
         shape = (up.out_features, up.in_features)
         bias = self._weights.vector(f"{up.name}.bias", shape[0]) if up.bias else None
+        up_amax = 0.0
         for start, strip in self._weights.matrix(up.weight_key, shape):
             part = slice(start, start + strip.shape[0])
             values = np.empty((x.shape[0], strip.shape[0]), np.float32)
             self._weights.multiply(x, strip, values)
+            up_amax = max(up_amax, _amax(values))
             if bias is not None:
                 values += bias[part]
+                up_amax = max(up_amax, _amax(values))
             product[:, part] *= values
-        return product
+        return product, gate_amax, up_amax
 
 
 def _activation_bytes_per_token(config: ModelConfig) -> int:

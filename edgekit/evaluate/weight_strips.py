@@ -115,7 +115,16 @@ class WeightStrips:
     def linear(
         self, linear: Linear, x: Float32Array, out: Float32Array | None = None
     ) -> Float32Array:
-        """Return ``x @ weight.T + bias``, float32 [T, out_features].
+        """Return ``x @ weight.T + bias``, float32 [T, out_features]; see :meth:`product`."""
+        out = self.product(linear, x, out)
+        if linear.bias:
+            out += self.vector(f"{linear.name}.bias", linear.out_features)
+        return out
+
+    def product(
+        self, linear: Linear, x: Float32Array, out: Float32Array | None = None
+    ) -> Float32Array:
+        """Return ``x @ weight.T``, float32 [T, out_features].
 
         Args:
             linear: Which weight.
@@ -128,8 +137,6 @@ class WeightStrips:
             linear.weight_key, (linear.out_features, linear.in_features)
         ):
             self.multiply(x, strip, out[:, start : start + strip.shape[0]])
-        if linear.bias:
-            out += self.vector(f"{linear.name}.bias", linear.out_features)
         return out
 
     def multiply(self, x: Float32Array, strip: Float32Array, out: Float32Array) -> None:

@@ -63,7 +63,6 @@ class _Decoder:
         config = spec.config
         self.g = GraphBuilder("decoder", lowering.opset)
         self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        self.epsilon = config.rms_norm_eps * 4.0**-spec.exponents.residual
 
     def build(self, producer_version: str) -> onnx.ModelProto:
         g, config = self.g, self.spec.config
@@ -75,7 +74,7 @@ class _Decoder:
             x = self.mlp_block(layer, x)
         # [B, S, hidden] -> [B, K, hidden]: the head runs only where logits are wanted.
         x = g.node("GatherND", [x, engine_io.LOGITS_INDEX], "wanted", batch_dims=1)
-        x = self.norm("model.norm", x, self.epsilon)
+        x = self.norm("model.norm", x)
         self.linear(lm_head(config), x, output=engine_io.LOGITS)
         self._declare_outputs()
         return g.model(producer_version)
@@ -100,17 +99,21 @@ class _Decoder:
     def attention_block(self, layer: int, x: str, tables: RotaryTables) -> str:
         g, name = self.g, f"model.layers.{layer}.self_attn"
         query, key, value, out, *_ = layer_linears(self.spec.config, layer)
-        h = self.norm(f"model.layers.{layer}.input_layernorm", x, self.epsilon)
+        h = self.norm(f"model.layers.{layer}.input_layernorm", x)
         q = self.split_heads(query, h, self.heads.queries, norm=f"{name}.q_norm")
         k = self.split_heads(key, h, self.heads.keys, norm=f"{name}.k_norm")
         v = self.split_heads(value, h, self.heads.keys, norm=None)
         q = self.lower.rotary(g, q, tables, self.heads, f"{name}.q_rotary")
         k = self.lower.rotary(g, k, tables, self.heads, f"{name}.k_rotary")
-        a = self.lower.attend(g, layer, Projections(q, k, v), self.heads)
+        a = self.lower.attend(g, layer, Projections(q, k, v, self.scale(layer)), self.heads)
         a = g.node("Transpose", [a], f"{name}.merge", perm=[0, 2, 1, 3])  # [B, S, H, D]
         width = self.heads.queries * self.heads.dim
         a = g.node("Reshape", [a, g.ints((0, 0, width))], f"{name}.merged")
         return g.node("Add", [x, self.linear(out, a)], f"{name}.residual")
+
+    def scale(self, layer: int) -> float:
+        exponent = self.spec.exponents.of_score(layer, qk_norm=self.spec.config.qk_norm)
+        return float(self.heads.dim**-0.5 * 2.0**exponent)
 
     def split_heads(self, linear: Linear, x: str, heads: int, norm: str | None) -> str:
         """Project [B, S, hidden] and return [B, heads, S, D], normalized where the family does."""
@@ -118,19 +121,21 @@ class _Decoder:
         y = self.linear(linear, x)
         y = g.node("Reshape", [y, g.ints((0, 0, heads, dim))], f"{linear.name}.heads")
         if norm is not None and self.spec.config.qk_norm:
-            y = self.norm(norm, y, self.spec.config.rms_norm_eps)
+            y = self.norm(norm, y)
         return g.node("Transpose", [y], f"{linear.name}.split", perm=[0, 2, 1, 3])
 
     def mlp_block(self, layer: int, x: str) -> str:
         g, name = self.g, f"model.layers.{layer}.mlp"
         gate, up, down = layer_linears(self.spec.config, layer)[4:]
-        h = self.norm(f"model.layers.{layer}.post_attention_layernorm", x, self.epsilon)
+        h = self.norm(f"model.layers.{layer}.post_attention_layernorm", x)
         activated = self.lower.silu(g, self.linear(gate, h), f"{name}.silu")
         product = g.node("Mul", [activated, self.linear(up, h)], f"{name}.gated")
         return g.node("Add", [x, self.linear(down, product)], f"{name}.residual")
 
-    def norm(self, name: str, x: str, epsilon: float) -> str:
+    def norm(self, name: str, x: str) -> str:
+        """Normalize x, whose power of two the epsilon follows (squared, as the mean square)."""
         weight = self.dense(f"{name}.weight")
+        epsilon = self.spec.config.rms_norm_eps * 4.0 ** self.spec.exponents.of_norm_input(name)
         return self.lower.rms_norm(self.g, x, weight, epsilon, name)
 
     def linear(self, linear: Linear, x: str, output: str | None = None) -> str:

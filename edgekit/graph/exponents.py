@@ -1,58 +1,75 @@
 """Powers of two that keep a float16 graph inside float16's range (65504).
 
-Real Qwen2 checkpoints have residual activations of 1e4 to 1e5 and overflow in float16. Scaling by
-powers of two is exact in binary floating point, so the model's function does not change:
+Real Qwen2 checkpoints have residual activations of 1e4 to 1e5, and keys whose products with queries
+exceed 65504: they overflow in float16. Scaling by powers of two is exact in binary floating point,
+so the model's function does not change:
 
 - ``residual`` r: embedding, o_proj and down_proj are multiplied by 2**-r. The residual stream
   shrinks by 2**-r; RMSNorm is invariant once its epsilon is multiplied by 2**-2r.
-- ``mlp[i]`` m: up_proj of layer i is multiplied by 2**-m and down_proj by 2**m. The product of
-  gate and up, which feeds down_proj, shrinks by 2**-m.
+- ``mlp[i]`` m: up_proj of layer i is multiplied by 2**-m and down_proj by 2**m. ``up`` and the
+  product of gate and up, which feeds down_proj, shrink by 2**-m.
 - ``value[i]`` v: v_proj by 2**-v and o_proj by 2**v, which shrinks values and their average.
+- ``query[i]``, ``key[i]`` q, k: q_proj by 2**-q and k_proj by 2**-k. The attention's scale is
+  multiplied by 2**(q + k); where the family has q_norm and k_norm, their epsilons by 2**-2q and
+  2**-2k instead.
+- ``query_norm[i]``, ``key_norm[i]``, where the family has those norms: their weights by 2**-q and
+  2**-k, the attention's scale by 2**(q + k).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-FLOAT16_MAX = 65504.0
-HEADROOM = 16.0
-"""Factor kept free above the largest activation seen: other inputs may go higher."""
+from edgekit.graph.float16_range import AttentionRange, LayerMaxima, needed_exponent
 
 
 @dataclass(frozen=True, slots=True)
 class Exponents:
-    """Exponents of two, all >= 0; empty tuples mean zero for every layer."""
+    """Exponents of two; empty tuples mean zero for every layer.
+
+    Those that are attended (query and key, or query_norm and key_norm) may be negative, others not.
+    """
 
     residual: int = 0
     mlp: tuple[int, ...] = field(default=())
     value: tuple[int, ...] = field(default=())
+    query: tuple[int, ...] = field(default=())
+    key: tuple[int, ...] = field(default=())
+    query_norm: tuple[int, ...] = field(default=())
+    key_norm: tuple[int, ...] = field(default=())
 
-    def of_mlp(self, layer: int) -> int:
-        """Return the exponent of a layer's gated product."""
-        return self.mlp[layer] if self.mlp else 0
-
-    def of_value(self, layer: int) -> int:
-        """Return the exponent of a layer's values."""
-        return self.value[layer] if self.value else 0
-
-    def of_weight(self, name: str) -> int:
-        """Return e such that the stored weight (and bias) ``name`` is multiplied by 2**e.
+    def of_score(self, layer: int, *, qk_norm: bool) -> int:
+        """Return e such that a layer's attention scale is multiplied by 2**e.
 
         Args:
-            name: ``model.embed_tokens`` or a linear's name.
+            layer: Its index.
+            qk_norm: Whether queries and keys are normalized after their projection.
+        """
+        query, key = (self.query_norm, self.key_norm) if qk_norm else (self.query, self.key)
+        return _at(query, layer) + _at(key, layer)
+
+    def of_weight(self, name: str) -> int:
+        """Return e such that the stored weight of ``name`` is multiplied by 2**e.
+
+        Args:
+            name: ``model.embed_tokens``, a linear's name or a norm's.
         """
         if name == "model.embed_tokens":
             return -self.residual
-        if name == "lm_head":
+        if name in {"lm_head", "model.norm"}:
             return 0
         layer, module = int(name.split(".")[2]), name.rsplit(".", 1)[1]
         by_module = {
-            "o_proj": self.of_value(layer) - self.residual,
-            "down_proj": self.of_mlp(layer) - self.residual,
-            "up_proj": -self.of_mlp(layer),
-            "v_proj": -self.of_value(layer),
+            "o_proj": _at(self.value, layer) - self.residual,
+            "down_proj": _at(self.mlp, layer) - self.residual,
+            "up_proj": -_at(self.mlp, layer),
+            "v_proj": -_at(self.value, layer),
+            "q_proj": -_at(self.query, layer),
+            "k_proj": -_at(self.key, layer),
+            "q_norm": -_at(self.query_norm, layer),
+            "k_norm": -_at(self.key_norm, layer),
         }
         return by_module.get(module, 0)
 
@@ -64,30 +81,70 @@ class Exponents:
         module = name.rsplit(".", 1)[-1]
         return -self.residual if module in {"o_proj", "down_proj"} else self.of_weight(name)
 
+    def of_tensor(self, key: str) -> int:
+        """Return e such that the checkpoint's tensor ``key`` (a weight or bias) is times 2**e."""
+        module, kind = key.rsplit(".", 1)
+        return self.of_bias(module) if kind == "bias" else self.of_weight(module)
+
+    def of_norm_input(self, name: str) -> int:
+        """Return e such that what norm ``name`` reads is multiplied by 2**e."""
+        module = name.rsplit(".", 1)[1]
+        if module in {"q_norm", "k_norm"}:
+            return self.of_weight(name.replace("_norm", "_proj"))
+        return -self.residual
+
     def to_dict(self) -> dict[str, int | list[int]]:
         """Return the JSON form stored in a manifest."""
-        return {"residual": self.residual, "mlp": list(self.mlp), "value": list(self.value)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Exponents:
+        """Read what :meth:`to_dict` wrote; a missing field means zero.
 
-def needed_exponent(amax: float) -> int:
-    """Return the smallest e >= 0 with ``amax * HEADROOM * 2**-e <= 65504``."""
-    if amax * HEADROOM <= FLOAT16_MAX:
-        return 0
-    return math.ceil(math.log2(amax * HEADROOM / FLOAT16_MAX))
+        Raises:
+            TypeError, ValueError: A field has another form.
+        """
+        found = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        residual = int(found.pop("residual", 0))
+        return cls(residual, **{name: tuple(map(int, value)) for name, value in found.items()})
 
 
 def choose_exponents(
-    residual_amax: float, mlp_amax: Sequence[float], value_amax: Sequence[float]
+    residual_amax: float,
+    maxima: Sequence[LayerMaxima],
+    attention: Sequence[AttentionRange],
+    *,
+    qk_norm: bool,
 ) -> Exponents:
     """Choose exponents from measured absolute maxima of the reference model.
 
+    Where nothing holds a layer's queries and keys, theirs are zero: ``require_float16`` refuses it.
+
     Args:
         residual_amax: Largest |residual| over all layers and tokens.
-        mlp_amax: Per layer, largest |silu(gate) * up|.
-        value_amax: Per layer, largest |v|.
+        maxima: One entry a layer.
+        attention: One entry a layer.
+        qk_norm: Whether queries and keys are normalized after their projection.
     """
+    pairs = [held.exponents() or (0, 0) for held in attention]
+    attended = tuple(q for q, _ in pairs), tuple(k for _, k in pairs)
+    projected = attended
+    if qk_norm:
+        projected = (
+            tuple(needed_exponent(seen.query_projection) for seen in maxima),
+            tuple(needed_exponent(seen.key_projection) for seen in maxima),
+        )
     return Exponents(
         residual=needed_exponent(residual_amax),
-        mlp=tuple(needed_exponent(a) for a in mlp_amax),
-        value=tuple(needed_exponent(a) for a in value_amax),
+        mlp=tuple(needed_exponent(max(seen.up, seen.mlp_product)) for seen in maxima),
+        value=tuple(needed_exponent(seen.value) for seen in maxima),
+        query=projected[0],
+        key=projected[1],
+        query_norm=attended[0] if qk_norm else (),
+        key_norm=attended[1] if qk_norm else (),
     )
+
+
+def _at(exponents: tuple[int, ...], layer: int) -> int:
+    return exponents[layer] if exponents else 0

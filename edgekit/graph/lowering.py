@@ -9,7 +9,7 @@ and TensorRT 10.15 and later parses.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgekit.contracts import engine_io
 from edgekit.graph.builder import ELEM_TYPE, ActivationDtype, GraphBuilder
@@ -36,11 +36,15 @@ class RotaryTables:
 
 @dataclass(frozen=True, slots=True)
 class Projections:
-    """Rotated query [B, H, S, D], rotated key and value [B, Hkv, S, D]."""
+    """Rotated query [B, H, S, D], rotated key and value [B, Hkv, S, D].
+
+    ``scale`` is what the product of query and key is multiplied by.
+    """
 
     query: str
     key: str
     value: str
+    scale: float
 
 
 class Lowering(Protocol):
@@ -138,13 +142,14 @@ class StandardLowering:
         TensorScatter is in place once past and present share memory. The mask is explicit:
         TensorRT's parser drops ``nonpad_kv_seqlen`` silently.
         """
-        del heads  # the operator reads them from the shape
         key, value = self.cache_outputs(layer)
         index = engine_io.WRITE_INDEX
         g.node("TensorScatter", [engine_io.past_key(layer), qkv.key, index], key, axis=2)
         g.node("TensorScatter", [engine_io.past_value(layer), qkv.value, index], value, axis=2)
         inputs = [qkv.query, key, value, engine_io.ATTENTION_MASK]
-        return g.node("Attention", inputs, f"model.layers.{layer}.self_attn.attention")
+        # Left to the operator's default, 1 / sqrt(D), where that is the scale.
+        scale: dict[str, Any] = {} if qkv.scale == heads.dim**-0.5 else {"scale": qkv.scale}
+        return g.node("Attention", inputs, f"model.layers.{layer}.self_attn.attention", **scale)
 
     def cache_outputs(self, layer: int) -> tuple[str, str]:
         """Return the names of the whole updated caches."""

@@ -23,8 +23,8 @@ from edgekit.graph.lowering import (
     cast,
 )
 
-MASKED_SCORE = -30000.0
-"""Added to masked scores; far below any score, and finite in float16."""
+MASKED_SCORE = -1e6
+"""Added to masked scores, in float32: even the largest float16 score then stays below any other."""
 
 
 class Trt103Lowering(StandardLowering):
@@ -79,7 +79,7 @@ class Trt103Lowering(StandardLowering):
         g.node("Identity", [qkv.key], new_key)
         g.node("Identity", [qkv.value], new_value)
         group = heads.queries // heads.keys
-        scale = g.scalar(heads.dim**-0.5, self._dtype)
+        scale = g.scalar(qkv.scale, self._dtype)
         query = g.node("Mul", [qkv.query, scale], f"{name}.scaled")
         # [B, H, S, D] -> [B, Hkv, group, S, D], so that each key head meets its queries.
         shape = g.ints((0, heads.keys, group, -1, heads.dim))

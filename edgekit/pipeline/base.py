@@ -6,7 +6,7 @@ unchanged weights with it. Kept scales keep them, and the update that a fleet fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import BundleError, RecipeError
 from edgekit.graph.exponents import Exponents
+from edgekit.graph.float16_range import AttentionRange
 from edgekit.graph.weights import codes_name, scales_name
 from edgekit.models.config import Linear, ModelConfig, all_linears
+from edgekit.pipeline.quality import Reference
 from edgekit.pipeline.request import BuildRequest, Update
 from edgekit.quant.plan import Schemes
 from edgekit.quant.scheme import QuantScheme
@@ -62,13 +64,27 @@ class Base:
         shape = (linear.in_features, linear.out_features)
         return codes is not None and (codes.scheme, codes.shape) == (scheme.label, shape)
 
-    def keep_exponents(self, needed: Exponents) -> Exponents:
+    def keep_exponents(self, reference: Reference) -> Exponents:
         """Return exponents that are safe and, where they may be, the base's own."""
-        own = self.exponents
-        return Exponents(
+        needed, own = reference.exponents, self.exponents
+        kept = Exponents(
             residual=_keep(needed.residual, own.residual),
             mlp=_keep_all(needed.mlp, own.mlp),
             value=_keep_all(needed.value, own.value),
+        )
+        held = reference.attention
+        if not needed.query_norm:
+            query, key = _keep_pairs(held, (needed.query, needed.key), (own.query, own.key))
+            return replace(kept, query=query, key=key)
+        query, key = _keep_pairs(
+            held, (needed.query_norm, needed.key_norm), (own.query_norm, own.key_norm)
+        )
+        return replace(
+            kept,
+            query=_keep_all(needed.query, own.query),
+            key=_keep_all(needed.key, own.key),
+            query_norm=query,
+            key_norm=key,
         )
 
 
@@ -121,8 +137,8 @@ def open_base(request: BuildRequest, config: ModelConfig, schemes: Schemes) -> B
 def _read_exponents(bundle: Bundle) -> Exponents:
     data = bundle.manifest.f16_exponents
     try:
-        return Exponents(int(data["residual"]), tuple(data["mlp"]), tuple(data["value"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return Exponents.from_dict(data)
+    except (TypeError, ValueError) as error:
         raise BundleError(f"the manifest of {bundle.path} has wrong f16_exponents") from error
 
 
@@ -134,3 +150,20 @@ def _keep_all(needed: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
     if len(needed) != len(own):
         return needed
     return tuple(map(_keep, needed, own))
+
+
+_Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""Exponents of every layer's queries, and of its keys."""
+
+
+def _keep_pairs(held: tuple[AttentionRange, ...], needed: _Pair, own: _Pair) -> _Pair:
+    """Keep both exponents of a layer or none: one shrunk more makes the other's scale larger."""
+    if [len(part) for part in needed] != [len(part) for part in own]:
+        return needed
+    pairs = []
+    for layer, wanted, kept in zip(
+        held, zip(*needed, strict=True), zip(*own, strict=True), strict=True
+    ):
+        spare = sum(map(abs, kept)) - sum(map(abs, wanted))
+        pairs.append(kept if spare <= SPARE_EXPONENT and layer.fits(*kept) else wanted)
+    return tuple(query for query, _ in pairs), tuple(key for _, key in pairs)

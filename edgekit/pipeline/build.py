@@ -180,9 +180,11 @@ def _write(
     """Run the writing stages; returns the bundle's path, digest and quality."""
     config = checkpoint.config
     with CheckpointDigests(checkpoint.files) as digests:
-        reference = make_reference(checkpoint, request.threads, progress)
+        reference = make_reference(
+            checkpoint, request.threads, progress, request.target.activation_dtype
+        )
         if plan.base is not None:
-            kept = plan.base.keep_exponents(reference.exponents)
+            kept = plan.base.keep_exponents(reference)
             reference = replace(reference, exponents=kept)
         model = StoredModel()
         store = Store(

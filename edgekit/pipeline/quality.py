@@ -18,7 +18,9 @@ from edgekit.evaluate.golden import golden_from_scores
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.evaluate.reference import HiddenStates, ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, compare_states, summarize
+from edgekit.graph.builder import ActivationDtype
 from edgekit.graph.exponents import Exponents, choose_exponents
+from edgekit.graph.float16_range import AttentionRange, attention_range, require_float16
 from edgekit.models.config import all_linears, lm_head
 from edgekit.pipeline.golden_windows import golden_windows
 from edgekit.pipeline.stored_tensors import StoredTensors
@@ -34,32 +36,44 @@ class Reference:
         sample: The sequences and what the model makes of them.
         exponents: Powers of two the model's activations call for.
         layers: Largest activations, one mapping a layer.
+        attention: What the exponents of each layer's queries and keys have to hold.
     """
 
     sample: TextSample
     exponents: Exponents
     layers: tuple[Mapping[str, float], ...]
+    attention: tuple[AttentionRange, ...]
 
 
-def make_reference(checkpoint: Checkpoint, threads: int, progress: Progress) -> Reference:
+def make_reference(
+    checkpoint: Checkpoint, threads: int, progress: Progress, activation_dtype: ActivationDtype
+) -> Reference:
     """Run the unquantized model over the golden sequences.
+
+    Args:
+        checkpoint: The model.
+        threads: Worker threads.
+        progress: Told about the layers as they pass.
+        activation_dtype: Of the target's graph.
 
     Raises:
         CheckpointError: A weight is not finite, or the tokenizer does not fit the model.
+        UnsupportedModelError: The graph is to compute in float16, which cannot hold the model's
+            activations.
     """
     windows = tuple(golden_windows(checkpoint))
     progress.start("reference", checkpoint.stored_bytes)
     model = ReferenceModel(checkpoint.config, checkpoint.tensor, threads=threads)
     states = model.hidden_states(windows, progress=progress)
-    exponents = choose_exponents(
-        states.residual_amax,
-        [layer.mlp_product for layer in states.maxima],
-        [layer.value for layer in states.maxima],
-    )
+    qk_norm, head_dim = checkpoint.config.qk_norm, checkpoint.config.head_dim
+    attention = tuple(attention_range(x, head_dim, qk_norm=qk_norm) for x in states.maxima)
+    if activation_dtype == "float16":
+        require_float16(states.maxima, attention)
+    exponents = choose_exponents(states.residual_amax, states.maxima, attention, qk_norm=qk_norm)
     tokens = sum(map(len, windows))
     progress.finish(f"{tokens} tokens, largest activation {states.residual_amax:.3g}")
     layers = tuple(layer.to_dict() for layer in states.maxima)
-    return Reference(TextSample(windows, model, states), exponents, layers)
+    return Reference(TextSample(windows, model, states), exponents, layers, attention)
 
 
 def judge_stored(

@@ -199,7 +199,7 @@ def _store_dense(store: Store, max_context: int, model: StoredModel) -> None:
     for name in tensor_shapes(checkpoint.config):
         module, kind = name.rsplit(".", 1)
         if module != EMBEDDING and name not in linears:
-            exponent = store.exponents.of_bias(module) if kind == "bias" else 0
+            exponent = store.exponents.of_tensor(name)
             stored = bias_name(module) if kind == "bias" else name
             if stored not in model.tensors:
                 tensor = checkpoint.tensor(name)
@@ -214,7 +214,7 @@ def _store_dense(store: Store, max_context: int, model: StoredModel) -> None:
 def store_dense_values(store: Store, name: str, values: npt.NDArray[np.float32]) -> TensorEntry:
     """Store new values of a norm or a bias, named as in the checkpoint."""
     module, kind = name.rsplit(".", 1)
-    exponent = store.exponents.of_bias(module) if kind == "bias" else 0
+    exponent = store.exponents.of_tensor(name)
     stored = bias_name(module) if kind == "bias" else name
     data = _to_float16(name, values, exponent)
     return store.writer.add_tensor(stored, "dense", "float16", values.shape, [data.data])

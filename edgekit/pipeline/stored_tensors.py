@@ -45,7 +45,7 @@ class StoredTensors:
         """Open the weight that the checkpoint calls ``key``."""
         module, kind = key.rsplit(".", 1)
         if kind == "bias":
-            return self._dense(bias_name(module), self.exponents.of_bias(module))
+            return self._dense(bias_name(module), self.exponents.of_tensor(key))
         if module == "model.embed_tokens":
             exponent = self.exponents.of_weight(module)
             if codes_name(module) in self.entries:
@@ -53,7 +53,7 @@ class StoredTensors:
             return self._dense(key, exponent)
         if module in {linear.name for linear in all_linears(self.config)}:
             return self._linear(module)
-        return self._dense(key, 0)
+        return self._dense(key, self.exponents.of_tensor(key))
 
     def _linear(self, name: str) -> LazyTensor:
         exponent = self.exponents.of_weight(name)

@@ -39,8 +39,7 @@ def float64_logits(bundle: Bundle, tokens: list[int]) -> np.ndarray[Any, Any]:
 
     manifest = bundle.manifest
     config = ModelConfig.from_dict(dict(manifest.model["config"]))
-    found = manifest.f16_exponents
-    exponents = Exponents(found["residual"], tuple(found["mlp"]), tuple(found["value"]))
+    exponents = Exponents.from_dict(manifest.f16_exponents)
     entries = {entry.name: entry for entry in manifest.tensors}
     untied = replace(config, tie_word_embeddings=False)
     stored = StoredTensors(bundle.path, entries, untied, exponents)

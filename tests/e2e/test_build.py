@@ -300,6 +300,54 @@ def test_huge_activations_stay_finite_in_float16(tmp_path: Path) -> None:
     assert run_float16_graph(bundle.path) is True
 
 
+@pytest.mark.parametrize(
+    ("family", "factors", "fields"),
+    [
+        ("qwen2", {"q_proj": 1e-3, "k_proj": 1e5, "up_proj": 2000, "gate_proj": 1e-3}, ["key"]),
+        (
+            "qwen3",
+            {"q_proj": 1e5, "k_proj": 1e5, "q_norm": 100, "k_norm": 8},
+            ["query", "key", "query_norm"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", ["orin", "orin-jp62"])
+def test_huge_queries_and_keys(
+    tmp_path: Path, family: str, factors: dict[str, float], fields: list[str], target: str
+) -> None:
+    """Queries and keys beyond float16 get exponents that the stored weights and graphs undo."""
+    from factories import make_config, random_tensors
+
+    tensors = random_tensors(make_config(family, vocab=4096))
+    for name in tensors:
+        module, kind = name.split(".")[-2:]
+        if kind == "weight":
+            tensors[name] = tensors[name] * factors.get(module, 1)
+    path = write_checkpoint(tmp_path / "loud", family=family, tensors=tensors)
+    edgekit("build", path, "--target", target, "--recipe", "float16", "--out", tmp_path / "b")
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert all(any(manifest.f16_exponents[name]) for name in fields)
+    assert manifest.quality["kl_divergence_nats"] < 1e-3
+    assert json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)["golden"]["passed"]
+
+
+def test_scores_beyond_float16_are_refused_for_float16_only(tmp_path: Path) -> None:
+    """A float16 target refuses what a float32 target takes, and leaves nothing behind."""
+    from factories import make_config, random_tensors
+
+    tensors = random_tensors(make_config("qwen2", vocab=4096))
+    for name in tensors:
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensors[name] = tensors[name] * 300
+    path = write_checkpoint(tmp_path / "loud", tensors=tensors)
+    common = ("build", path, "--recipe", "w8a16", "--out", tmp_path / "b", "--target")
+    error = edgekit(*common, "orin", check=5).stderr
+    assert "attention scores of" in error
+    assert "--target cpu" in error
+    assert not (tmp_path / "b").exists()
+    edgekit(*common, "cpu")
+
+
 def run_float16_graph(path: Path) -> bool:
     """Run the golden sequences through the float16 graph on the CPU."""
     from edgekit.engine.ort import OrtSession

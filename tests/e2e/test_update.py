@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from factories import make_config, random_tensors, write_checkpoint
 from test_build import digests, edgekit
 
 from edgekit.bundle.reader import Bundle, open_bundle
+from edgekit.evaluate.text_quality import TextSample
+from edgekit.graph.exponents import Exponents
+from edgekit.graph.float16_range import AttentionRange
+from edgekit.pipeline.base import Base
+from edgekit.pipeline.quality import Reference
 from edgekit.quant.packing import unpack_int4
 
 SIZES: dict[str, Any] = {"hidden": 128, "intermediate": 256, "vocab": 4096}
@@ -107,6 +113,24 @@ def test_exponents_of_the_base_are_kept(tmp_path: Path) -> None:
     assert new.f16_exponents == old.f16_exponents
     report = json.loads(edgekit("verify", tmp_path / "new", "--json").stdout)
     assert all(golden["passed"] for golden in report["golden"].values())
+
+
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [((1, 1), (1, 1)), ((2, -1), (2, -1)), ((0, 0), (1, 0)), ((1, 5), (1, 0)), ((6, 0), (1, 0))],
+)
+def test_attention_keeps_both_exponents_or_none(
+    own: tuple[int, int], kept: tuple[int, int]
+) -> None:
+    """A base's exponents of queries and keys are kept only where the pair of them still fits."""
+    held = AttentionRange(query=8000.0, key=4.0, score=10.0, head_dim=16)
+    assert held.exponents() == (1, 0)
+    sample = TextSample((), None, None)
+    needed = Exponents(mlp=(0,), value=(0,), query=(1,), key=(0,))
+    reference = Reference(sample, needed, (), (held,))
+    base = Base(None, {}, replace(needed, query=own[:1], key=own[1:]))  # type: ignore[arg-type]
+    chosen = base.keep_exponents(reference)
+    assert (chosen.query[0], chosen.key[0]) == kept
 
 
 def test_useless_bases_are_refused(versions: Path, tmp_path: Path) -> None:

@@ -52,13 +52,8 @@ def export(
 
     for key in checkpoint.names:
         array = read_all(checkpoint.tensor(key))
-        module, kind = key.rsplit(".", 1)
-        if key == "model.embed_tokens.weight":
-            put(key, array, chosen.of_weight(module))
-        elif kind == "bias":
-            put(key, array, chosen.of_bias(module))
-        elif key not in linears:
-            put(key, array)
+        if key == "model.embed_tokens.weight" or key not in linears:
+            put(key, array, chosen.of_tensor(key))
         if key in linears:
             name = linears[key]
             put(dense_name(name), array.T, chosen.of_weight(name))

@@ -123,6 +123,24 @@ def test_maxima_show_what_float16_cannot_hold() -> None:
     assert plain.residual_amax >= plain.embedding_amax > 0
 
 
+def test_maxima_see_what_products_and_biases_hide() -> None:
+    """Up behind a closed gate, and keys that a bias brings back into range, are found."""
+
+    def amplify(arrays: dict[str, Any]) -> None:
+        arrays["model.layers.1.mlp.gate_proj.weight"] *= 0
+        arrays["model.layers.1.mlp.up_proj.weight"] *= 1e6
+        arrays["model.layers.0.self_attn.k_proj.weight"] *= 0
+        arrays["model.layers.0.self_attn.k_proj.bias"][:] = 7e4
+        arrays["model.layers.0.self_attn.q_proj.bias"][:] = 0
+
+    first, second = make_model(amplify).hidden_states(WINDOWS).maxima
+    assert (second.gate, second.mlp_product) == (0, 0)
+    assert second.up > 65504
+    assert first.key == first.key_projection == pytest.approx(7e4)
+    assert first.query == first.query_projection
+    assert set(first.to_dict()) >= {"gate_amax", "up_amax", "query_projection_amax"}
+
+
 @pytest.mark.parametrize("factor", [1e20, 3e38])
 def test_overflow_of_float32_is_an_error(factor: float) -> None:
     """Activations beyond float32 end in one error that names the layer, without a warning."""

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.graph.exponents import (
+from edgekit.errors import UnsupportedModelError
+from edgekit.graph.exponents import Exponents, choose_exponents
+from edgekit.graph.float16_range import (
     FLOAT16_MAX,
     HEADROOM,
-    Exponents,
-    choose_exponents,
+    AttentionRange,
+    LayerMaxima,
+    attention_range,
     needed_exponent,
+    require_float16,
 )
+
+
+def choose(maxima: list[LayerMaxima], *, qk_norm: bool = False) -> Exponents:
+    held = [attention_range(seen, 128, qk_norm=qk_norm) for seen in maxima]
+    return choose_exponents(1e5, maxima, held, qk_norm=qk_norm)
 
 
 @pytest.mark.parametrize("amax", [0.0, 1.0, 100.0, 4000.0])
@@ -29,7 +38,8 @@ def test_exponent_is_the_smallest_that_keeps_the_headroom(amax: float) -> None:
 
 def test_exponents_of_weights_cancel() -> None:
     """Along every path the exponents add up to the residual's, so the function is unchanged."""
-    chosen = choose_exponents(1e5, [1e6, 1.0], [1e4, 1.0])
+    chosen = choose([LayerMaxima(mlp_product=1e6, value=1e4), LayerMaxima()])
+    assert (chosen.mlp, chosen.value) == ((8, 0), (2, 0))
     residual = chosen.of_weight("model.embed_tokens")
     for layer in range(2):
         prefix = f"model.layers.{layer}"
@@ -47,3 +57,72 @@ def test_biases_follow_their_outputs() -> None:
     assert chosen.of_bias("model.layers.0.self_attn.v_proj") == -1
     assert chosen.of_bias("model.layers.0.mlp.up_proj") == -2
     assert chosen.of_bias("model.layers.0.self_attn.q_proj") == 0
+
+
+def test_up_alone_counts() -> None:
+    """A gate of zero hides a huge up in their product, not in float16."""
+    chosen = choose([LayerMaxima(up=3e5, mlp_product=0.0)])
+    assert chosen.mlp == (needed_exponent(3e5),)
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "score"),
+    [(1, 1, 1), (100, 400, 3500), (0.1, 5e5, 4000), (2e5, 1e-3, 1), (3e3, 3e3, 3e4)],
+)
+def test_queries_and_keys_keep_the_headroom(query: float, key: float, score: float) -> None:
+    """Queries, keys and their product fit with headroom, and no smaller exponents do that."""
+    held = AttentionRange(query, key, score, 128)
+    pair = held.exponents()
+    assert pair is not None
+    q, k = query * 2.0 ** -pair[0], key * 2.0 ** -pair[1]
+    assert max(q, k, score * 128**0.5 * 2.0 ** -sum(pair)) * HEADROOM <= FLOAT16_MAX
+    smaller = range(-abs(pair[0]) - abs(pair[1]) + 1, abs(pair[0]) + abs(pair[1]))
+    for a in smaller:
+        for b in smaller:
+            assert abs(a) + abs(b) >= abs(pair[0]) + abs(pair[1]) or not held.fits(a, b)
+
+
+def test_the_scale_undoes_what_queries_and_keys_were_multiplied_by() -> None:
+    """The attention's scale takes back the projections' powers of two, or the norms'."""
+    chosen = Exponents(query=(3,), key=(-1,), query_norm=(4,), key_norm=(1,))
+    layer = "model.layers.0.self_attn"
+    for qk_norm, suffix in ((False, "proj"), (True, "norm")):
+        folded = sum(chosen.of_weight(f"{layer}.{kind}_{suffix}") for kind in "qk")
+        assert folded + chosen.of_score(0, qk_norm=qk_norm) == 0
+    assert chosen.of_tensor(f"{layer}.q_proj.bias") == -3
+    assert chosen.of_tensor(f"{layer}.k_norm.weight") == -1
+    assert chosen.of_norm_input(f"{layer}.q_norm") == -3
+    assert chosen.of_tensor("model.norm.weight") == 0
+
+
+def test_projections_that_are_normed_have_exponents_of_their_own() -> None:
+    """With q_norm, the projection's exponent follows its output, the norm's what is attended."""
+    loud = LayerMaxima(query_projection=1e6, query=100.0, key=100.0, attention_score=800.0)
+    chosen = choose([loud], qk_norm=True)
+    assert chosen.query == (needed_exponent(1e6),)
+    assert chosen.query_norm[0] + chosen.key_norm[0] == needed_exponent(800 * 128**0.5)
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        (LayerMaxima(attention_score=4e4), "layer 1 has attention scores of 4e[+]04"),
+        (LayerMaxima(gate=1e5), "layer 1 has gate of 1e[+]05"),
+        (LayerMaxima(query=1e9, key=1e9), "layer 1 has queries of 1e[+]09 and keys of 1e[+]09"),
+    ],
+)
+def test_what_nothing_holds_is_refused(seen: LayerMaxima, message: str) -> None:
+    """Scores and gates cannot be scaled; the error names layer and value."""
+    maxima = [LayerMaxima(), seen]
+    held = [attention_range(x, 128, qk_norm=False) for x in maxima]
+    with pytest.raises(UnsupportedModelError, match=message):
+        require_float16(maxima, held)
+
+
+def test_json_form_of_old_manifests() -> None:
+    """Fields an older manifest lacks are zero; a round trip keeps the others."""
+    old = Exponents.from_dict({"residual": 2, "mlp": [1], "value": [0]})
+    assert old == Exponents(residual=2, mlp=(1,), value=(0,))
+    assert old.of_score(0, qk_norm=False) == 0
+    chosen = Exponents(residual=2, query=(1,), key=(-2,))
+    assert Exponents.from_dict(chosen.to_dict()) == chosen

@@ -1,0 +1,147 @@
+"""What float16 (largest 65504) holds of a model's activations, by the reference's measured maxima.
+
+Most activations can be shrunk by powers of two (``graph.exponents``). Two cannot: attention's
+scaled scores, of which a softmax is taken, and SwiGLU's gate, of which a sigmoid is. A model that
+exceeds float16 there is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgekit.errors import UnsupportedModelError
+
+FLOAT16_MAX = 65504.0
+HEADROOM = 16.0
+"""Factor kept free above the largest activation seen: other inputs may go higher."""
+UNSCALED_HEADROOM = 2.0
+"""The same where nothing can be done about it: enough to refuse what is about to overflow, not
+models that merely come near."""
+LARGEST_EXPONENT = 15
+"""q and k are multiplied by 2**-15 to 2**15: beyond that float16 loses their small values."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMaxima:
+    """Largest absolute values seen in one layer.
+
+    Attributes:
+        residual: Residual stream after the layer's attention and after its MLP, and what both add.
+        query_projection: Output of q_proj, before and after its bias.
+        key_projection: Output of k_proj, before and after its bias.
+        query: q after bias and q_norm, before rotary.
+        key: k after bias and k_norm, before rotary.
+        value: v, before and after its bias.
+        attention_score: ``q . k / sqrt(head_dim)``, masked pairs included where computed.
+        gate: Output of gate_proj, before and after its bias.
+        up: Output of up_proj, before and after its bias.
+        mlp_product: ``silu(gate) * up``, which down_proj reads.
+    """
+
+    residual: float = 0.0
+    query_projection: float = 0.0
+    key_projection: float = 0.0
+    query: float = 0.0
+    key: float = 0.0
+    value: float = 0.0
+    attention_score: float = 0.0
+    gate: float = 0.0
+    up: float = 0.0
+    mlp_product: float = 0.0
+
+    def merge(self, **seen: float) -> LayerMaxima:
+        """Return the larger of each field and ``seen``."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values.update({name: max(values[name], value) for name, value in seen.items()})
+        return LayerMaxima(**values)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the JSON form (``residual_amax``, ...), four significant digits."""
+        return {f"{name}_amax": float(f"{getattr(self, name):.4g}") for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRange:
+    """Queries, keys and scores of one layer, q and k multiplied by 2**-query and 2**-key.
+
+    The attention's scale is multiplied by 2**(query + key). Engines differ in where they apply it:
+    to the product of q and k, to q alone, or its root to both (as ONNX defines ``Attention``).
+
+    Attributes:
+        query: Largest |q| an engine holds.
+        key: Largest |k|.
+        score: Largest ``|q . k| / sqrt(head_dim)``.
+        head_dim: Size of a head.
+    """
+
+    query: float
+    key: float
+    score: float
+    head_dim: int
+
+    def fits(self, query: int, key: int) -> bool:
+        """Whether everything an engine may compute keeps its headroom under two exponents."""
+        scale = math.ldexp(1 / math.sqrt(self.head_dim), query + key)
+        q, k = math.ldexp(self.query, -query), math.ldexp(self.key, -key)
+        root = math.sqrt(scale)
+        largest = max(q, k, self.score / scale, q * scale, q * root, k * root)
+        return largest * HEADROOM <= FLOAT16_MAX and scale <= FLOAT16_MAX
+
+    def exponents(self) -> tuple[int, int] | None:
+        """Return the smallest exponents (query, key) that fit; None where none do.
+
+        One is negative where a tiny q meets a huge k, or the reverse. Of equally small ones those
+        that leave queries and keys nearest in size.
+        """
+        span = range(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1)
+        fitting = [(q, k) for q in span for k in span if self.fits(q, k)]
+        return min(fitting, key=self._cost, default=None)
+
+    def _cost(self, pair: tuple[int, int]) -> tuple[int, float]:
+        query, key = pair
+        least = 2.0**-24  # float16's smallest stands for an amax of 0
+        q, k = math.log2(max(self.query, least)), math.log2(max(self.key, least))
+        return abs(query) + abs(key), abs(q - query - k + key)
+
+
+def attention_range(seen: LayerMaxima, head_dim: int, *, qk_norm: bool) -> AttentionRange:
+    """Return what the exponents of a layer's queries and keys have to hold.
+
+    Without q_norm and k_norm they are those of the projections too.
+    """
+    query = seen.query if qk_norm else max(seen.query, seen.query_projection)
+    key = seen.key if qk_norm else max(seen.key, seen.key_projection)
+    return AttentionRange(query, key, seen.attention_score, head_dim)
+
+
+def needed_exponent(amax: float) -> int:
+    """Return the smallest e >= 0 with ``amax * HEADROOM * 2**-e <= 65504``."""
+    if amax * HEADROOM <= FLOAT16_MAX:
+        return 0
+    return math.ceil(math.log2(amax * HEADROOM / FLOAT16_MAX))
+
+
+def require_float16(maxima: Sequence[LayerMaxima], attention: Sequence[AttentionRange]) -> None:
+    """Refuse a model with activations that float16 cannot hold, however it is scaled.
+
+    Raises:
+        UnsupportedModelError: Names the layer, what overflows there, and how large it is.
+    """
+    remedy = "Build it for a target with float32 activations: --target cpu"
+    for layer, (seen, held) in enumerate(zip(maxima, attention, strict=True)):
+        unscaled = {"attention scores": seen.attention_score, "gate": seen.gate}
+        for what, amax in unscaled.items():
+            if amax * UNSCALED_HEADROOM > FLOAT16_MAX:
+                raise UnsupportedModelError(
+                    f"layer {layer} has {what} of {amax:.4g}, too near float16's {FLOAT16_MAX:.0f} "
+                    "(or beyond it), and they cannot be scaled",
+                    remedy,
+                )
+        if held.exponents() is None:
+            raise UnsupportedModelError(
+                f"layer {layer} has queries of {held.query:.4g} and keys of {held.key:.4g}: no "
+                "power of two holds both in float16",
+                remedy,
+            )
