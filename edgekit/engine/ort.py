@@ -230,7 +230,8 @@ class OrtSession:
             self._lengths[broken] = 0
             raise EngineError(
                 f"the model gave NaN or infinite logits in slot {broken[0]}",
-                "Verify the bundle; if it is whole, build it again with a float32 or 8-bit recipe",
+                "Verify the bundle; if it is whole, the model overflows float16: build it with "
+                "--target cpu, which computes in float32",
             )
 
 

@@ -94,7 +94,7 @@ class DivergenceAccumulator:
         if not np.isfinite(kl).all():
             raise EngineError(
                 f"logits of position {int(np.argmin(np.isfinite(kl)))} are not finite",
-                "Build with float32 or bfloat16 activations, or report the model",
+                "Build with --target cpu, which computes in float32, or report the model",
             )
         return Divergence(np.maximum(kl, 0.0), reference, candidate)
 

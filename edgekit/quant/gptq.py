@@ -14,11 +14,10 @@ import numpy as np
 import torch
 
 from edgekit.quant.hessian import inverse_cholesky
+from edgekit.quant.packing import SMALLEST_SCALE
 from edgekit.quant.rtn import CODE_RANGE
 from edgekit.quant.scheme import QuantScheme
 
-SMALLEST_SCALE = 2.0**-14
-"""Smallest normal float16, as in :mod:`edgekit.quant.kernels`."""
 SEARCH_FACTORS = (1.04, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.62)
 """Candidate scales, relative to absmax."""
 SEARCH_REFINEMENTS = 2
@@ -197,5 +196,5 @@ def round_to_nearest(weight: torch.Tensor, scales: torch.Tensor, scheme: QuantSc
 
 
 def stored_scales(scales: torch.Tensor) -> torch.Tensor:
-    """Return scales as they are stored: float16, normal."""
+    """Return scales as they are stored: float16, never 0."""
     return scales.clamp_min(SMALLEST_SCALE).half()

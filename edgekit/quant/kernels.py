@@ -36,9 +36,9 @@ TILE_CHANNELS = 32
 WORD_BITS = 32
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
-_SMALLEST_SCALE = np.float32(2.0**-60)
-"""Keeps 1 / scale finite while scales are searched; below what float16 can hold, so it only counts
-for groups of zeros, or nearly."""
+_SMALLEST_TRIED = np.float32(2.0**-60)
+"""Keeps 1 / scale finite while scales are searched. The smallest that is stored is another, far
+larger: ``packing.SMALLEST_SCALE``."""
 _U = np.uint64
 
 
@@ -159,7 +159,7 @@ def search_scales(
                 _transpose_group(source, shift, row, index * group + start, bits[:size])
                 for step in range(factors.shape[0]):
                     for lane in range(lanes):
-                        scale = max(work[3, lane] * factors[step], _SMALLEST_SCALE)
+                        scale = max(work[3, lane] * factors[step], _SMALLEST_TRIED)
                         work[0, lane] = np.float32(1) / scale
                     _project(values[:size], low, high, work[0], work[1], work[2])
                     for lane in range(lanes):

@@ -237,7 +237,7 @@ class LayerwiseCalibrator:
         if not np.isfinite(scales).all():
             raise QuantizationError(
                 f"{spec.name} has weights too large for float16 scales",
-                "Store it in float32 or rescale it",
+                "The checkpoint is damaged, or was not trained for 16 bits: rescale the tensor",
             )
         self._output_error[spec.name] = error.relative_output
         emit(spec.name, codes, scales, error.weight)

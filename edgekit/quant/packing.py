@@ -124,7 +124,8 @@ def to_float16_scales(
         shifted = scales * np.float32(2.0**exponent)  # exact, and faster than ldexp
     if not shifted.max(initial=0.0) <= FLOAT16_MAX:
         raise QuantizationError(
-            f"{name} has weights too large for float16 scales", "Store it in float32 or rescale it"
+            f"{name} has weights too large for float16 scales",
+            "The checkpoint is damaged, or was not trained for 16 bits: rescale the tensor",
         )
     stored: npt.NDArray[np.float16] = np.maximum(shifted, np.float32(SMALLEST_SCALE)).astype("f2")
     return stored

@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from factories import write_checkpoint
+from factories import EXAMPLE, make_config, random_tensors, write_checkpoint
+from test_oracle_transformers import FAMILIES as ORACLE_FAMILIES
+from test_oracle_transformers import oracle_logits
 
+from edgekit.bundle.reader import open_bundle
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.lazy import read_all
 from edgekit.contracts import engine_io
@@ -23,6 +26,10 @@ from edgekit.graph.lowering_trt103 import Trt103Lowering
 from edgekit.graph.weights import ROPE_COS, ROPE_SIN, GraphTensor, dense_name
 from edgekit.models.config import all_linears
 from edgekit.models.rope import cos_sin_tables
+from edgekit.pipeline.build import build
+from edgekit.pipeline.request import BuildRequest
+from edgekit.recipe import load_recipe
+from edgekit.targets import TARGETS
 
 Array = np.ndarray[Any, Any]
 CAPACITY = 24
@@ -71,8 +78,12 @@ def export(
 class Runner:
     """Runs a graph and keeps its cache, whichever way the dialect returns it."""
 
-    def __init__(self, path: Path, checkpoint: Checkpoint, batch: int, dtype: str) -> None:
+    def __init__(
+        self, path: Path, checkpoint: Checkpoint, batch: int, dtype: str, *, accurate: bool = False
+    ) -> None:
         options = ort.SessionOptions()
+        if accurate:  # no fused products of int8 activations
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self.session = ort.InferenceSession(str(path), options)
@@ -112,35 +123,22 @@ class Runner:
         return logits
 
 
-def oracle_logits(path: Path, ids: Array) -> Array:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=torch.float32, attn_implementation="eager"
-    )
-    with torch.no_grad():
-        logits: Array = model(torch.from_numpy(ids)).logits.numpy()
-    return logits
-
-
-FAMILIES = [
-    {"family": "qwen2", "tied": False},
-    {"family": "qwen2", "tied": True, "layout": "legacy"},
-    {"family": "llama", "kv_heads": 4},
-    {"family": "llama", "kv_heads": 2, "layout": "legacy", "shards": 2},
-    {"family": "qwen3", "head_dim": 32},
-]
+FAMILIES: dict[str, dict[str, Any]] = {
+    **ORACLE_FAMILIES,
+    "llama-sharded": {"family": "llama", "kv_heads": 2, "layout": "legacy", "shards": 2},
+}
 DIALECTS: dict[str, Lowering] = {
     "standard": StandardLowering(),
     "trt103": Trt103Lowering("float32"),
 }
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda f: "-".join(str(v) for v in f.values()))
+@pytest.fixture(params=[*FAMILIES, "trained"])
 def checkpoint_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "checkpoint", tokenizer=False, **request.param)
+    if request.param == "trained":
+        return EXAMPLE
+    options = FAMILIES[request.param]
+    return write_checkpoint(tmp_path / "checkpoint", tokenizer=False, **options)
 
 
 @pytest.mark.calibrate
@@ -149,7 +147,7 @@ def test_graphs_equal_transformers(checkpoint_path: Path, tmp_path: Path, batch:
     """Prefill, chunked prefill and decode of both dialects give transformers' logits."""
     checkpoint = open_checkpoint(checkpoint_path)
     ids = np.random.default_rng(7).integers(0, checkpoint.config.vocab_size, (batch, 12))
-    wanted = oracle_logits(checkpoint_path, ids)
+    wanted = np.stack(oracle_logits(checkpoint_path, list(ids)))
     scale = float(np.abs(wanted).max())
     caches = {}
     for name, lowering in DIALECTS.items():
@@ -172,3 +170,41 @@ def test_exponents_do_not_change_the_function(tmp_path: Path) -> None:
     folded = export(checkpoint, tmp_path / "folded", StandardLowering(), exponents=chosen)
     logits = [Runner(p, checkpoint, 1, "float32").step(ids, 0) for p in (plain, folded)]
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-6 * np.abs(logits[0]).max())
+
+
+@pytest.mark.parametrize("recipe", ["w4a16-g64", "w8a16"])
+def test_dialects_are_equal_as_built(tmp_path: Path, recipe: str) -> None:
+    """Quantized float16 graphs with exponents give the float32 graph's logits in every dialect."""
+    tensors = random_tensors(make_config("qwen2", vocab=4096))
+    factors = {"o_proj": 3000, "down_proj": 30, "up_proj": 5000, "k_proj": 2e4, "q_proj": 5e-5}
+    for name in tensors:
+        module, kind = name.split(".")[-2:]
+        tensors[name] = tensors[name] * (factors.get(module, 1) if kind == "weight" else 1)
+    path = write_checkpoint(tmp_path / "loud", tensors=tensors)
+    checkpoint, ids = open_checkpoint(path), np.random.default_rng(2).integers(0, 4096, (1, 11))
+    found: dict[str, tuple[Array, dict[str, Array]]] = {}
+    for target in ("orin", "orin-jp62"):
+        request = BuildRequest(
+            model=str(path),
+            target=TARGETS[target],
+            recipe=load_recipe(recipe),
+            out=tmp_path / target,
+            check=False,
+        )
+        bundle = open_bundle(build(request).path)
+        exponents = bundle.manifest.f16_exponents
+        assert exponents["residual"]
+        assert any(exponents["mlp"])
+        assert any(exponents["key"])
+        for graph in bundle.manifest.graphs:
+            dtype = graph.activation_dtype
+            runner = Runner(bundle.path / graph.path, checkpoint, 1, dtype, accurate=True)
+            parts = [runner.step(ids[:, a:b], a) for a, b in ((0, 6), (6, 10), (10, 11))]
+            found[graph.name] = np.concatenate(parts, 1).astype(np.float32), runner.cache
+    wanted, cache = found["standard.float32"]
+    assert set(found) == {"standard.float32", "standard.float16", "trt103.float16"}
+    for logits, rows in found.values():
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=0.01 * np.abs(wanted).max())
+        for key, values in rows.items():
+            largest = np.abs(cache[key]).max()
+            np.testing.assert_allclose(values, cache[key], rtol=0, atol=0.01 * largest)

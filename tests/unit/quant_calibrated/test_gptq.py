@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekit.errors import CalibrationError
 from edgekit.quant import gptq as gptq_module
 from edgekit.quant import refine as refine_module
-from edgekit.quant.gptq import GptqFactor, gptq, round_to_nearest, search_scales
+from edgekit.quant.gptq import GptqFactor, gptq, round_to_nearest, search_scales, stored_scales
 from edgekit.quant.hessian import (
     InputMoments,
     MomentAccumulator,
@@ -21,6 +21,7 @@ from edgekit.quant.hessian import (
     inverse_cholesky,
     output_error,
 )
+from edgekit.quant.packing import SMALLEST_SCALE
 from edgekit.quant.refine import descend_codes, refine, refit_scales
 from edgekit.quant.scheme import QuantScheme
 
@@ -94,7 +95,7 @@ def test_diagonal_hessian_is_rounding_in_any_order() -> None:
 
 @pytest.mark.parametrize("scheme", [SCHEME, QuantScheme(8, 0, "mse", "gptq")])
 def test_codes_fit_their_bits(scheme: QuantScheme) -> None:
-    """Codes stay in range and scales are normal float16, also where weights are huge or zero."""
+    """Codes stay in range and scales are positive float16, also where weights are huge or zero."""
     weight, hessian = problem(5)
     weight[0] = 0
     weight[1] *= 1000
@@ -103,7 +104,7 @@ def test_codes_fit_their_bits(scheme: QuantScheme) -> None:
     assert rounded.codes.dtype == torch.int8
     assert low <= int(rounded.codes.min()) <= int(rounded.codes.max()) <= high
     assert rounded.scales.dtype == torch.float16
-    assert float(rounded.scales.min()) >= 2.0**-14
+    assert float(rounded.scales.min()) >= SMALLEST_SCALE
     assert rounded.scales.shape == (24, scheme.groups(64))
 
 
@@ -228,3 +229,10 @@ def test_a_wide_hessian_is_symmetric() -> None:
     hessian = total.result().hessian
     assert torch.equal(hessian, hessian.t())
     torch.testing.assert_close(hessian, inputs.t() @ inputs / 40)
+
+
+def test_tiny_groups_get_scales_as_small_as_are_stored() -> None:
+    """The smallest scale is that of every algorithm: weights of 1e-6 are not rounded to zero."""
+    scales = stored_scales(torch.tensor([0.0, 1e-6, 1.0]))
+    assert scales[0] == SMALLEST_SCALE
+    assert float(scales[1]) == pytest.approx(1e-6, rel=0.05)
