@@ -1,7 +1,6 @@
 """Graphs that Optimum exports behind the session protocol: a cache a slot, grown by the graph.
 
 Every step returns new, longer key and value tensors, which are fed to the next one without a copy.
-Several sequences are decoded one after the other: their caches have different lengths.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import optimum_io
+from edgekit.engine.one_by_one import Float32Array, OneByOneSession
 from edgekit.engine.ort import open_ort
-from edgekit.errors import ContextOverflowError, EngineError
+from edgekit.errors import EngineError
 
-Float32Array = npt.NDArray[np.float32]
 LOGITS_CHUNK_BYTES = 64 * 1024 * 1024
 """Logits of a prefill step are at most this large: the graph makes those of every token."""
 
@@ -42,7 +41,7 @@ class CacheLayout:
     positions: bool
 
 
-class GrowingCacheSession:
+class GrowingCacheSession(OneByOneSession):
     """One exported graph loaded in ONNX Runtime on a CPU.
 
     Args:
@@ -71,80 +70,27 @@ class GrowingCacheSession:
         prefill_chunk: int = 512,
         exact: bool = False,
     ) -> None:
-        self._session = open_ort(graph, "cpu", threads, cuda_graph=False, exact=exact)
-        self.layout = _read_layout(self._session, graph.name)
-        self._max_context = max_context
-        self._max_sequences = max_sequences
-        self._vocab_size = self.layout.vocab_size or vocab_size
-        rows = LOGITS_CHUNK_BYTES // (4 * max(1, self._vocab_size))
-        self._chunk = max(1, min(prefill_chunk, rows))
+        session = open_ort(graph, "cpu", threads, cuda_graph=False, exact=exact)
+        self.layout = _read_layout(session, graph.name)
+        width = self.layout.vocab_size or vocab_size
+        rows = LOGITS_CHUNK_BYTES // (4 * max(1, width))
+        super().__init__(
+            session,
+            max_context=max_context,
+            max_sequences=max_sequences,
+            vocab_size=width,
+            chunk=max(1, min(prefill_chunk, rows)),
+        )
         layers = range(self.layout.layers)
         self._past = [name for i in layers for name in optimum_io.past_names(i)]
         self._outputs = [optimum_io.LOGITS]
         self._outputs += [name for i in layers for name in optimum_io.present_names(i)]
         self._caches: list[list[Any]] = [self._empty() for _ in range(max_sequences)]
-        self._lengths = [0] * max_sequences
 
-    @property
-    def max_context(self) -> int:
-        """Tokens a slot can hold."""
-        return self._max_context
-
-    @property
-    def max_sequences(self) -> int:
-        """Slots that can be decoded at once."""
-        return self._max_sequences
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self._vocab_size
-
-    def prefill(
-        self, slot: int, tokens: Sequence[int], start: int = 0, *, all_logits: bool = False
-    ) -> Float32Array:
-        """Run tokens at positions ``start`` onward in a slot; see ``InferenceSession``."""
-        self._check(slot, tokens, start)
+    def _step(self, slot: int, tokens: Sequence[int], start: int, wanted: int) -> Float32Array:
+        """Run tokens at ``start``; returns the last ``wanted`` logits [wanted, V]."""
         self._rewind(slot, start)
-        parts = []
-        for begin in range(0, len(tokens), self._chunk):
-            logits = self._step(slot, tokens[begin : begin + self._chunk])
-            parts.append(logits if all_logits else logits[-1:])
-        return np.concatenate(parts) if all_logits else np.array(parts[-1][0])
-
-    def decode(
-        self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
-    ) -> Float32Array:
-        """Run one token in each of ``slots``; see ``InferenceSession``."""
-        if len(set(slots)) != len(slots) or not slots:
-            raise EngineError(f"slots {list(slots)} are empty or repeat")
-        steps = list(zip(slots, tokens, positions, strict=True))
-        for slot, token, position in steps:
-            self._check(slot, [token], position)
-        rows, failure = [], None
-        for slot, token, position in steps:
-            self._rewind(slot, position)
-            try:
-                rows.append(self._step(slot, [token])[0])
-            except EngineError as error:
-                failure = failure or error  # the other slots still get their token
-        if failure is not None:
-            raise failure
-        return np.stack(rows)
-
-    def release(self, slot: int) -> None:
-        """Forget what a slot holds; see ``InferenceSession``."""
-        self._check_slot(slot)
-        self._rewind(slot, 0)
-
-    def close(self) -> None:
-        """Free the engine and its caches; the session is of no use after it."""
-        for name in ("_session", "_caches"):
-            self.__dict__.pop(name, None)
-
-    def _step(self, slot: int, tokens: Sequence[int]) -> Float32Array:
-        """Run tokens after what the slot holds; returns their logits [S, V]."""
-        start, count = self._lengths[slot], len(tokens)
+        count = len(tokens)
         feed = {
             optimum_io.INPUT_IDS: _ids([list(tokens)]),
             optimum_io.ATTENTION_MASK: _ids(np.ones((1, start + count), np.int64)),
@@ -158,13 +104,11 @@ class GrowingCacheSession:
             raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
         logits = np.array(results[0].numpy()[0], np.float32)
         self._caches[slot], self._lengths[slot] = results[1:], start + count
-        if not np.isfinite(logits.sum(axis=-1)).all():
-            self._rewind(slot, 0)
-            raise EngineError(
-                f"the model gave NaN or infinite logits in slot {slot}",
-                "Verify the bundle; if it is whole, build it again with an 8-bit recipe",
-            )
-        return logits
+        self._require_finite(slot, logits)
+        return logits[-wanted:]
+
+    def _forget(self, slot: int) -> None:
+        self._rewind(slot, 0)
 
     def _rewind(self, slot: int, length: int) -> None:
         """Forget a slot's tokens from position ``length`` on."""
@@ -180,28 +124,6 @@ class GrowingCacheSession:
     def _empty(self) -> list[Any]:
         shape = (1, self.layout.heads, 0, self.layout.dim)
         return [_ort_value(np.zeros(shape, np.float32)) for _ in self._past]
-
-    def _check_slot(self, slot: int) -> None:
-        if not 0 <= slot < self._max_sequences:
-            raise EngineError(f"there is no slot {slot}; the session has {self._max_sequences}")
-
-    def _check(self, slot: int, tokens: Sequence[int], start: int) -> None:
-        self._check_slot(slot)
-        if not tokens:
-            raise EngineError("there are no tokens to run")
-        if not 0 <= start <= self._lengths[slot]:
-            raise EngineError(f"slot {slot} holds {self._lengths[slot]} tokens, not {start}")
-        if start + len(tokens) > self._max_context:
-            raise ContextOverflowError(
-                f"{start + len(tokens)} tokens do not fit a context of {self._max_context}",
-                "Shorten the prompt, or build the bundle with a larger --max-context",
-            )
-        wrong = [token for token in tokens if not 0 <= token < self._vocab_size]
-        if wrong:
-            raise EngineError(
-                f"token {wrong[0]} is not in the vocabulary of {self._vocab_size}",
-                "Use the tokenizer that belongs to the model",
-            )
 
 
 def _read_layout(session: Any, name: str) -> CacheLayout:

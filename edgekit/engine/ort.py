@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
+from edgekit.engine.checks import check_distinct, check_room, check_slot, check_tokens
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
 from edgekit.engine.ort_step import Step
-from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
+from edgekit.errors import EngineError, MissingExtraError
 from edgekit.models.config import ModelConfig
 
 Float32Array = npt.NDArray[np.float32]
@@ -106,7 +107,7 @@ class OrtSession:
     ) -> Float32Array:
         """Run tokens at positions ``start`` onward in a slot; see ``InferenceSession``."""
         self._check([slot], [start], len(tokens))
-        self._check_tokens(tokens)
+        check_tokens(tokens, self.vocab_size)
         self._lengths[slot] = start
         total = start + len(tokens)
         parts = []
@@ -129,10 +130,9 @@ class OrtSession:
         self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
     ) -> Float32Array:
         """Run one token in each of ``slots``; see ``InferenceSession``."""
-        if len(set(slots)) != len(slots) or not slots:
-            raise EngineError(f"slots {list(slots)} are empty or repeat")
+        check_distinct(slots)
         self._check(slots, positions, 1)
-        self._check_tokens(tokens)
+        check_tokens(tokens, self.vocab_size)
         self._reserve(max(positions) + 1)
         first, batch = (slots[0], 1) if len(slots) == 1 else (0, self._bucket(max(slots) + 1))
         step = self._decode_step(first, batch)
@@ -196,26 +196,9 @@ class OrtSession:
 
     def _check(self, slots: Sequence[int], starts: Sequence[int], tokens: int) -> None:
         for slot, start in zip(slots, starts, strict=True):
-            if not 0 <= slot < self._max_sequences:
-                raise EngineError(f"there is no slot {slot}; the session has {self._max_sequences}")
-            if not 0 <= start <= self._lengths[slot]:
-                raise EngineError(f"slot {slot} holds {self._lengths[slot]} tokens, not {start}")
-            if start + tokens > self._max_context:
-                raise ContextOverflowError(
-                    f"{start + tokens} tokens do not fit a context of {self._max_context}",
-                    "Shorten the prompt, or build the bundle with a larger --max-context",
-                )
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not tokens:
-            raise EngineError("there are no tokens to run")
-        lowest, highest = min(tokens), max(tokens)
-        if lowest < 0 or highest >= self.vocab_size:
-            raise EngineError(
-                f"token {lowest if lowest < 0 else highest} is not in the vocabulary of "
-                f"{self.vocab_size}",
-                "Use the tokenizer that belongs to the model",
-            )
+            check_slot(slot, self._max_sequences)
+            held = int(self._lengths[slot])
+            check_room(slot, start, tokens, held=held, max_context=self._max_context)
 
     def _require_finite(
         self, logits: Float32Array, slots: Sequence[int], owner: npt.NDArray[np.int64]

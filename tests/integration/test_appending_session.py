@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import write_checkpoint
+from session_cases import random_tokens, reference_logits
 
 from edgekit.bundle.reader import Bundle, open_bundle
-from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.engine.appending_cache import AppendingCacheSession
 from edgekit.engine.load import open_session
 from edgekit.errors import ContextOverflowError, EngineError
-from edgekit.evaluate.reference import ReferenceModel
 from edgekit.models.config import ModelConfig
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
@@ -57,16 +56,12 @@ def session(folders: tuple[Path, Path]) -> Iterator[AppendingCacheSession]:
 
 @pytest.fixture(scope="module")
 def tokens() -> list[int]:
-    ids: list[int] = np.random.default_rng(5).integers(0, 4096, CONTEXT).tolist()
-    return ids
+    return random_tokens(CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def expected(folders: tuple[Path, Path], tokens: list[int]) -> Array:
-    """Float32 logits of the whole sequence from the NumPy reference."""
-    checkpoint = open_checkpoint(folders[0])
-    model = ReferenceModel(checkpoint.config, checkpoint.tensor)
-    return np.asarray(model.logits([np.array(tokens, np.int64)])[0])
+    return reference_logits(folders[0], tokens)
 
 
 def close(actual: Array, wanted: Array) -> None:

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import write_checkpoint
+from session_cases import random_tokens, reference_logits
 
 from edgekit.bundle.reader import open_bundle
-from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.contracts import engine_io
 from edgekit.engine import ort_cache
 from edgekit.engine.load import load_bundle
 from edgekit.engine.ort import OrtSession
 from edgekit.engine.ort_cache import DeviceBuffer, HostBuffer, KeyValueCache, tier_for
 from edgekit.errors import ContextOverflowError, EngineError
-from edgekit.evaluate.reference import ReferenceModel
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
@@ -61,16 +60,12 @@ def session(folders: tuple[Path, Path]) -> Iterator[OrtSession]:
 
 @pytest.fixture(scope="module")
 def tokens() -> list[int]:
-    ids: list[int] = np.random.default_rng(5).integers(0, 4096, CONTEXT).tolist()
-    return ids
+    return random_tokens(CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def expected(folders: tuple[Path, Path], tokens: list[int]) -> Array:
-    """Float32 logits of the whole sequence from the NumPy reference."""
-    checkpoint = open_checkpoint(folders[0])
-    model = ReferenceModel(checkpoint.config, checkpoint.tensor)
-    return np.asarray(model.logits([np.array(tokens, np.int64)])[0])
+    return reference_logits(folders[0], tokens)
 
 
 def close(actual: Array, wanted: Array) -> None:
