@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.contracts.manifest import FileEntry, Manifest
+
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 """Holds the manifest's digest in hex: a flipped bit in the manifest is caught by it."""
@@ -17,3 +19,12 @@ def blob_location(sha256: str) -> str:
     refuses symbolic and hard links.
     """
     return f"{BLOB_FOLDER}/{sha256[:2]}/{sha256}"
+
+
+def listed_files(manifest: Manifest) -> dict[str, FileEntry]:
+    """Return every file and blob that a manifest lists, by its path in the bundle."""
+    listed = {entry.path: entry for entry in manifest.files}
+    for tensor in manifest.tensors:
+        location = blob_location(tensor.sha256)
+        listed[location] = FileEntry(location, tensor.size_bytes, tensor.sha256)
+    return listed

@@ -16,7 +16,7 @@ from edgekit.bundle.layout import (
     MANIFEST,
     MANIFEST_DIGEST,
     TOKENIZER_FOLDER,
-    blob_location,
+    listed_files,
 )
 from edgekit.bundle.storage import storage_errors
 from edgekit.contracts.manifest import Manifest
@@ -91,7 +91,7 @@ def _listed_files(manifest: Path) -> set[str] | None:
         read = Manifest.from_bytes(manifest.read_bytes())
     except BundleError:
         return None
-    return {entry.path for entry in read.files} | {blob_location(x.sha256) for x in read.tensors}
+    return set(listed_files(read))
 
 
 def _remove(folder: Path) -> None:

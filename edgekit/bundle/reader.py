@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location, listed_files
 from edgekit.contracts.canonical import MAX_DOCUMENT_BYTES, parse_document
 from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry, blob_bytes
 from edgekit.errors import BundleError, DigestMismatchError
@@ -139,11 +139,9 @@ def open_bundle(path: Path) -> Bundle:
         wanted = recorded[:64].decode("ascii", "replace")
         raise DigestMismatchError(MANIFEST, wanted, digest)
     bundle = Bundle(path, Manifest.from_bytes(data), digest)
-    sizes = {entry.path: entry.size_bytes for entry in bundle.manifest.files}
-    sizes |= {blob_location(e.sha256): e.size_bytes for e in bundle.manifest.tensors}
     with bundle_errors(path):
-        for relative, size_bytes in sizes.items():
-            _check_size(path, relative, size_bytes)
+        for entry in listed_files(bundle.manifest).values():
+            _check_size(path, entry.path, entry.size_bytes)
     return bundle
 
 

@@ -8,12 +8,12 @@ named here rather than answered with nonsense.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, listed_files
 from edgekit.bundle.reader import Bundle, bundle_errors
 from edgekit.errors import BundleError, DigestMismatchError
 from edgekit.progress import SILENT, Progress
@@ -40,7 +40,7 @@ def verify_digests(
         DigestMismatchError: A file's bytes are not those of the manifest.
         BundleError: A file cannot be read, or stands in the folder but not in the manifest.
     """
-    _refuse_strays(bundle.path, _wanted(bundle))
+    _refuse_strays(bundle.path, listed_files(bundle.manifest))
     return check_digests(bundle, threads=threads, progress=progress)
 
 
@@ -56,19 +56,18 @@ def check_digests(bundle: Bundle, *, threads: int = 2, progress: Progress = SILE
         DigestMismatchError: A file's bytes are not those of the manifest.
         BundleError: A file cannot be read.
     """
-    wanted = _wanted(bundle)
-    sizes = {entry.path: entry.size_bytes for entry in bundle.manifest.files}
-    sizes |= {blob_location(e.sha256): e.size_bytes for e in bundle.manifest.tensors}
-    progress.start("digests", sum(sizes.values()))
+    listed = listed_files(bundle.manifest)
+    total_bytes = sum(entry.size_bytes for entry in listed.values())
+    progress.start("digests", total_bytes)
     # The largest first: a large one taken last would leave the other threads idle.
-    order = sorted(wanted, key=lambda name: (-sizes[name], name))
+    order = sorted(listed, key=lambda name: (-listed[name].size_bytes, name))
     paths = {name: bundle.path / name for name in order}
     with bundle_errors(bundle.path):
         for name, digest in hash_files(paths, threads=threads, progress=progress):
-            if digest != wanted[name]:
-                raise DigestMismatchError(name, wanted[name], digest)
+            if digest != listed[name].sha256:
+                raise DigestMismatchError(name, listed[name].sha256, digest)
     blobs = len({entry.sha256 for entry in bundle.manifest.tensors})
-    report = DigestReport(len(bundle.manifest.files), blobs, sum(sizes.values()))
+    report = DigestReport(len(bundle.manifest.files), blobs, total_bytes)
     progress.finish(f"{report.files} files and {report.blobs} blobs are whole")
     return report
 
@@ -107,14 +106,8 @@ def hash_files(
         pool.shutdown(cancel_futures=True)
 
 
-def _wanted(bundle: Bundle) -> dict[str, str]:
-    """Return the digest of every file and blob by its path in the bundle."""
-    files = {entry.path: entry.sha256 for entry in bundle.manifest.files}
-    return files | {blob_location(e.sha256): e.sha256 for e in bundle.manifest.tensors}
-
-
-def _refuse_strays(root: Path, wanted: dict[str, str]) -> None:
-    known = {*wanted, MANIFEST, MANIFEST_DIGEST}
+def _refuse_strays(root: Path, listed: Collection[str]) -> None:
+    known = {*listed, MANIFEST, MANIFEST_DIGEST}
     with bundle_errors(root):
         found = sorted(root.rglob("*"))
     for path in found:

@@ -22,7 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from edgekit.bundle.layout import BLOB_FOLDER, MANIFEST, MANIFEST_DIGEST, blob_location
+from edgekit.bundle.layout import (
+    BLOB_FOLDER,
+    MANIFEST,
+    MANIFEST_DIGEST,
+    blob_location,
+    listed_files,
+)
 from edgekit.bundle.output import require_free, take_place
 from edgekit.bundle.storage import storage_errors, sync_folder, write_atomic
 from edgekit.contracts.manifest import Dtype, FileEntry, Manifest, Role, TensorEntry, check_path
@@ -188,8 +194,7 @@ class BundleWriter:
 
     def _remove_strays(self, manifest: Manifest) -> None:
         """Leave only what the manifest lists: earlier tries may have written more."""
-        wanted = {entry.path for entry in manifest.files}
-        wanted |= {blob_location(entry.sha256) for entry in manifest.tensors}
+        wanted = set(listed_files(manifest))
         for path in sorted(self.work.rglob("*"), reverse=True):
             relative = path.relative_to(self.work).as_posix()
             if path.is_dir():
