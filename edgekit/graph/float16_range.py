@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgekit.errors import UnsupportedModelError
+from edgekit.quant.packing import FLOAT16_MAX
 
-FLOAT16_MAX = 65504.0
 HEADROOM = 16.0
 """Factor kept free above the largest activation seen: other inputs may go higher."""
 UNSCALED_HEADROOM = 2.0

@@ -15,6 +15,7 @@ from typing import Any
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import hash_files
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edgekit.checkpoint.files import read_errors
 from edgekit.checkpoint.hub import resolve_model
 from edgekit.errors import CheckpointError, UnsupportedModelError
 from edgekit.models.families import FAMILIES
@@ -124,10 +125,8 @@ def _compare_files(
 
 
 def _size(path: Path) -> int:
-    try:
+    with read_errors(path):
         return path.stat().st_size
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _some(names: list[str]) -> str:

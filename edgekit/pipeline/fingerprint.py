@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgekit.checkpoint.files import read_errors
 from edgekit.contracts.manifest import FileEntry
-from edgekit.errors import CheckpointError
 from edgekit.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -75,12 +75,9 @@ class CheckpointDigests:
 
     def _digest(self, path: Path) -> FileEntry:
         digest, size = hashlib.sha256(), 0
-        try:
-            with path.open("rb") as file:
-                while not self._stop and (chunk := file.read(_CHUNK_BYTES)):
-                    digest.update(chunk)
-                    size += len(chunk)
-                    self._done_bytes += len(chunk)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        with read_errors(path), path.open("rb") as file:
+            while not self._stop and (chunk := file.read(_CHUNK_BYTES)):
+                digest.update(chunk)
+                size += len(chunk)
+                self._done_bytes += len(chunk)
         return FileEntry(path.name, size, digest.hexdigest())

@@ -7,7 +7,6 @@ import pytest
 from edgekit.errors import UnsupportedModelError
 from edgekit.graph.exponents import Exponents, choose_exponents
 from edgekit.graph.float16_range import (
-    FLOAT16_MAX,
     HEADROOM,
     AttentionRange,
     LayerMaxima,
@@ -15,6 +14,7 @@ from edgekit.graph.float16_range import (
     needed_exponent,
     require_float16,
 )
+from edgekit.quant.packing import FLOAT16_MAX
 
 
 def choose(maxima: list[LayerMaxima], *, qk_norm: bool = False) -> Exponents:
