@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgekit.checkpoint.files import is_folder
 from edgekit.errors import CheckpointError, RecipeError, UnsupportedModelError
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import MIN_CONTEXT
@@ -35,8 +36,12 @@ def refuse_idle_options(request: BuildRequest) -> None:
 
 
 def is_local(model: str) -> bool:
-    """Whether MODEL is a folder rather than a hub id."""
-    return Path(model).expanduser().is_dir()
+    """Whether MODEL is a folder rather than a hub id.
+
+    Raises:
+        CheckpointError: The system does not let one look.
+    """
+    return is_folder(Path(model).expanduser())
 
 
 def model_name(model: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from privileges import reachable, unprivileged
 
+from edgekit.cli.commands.build import default_out
 from edgekit.errors import CheckpointError, RecipeError, UnsupportedModelError
-from edgekit.pipeline.options import choose_context, model_name, refuse_idle_options
+from edgekit.pipeline.options import choose_context, is_local, model_name, refuse_idle_options
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
 from edgekit.targets import TARGETS
@@ -43,6 +46,18 @@ def test_model_is_named_as_its_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert model_name("../link") == "link"
     assert model_name("deepseek-ai/DeepSeek-R1") == "DeepSeek-R1"
     assert model_name("/") == "model"
+
+
+def test_a_model_in_a_locked_folder_is_named(tmp_path: Path) -> None:
+    """A folder that cannot be looked into is an error that names it, whoever asks first."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o700 if os.geteuid() == 0 else 0)
+    reachable(locked)
+    with unprivileged():
+        for look in (is_local, model_name, lambda model: default_out(model, "cpu")):
+            with pytest.raises(CheckpointError, match=r"cannot read .*/m: Permission denied"):
+                look(str(locked / "m"))
+    locked.chmod(0o700)
 
 
 @pytest.mark.parametrize(
