@@ -121,7 +121,7 @@ def test_rows_are_read(tmp_path: Path) -> None:
     ("line", "cause"),
     [
         (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
+        (b"\xff\xfe", "is not UTF-8"),
         (b"[1]", "is not a JSON object"),
         (b'{"prompt": "x"}', "lacks 'answer'"),
         (b'{"answer": "x"}', "lacks 'prompt'"),
