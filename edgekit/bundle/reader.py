@@ -59,10 +59,6 @@ class Bundle:
                 return entry
         raise BundleError(f"{self.path} has no tensor {name}")
 
-    def blob_path(self, entry: TensorEntry) -> Path:
-        """Return the file that holds a tensor's bytes."""
-        return self.path / blob_location(entry.sha256)
-
     def read_tensor(self, entry: TensorEntry, *, check: bool = False) -> npt.NDArray[Any]:
         """Map a tensor's bytes; see :func:`map_blob`.
 

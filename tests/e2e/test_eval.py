@@ -53,7 +53,7 @@ def damaged(root: Path) -> Path:
     shutil.copytree(root / "bundle", root / "damaged")
     bundle = open_bundle(root / "damaged")
     codes = next(entry for entry in bundle.manifest.tensors if entry.role == "codes")
-    path = bundle.blob_path(codes)
+    path = bundle.path / blob_location(codes.sha256)
     data = bytearray(path.read_bytes())
     data[0] ^= 1
     path.write_bytes(data)
