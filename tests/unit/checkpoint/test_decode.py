@@ -86,7 +86,8 @@ def test_fp8_blocks_are_scaled(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 def test_fp8_scales_must_cover_the_weight(tmp_path: Path) -> None:
     """Scales of another block size are refused with both shapes."""
-    tensors = {"w": np.zeros((256, 256), np.uint8), "s": np.ones((2, 1), np.float32)}
+    scales = np.ones((2, 1), np.float32)
+    tensors: dict[str, Array] = {"w": np.zeros((256, 256), np.uint8), "s": scales}
     header = stored(tmp_path, tensors, "f32", w="F8_E4M3")
     with pytest.raises(CheckpointError, match=r"s is F32 \[2, 1\], blocks of \[128, 128\]"):
         check_fp8_scale(header["w"], header["s"], (128, 128))

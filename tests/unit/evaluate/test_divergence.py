@@ -31,7 +31,7 @@ def kl_nats(ours: Array, theirs: Array) -> Array:
 
 def log_softmax(values: Array) -> Array:
     wide = values.astype(np.longdouble)
-    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 30))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,10 @@ class EchoSession:
         raise AssertionError
 
     def _logits(self, slot: int, step: int) -> np.ndarray:
-        return np.eye(256, dtype=np.float32)[self.scripts[self.slots[slot]][step]]
+        return np.asarray(np.eye(256, dtype=np.float32)[self.scripts[self.slots[slot]][step]])
 
 
-def ask(scripts: list[str], answers: list[str], **options: int) -> dict[str, float | int]:
+def ask(scripts: list[str], answers: list[str], **options: Any) -> dict[str, float | int]:
     rows = [EvalRow(str(i), "", answer) for i, answer in enumerate(answers)]
     result = evaluate_exact_match(
         EchoSession(scripts),
