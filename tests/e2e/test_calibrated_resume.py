@@ -22,7 +22,7 @@ from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe, parse_recipe
 from edgekit.targets import TARGETS
 
-pytest.importorskip("torch")
+pytestmark = pytest.mark.calibrate
 
 DATA = Path(__file__).parent.parent / "data"
 LAYERS = 3
