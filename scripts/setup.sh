@@ -47,12 +47,11 @@ esac
 "${pip[@]}" -c constraints.txt -e ".[$extras]"
 if [ -n "$group" ]; then
     # pip takes --group from 25.1 on; Debian 12 has 23.
-    names=$(.venv/bin/python - "$group" <<'END'
-import sys, tomllib
-with open("pyproject.toml", "rb") as file:
-    print(*tomllib.load(file)["dependency-groups"][sys.argv[1]], sep="\n")
-END
-    )
+    read_group='import sys, tomllib
+groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]
+print(*groups.get(sys.argv[1], ()), sep="\n")'
+    names=$(.venv/bin/python -c "$read_group" "$group")
+    [ -n "$names" ] || die "pyproject.toml has no dependency group $group"
     mapfile -t packages <<<"$names"
     "${pip[@]}" -c constraints.txt "${packages[@]}"
 fi
