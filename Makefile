@@ -13,11 +13,11 @@ check: ## what CI runs
 fmt: ## format and mend what ruff can
 	$(bin)/ruff format . && $(bin)/ruff check --fix .
 lint: ## ruff and the import contracts
-	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/lint-imports
+	scripts/test.sh lint
 types: ## mypy, strict
-	$(bin)/mypy
+	scripts/test.sh types
 test: ## the fast tests
-	$(bin)/python -m pytest -m "not slow"
+	scripts/test.sh test
 test-slow: ## the tests that take minutes
 	$(bin)/python -m pytest -m slow --timeout 3600
 bench: ## see tests/bench/README.md for the peers

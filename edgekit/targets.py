@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgekit.errors import EdgekitError
-
 Dialect = Literal["standard", "trt103"]
 MEMORY_RESERVE_FRACTION = 0.2
 
@@ -97,17 +95,3 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
-
-
-def get_target(name: str) -> Target:
-    """Return a target by name.
-
-    Raises:
-        EdgekitError: There is no such target; the message lists them.
-    """
-    try:
-        return TARGETS[name]
-    except KeyError:
-        raise EdgekitError(
-            f"unknown target {name!r}", f"Use one of: {', '.join(TARGETS)}"
-        ) from None

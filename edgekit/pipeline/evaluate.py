@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle.reader import Bundle
+from edgekit.contracts.data_files import read_text
 from edgekit.engine.load import LoadedModel, load_bundle
 from edgekit.engine.ort import Provider
 from edgekit.errors import CalibrationError, ContextOverflowError
@@ -26,8 +27,6 @@ from edgekit.evaluate.text_quality import TextSample, measure_session, split_win
 from edgekit.pipeline.compared import Compared, open_reference
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import Messages, reasoned_text
-
-MAX_TEXT_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def evaluate_bundle(
         EngineError: The engine fails.
     """
     rows = read_rows(request.data, request.limit) if request.data else []
-    text = _read_text(request.text) if request.text else None
+    text = read_text(request.text) if request.text else None
     compared = None
     if request.reference is not None:
         compared = open_reference(
@@ -122,28 +121,6 @@ def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) ->
     )
     progress.finish(f"{result.correct} of {result.total} answers are exact")
     return result.to_dict()
-
-
-def _read_text(path: Path) -> str:
-    """Read a plain text.
-
-    Raises:
-        CalibrationError: It cannot be read, is too large or not UTF-8.
-    """
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise CalibrationError(
-                f"{path} is larger than {MAX_TEXT_BYTES} bytes", "Give a part of it"
-            )
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot read {path}: {error.strerror}", "Give a readable text file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{path} is not UTF-8 at byte {error.start}", "Convert it"
-        ) from error
 
 
 def _windows(

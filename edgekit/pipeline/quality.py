@@ -135,3 +135,11 @@ def require_quality(quality: Mapping[str, Any], limits: Acceptance) -> None:
             f"top-1 agreement on the golden sequences is {agreement:.4f}, the recipe wants {least}",
             "Use a recipe with more bits or smaller groups",
         )
+
+
+def quality_summary(quality: Mapping[str, Any]) -> str:
+    """Return a quality report's two figures in words."""
+    return (
+        f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+        f"{100 * quality['top1_agreement']:.1f} %"
+    )

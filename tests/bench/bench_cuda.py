@@ -33,60 +33,73 @@ DECODED_TOKENS = 16
 STEPS = 60
 
 
-def float64_logits(bundle: Bundle, tokens: list[int]) -> np.ndarray[Any, Any]:
-    """Return logits [S, V] of the stored weights, all arithmetic in float64 on the GPU."""
-    import torch
+class Float64Model:
+    """The stored weights of a bundle, all arithmetic in float64 on the GPU."""
 
-    manifest = bundle.manifest
-    config = ModelConfig.from_dict(dict(manifest.model["config"]))
-    exponents = Exponents.from_dict(manifest.f16_exponents)
-    entries = {entry.name: entry for entry in manifest.tensors}
-    untied = replace(config, tie_word_embeddings=False)
-    stored = StoredTensors(bundle.path, entries, untied, exponents)
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.config = ModelConfig.from_dict(dict(manifest.model["config"]))
+        entries = {entry.name: entry for entry in manifest.tensors}
+        untied = replace(self.config, tie_word_embeddings=False)
+        exponents = Exponents.from_dict(manifest.f16_exponents)
+        self._stored = StoredTensors(bundle.path, entries, untied, exponents)
 
-    def weight(name: str) -> Any:
-        return torch.from_numpy(np.asarray(read_all(stored.open(name)))).cuda().double()
+    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """Return logits [S, V]."""
+        import torch
 
-    def norm(x: Any, name: str) -> Any:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.rms_norm_eps) * weight(name)
+        tables = cos_sin_tables(self.config.rope, self.config.head_dim, np.arange(len(tokens)))
+        cos_sin = tuple(torch.from_numpy(table).cuda().double() for table in tables)
+        mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1).cuda().double()
+        x = self._weight("model.embed_tokens.weight")[torch.tensor(tokens).cuda()]
+        for layer in range(self.config.num_hidden_layers):
+            prefix = f"model.layers.{layer}"
+            h = self._norm(x, f"{prefix}.input_layernorm.weight")
+            x = x + self._attention(layer, h, cos_sin, mask)
+            h = self._norm(x, f"{prefix}.post_attention_layernorm.weight")
+            gate, up = self._linear(layer, 4, h), self._linear(layer, 5, h)
+            x = x + self._linear(layer, 6, torch.nn.functional.silu(gate) * up)
+        x = self._norm(x, "model.norm.weight")
+        result: np.ndarray[Any, Any] = (x @ self._weight("lm_head.weight").T).cpu().numpy()
+        return result
 
-    tables = cos_sin_tables(config.rope, config.head_dim, np.arange(len(tokens)))
-    cos, sin = (torch.from_numpy(t).cuda().double() for t in tables)
-
-    def rotate(x: Any) -> Any:
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-    x = weight("model.embed_tokens.weight")[torch.tensor(tokens).cuda()]
-    mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1).cuda().double()
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-
-        def linear(index: int, value: Any, layer: int = layer) -> Any:
-            spec = layer_linears(config, layer)[index]
-            y = value @ weight(spec.weight_key).T
-            return y + weight(f"{spec.name}.bias") if spec.bias else y
-
-        def heads(index: int, value: Any, name: str | None, prefix: str = prefix) -> Any:
-            y = linear(index, value).view(len(tokens), -1, config.head_dim)
-            if name and config.qk_norm:
-                y = norm(y, f"{prefix}.self_attn.{name}.weight")
-            return y.transpose(0, 1)
-
-        h = norm(x, f"{prefix}.input_layernorm.weight")
-        q, k = rotate(heads(0, h, "q_norm")), rotate(heads(1, h, "k_norm"))
+    def _attention(self, layer: int, h: Any, cos_sin: tuple[Any, ...], mask: Any) -> Any:
+        config = self.config
+        q = _rotate(self._heads(layer, 0, h, "q_norm"), *cos_sin)
+        k = _rotate(self._heads(layer, 1, h, "k_norm"), *cos_sin)
         groups = config.num_attention_heads // config.num_key_value_heads
         k = k.repeat_interleave(groups, 0)
-        v = heads(2, h, None).repeat_interleave(groups, 0)
+        v = self._heads(layer, 2, h, None).repeat_interleave(groups, 0)
         scores = q @ k.transpose(1, 2) * config.head_dim**-0.5 + mask
-        a = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(tokens), -1)
-        x = x + linear(3, a)
-        h = norm(x, f"{prefix}.post_attention_layernorm.weight")
-        x = x + linear(6, torch.nn.functional.silu(linear(4, h)) * linear(5, h))
-    logits: np.ndarray[Any, Any] = (
-        (norm(x, "model.norm.weight") @ weight("lm_head.weight").T).cpu().numpy()
-    )
-    return logits
+        a = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(h), -1)
+        return self._linear(layer, 3, a)
+
+    def _heads(self, layer: int, index: int, value: Any, norm: str | None) -> Any:
+        y = self._linear(layer, index, value).view(len(value), -1, self.config.head_dim)
+        if norm and self.config.qk_norm:
+            y = self._norm(y, f"model.layers.{layer}.self_attn.{norm}.weight")
+        return y.transpose(0, 1)
+
+    def _linear(self, layer: int, index: int, value: Any) -> Any:
+        spec = layer_linears(self.config, layer)[index]
+        y = value @ self._weight(spec.weight_key).T
+        return y + self._weight(f"{spec.name}.bias") if spec.bias else y
+
+    def _norm(self, x: Any, name: str) -> Any:
+        variance = (x * x).mean(-1, keepdim=True)
+        return x * (variance + self.config.rms_norm_eps).rsqrt() * self._weight(name)
+
+    def _weight(self, name: str) -> Any:
+        import torch
+
+        return torch.from_numpy(np.asarray(read_all(self._stored.open(name)))).cuda().double()
+
+
+def _rotate(x: Any, cos: Any, sin: Any) -> Any:
+    import torch
+
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def check(path: Path) -> dict[str, Any]:
@@ -95,7 +108,7 @@ def check(path: Path) -> dict[str, Any]:
     vocab = bundle.manifest.model["config"]["vocab_size"]
     total = PROMPT_TOKENS + DECODED_TOKENS
     tokens = np.random.default_rng(0).integers(0, vocab, total).tolist()
-    wanted = float64_logits(bundle, tokens)
+    wanted = Float64Model(bundle).logits(tokens)
     report: dict[str, Any] = {"bundle": path.name}
     for name, graph in (("plain", False), ("cuda_graph", True)):
         session = load_bundle(bundle, provider="cuda", max_sequences=4, cuda_graph=graph).session

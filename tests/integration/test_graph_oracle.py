@@ -100,7 +100,10 @@ class Runner:
         tokens = ids.shape[1]
         positions = np.arange(start, start + tokens)
         mask = np.arange(CAPACITY)[None] <= positions[:, None]
-        rows = lambda x: np.repeat(x[None], self.batch, axis=0)  # noqa: E731
+
+        def rows(x: Array) -> Array:
+            return np.repeat(x[None], self.batch, axis=0)
+
         feed = {
             engine_io.INPUT_IDS: ids,
             engine_io.POSITION_IDS: rows(positions),

@@ -54,6 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def session(folders: tuple[Path, Path]) -> Iterator[OrtSession]:
     model = load_bundle(open_bundle(folders[1]), max_sequences=4, threads=1, prefill_chunk=64)
+    assert isinstance(model.session, OrtSession)
     yield model.session
     model.session.close()
 

@@ -141,45 +141,37 @@ def default_out(model: str, target: str) -> Path:
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the closing table of a build."""
-    fit, quality, limits = result["fit"], result["quality"], result["limits"]
+    fit, limits = result["fit"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]
-    rows = [
-        ("bundle", result["bundle"]),
-        ("digest", result["digest"]),
-        ("recipe", f"{result['recipe']} for {result['target']}"),
-        (
-            "size",
-            f"{format_bytes(result['full_bytes'])}, "
-            f"{result['bits_per_linear_weight']:.3f} bits per linear weight",
-        ),
-        (
-            "context",
-            f"{limits['max_context']} tokens a sequence, {limits['max_sequences']} sequences",
-        ),
-        (
-            "memory",
-            f"{format_bytes(fit['total_bytes'])} predicted, {used:.1f} % of "
-            f"{format_bytes(fit['usable_bytes'])} usable; "
-            f"caches {format_bytes(fit['cache_bytes'])}",
-        ),
-    ]
-    if quality.get("checked"):
-        rows.append(
-            (
-                "quality",
-                f"KL {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
-                f"{100 * quality['top1_agreement']:.1f} % over {quality['tokens']} golden tokens",
-            )
-        )
-    else:
-        rows.append(("quality", f"not checked: {quality.get('reason', '')}"))
-    if update := result["update"]:
-        kept = 100 * update["kept_scales"] / update["scales"]
-        rows.append(
-            (
-                "update",
-                f"{format_bytes(update['transfer_bytes'])} to fetch from the base, "
-                f"{kept:.1f} % of its scales kept",
-            )
-        )
-    return rows
+    rows = {
+        "bundle": result["bundle"],
+        "digest": result["digest"],
+        "recipe": f"{result['recipe']} for {result['target']}",
+        "size": f"{format_bytes(result['full_bytes'])}, "
+        f"{result['bits_per_linear_weight']:.3f} bits per linear weight",
+        "context": f"{limits['max_context']} tokens a sequence, "
+        f"{limits['max_sequences']} sequences",
+        "memory": f"{format_bytes(fit['total_bytes'])} predicted, {used:.1f} % of "
+        f"{format_bytes(fit['usable_bytes'])} usable; caches {format_bytes(fit['cache_bytes'])}",
+        "quality": _quality(result["quality"]),
+    }
+    if result["update"]:
+        rows["update"] = _update(result["update"])
+    return list(rows.items())
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    if not quality["checked"]:
+        return f"not checked: {quality['reason']}"
+    return (
+        f"KL {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+        f"{100 * quality['top1_agreement']:.1f} % over {quality['tokens']} golden tokens"
+    )
+
+
+def _update(update: dict[str, Any]) -> str:
+    kept = 100 * update["kept_scales"] / update["scales"]
+    return (
+        f"{format_bytes(update['transfer_bytes'])} to fetch from the base, "
+        f"{kept:.1f} % of its scales kept"
+    )
