@@ -54,6 +54,11 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (("run", "b"), "--json needs a PROMPT"),
         (("recipes", "--nothing"), "--nothing"),
         (("bild",), "bild"),
+        (("build", "m", "--target", "cpu", "--optimum-python", "p"), "without --exporter optimum"),
+        (("eval", "b", "--text", "t", "--limit", "8"), "--limit does nothing without --data"),
+        (("eval", "b", "--data", "d", "--text-tokens", "512"), "does nothing without --text"),
+        (("eval", "b", "--data", "d", "--window", "512"), "without --text or --reference"),
+        (("verify", "b", "--no-run", "--provider", "cpu"), "does nothing with --no-run"),
     ],
 )
 def test_wrong_usage_is_json_too(
@@ -64,6 +69,15 @@ def test_wrong_usage_is_json_too(
     assert message in str(error["message"])
     assert "--help" in str(error["remedy"])
     assert message in said
+
+
+def test_an_option_of_the_environment_is_never_idle(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EDGEKIT_OPTIMUM_PYTHON, set for other builds, does not stop a native one."""
+    monkeypatch.setenv("EDGEKIT_OPTIMUM_PYTHON", "/nowhere/python")
+    error, _ = fail(capsys, 4, "build", "./nowhere", "--target", "cpu", kind="CheckpointError")
+    assert "./nowhere is neither a folder nor a hub id" in str(error["message"])
 
 
 def test_internal_error_is_one_line(
