@@ -87,6 +87,7 @@ def main(args: list[str] | None = None) -> None:
 def _run(arguments: list[str], *, as_json: bool) -> int:
     """Run a command; returns its exit code, every error explained."""
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # until here, entry.py's
         code = cli.main(arguments, prog_name="edgekit", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         # click turns a KeyboardInterrupt into its Abort.

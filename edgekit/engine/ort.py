@@ -17,7 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
-from edgekit.engine.checks import check_distinct, check_room, check_slot, check_tokens
+from edgekit.engine.checks import (
+    check_distinct,
+    check_room,
+    check_slot,
+    check_tokens,
+    not_finite,
+)
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
 from edgekit.engine.ort_step import Step
 from edgekit.errors import EngineError, MissingExtraError
@@ -211,11 +217,7 @@ class OrtSession:
             broken = sorted({slots[row] for row in owner[bad]})
             self._cache.zero(broken)
             self._lengths[broken] = 0
-            raise EngineError(
-                f"the model gave NaN or infinite logits in slot {broken[0]}",
-                "Verify the bundle; if it is whole, the model overflows float16: build it with "
-                "--target cpu, which computes in float32",
-            )
+            raise not_finite(broken[0], self._dtype.name)
 
 
 def open_ort(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 from edgekit.recipe import DEFAULT_RECIPE, MIN_CONTEXT
 from edgekit.targets import TARGETS
@@ -94,6 +95,8 @@ def command(**options: Any) -> None:
     from edgekit.pipeline.request import BuildRequest  # noqa: PLC0415
     from edgekit.recipe import load_recipe  # noqa: PLC0415
 
+    if options["exporter"] == "native":
+        refuse_idle("without --exporter optimum", "optimum_python")
     as_json, target = options["as_json"], TARGETS[options["target_name"]]
     request = BuildRequest(
         model=options["model"],

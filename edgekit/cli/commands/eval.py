@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 
 
@@ -60,6 +61,12 @@ def command(bundle: Path, **options: Any) -> None:
     """  # fmt: skip
     if not options["data"] and not options["text"]:
         raise click.UsageError("give --data, --text or both")
+    if not options["data"]:
+        refuse_idle("without --data", "limit")
+    if not options["text"]:
+        refuse_idle("without --text", "text_tokens")
+        if not options["reference"]:
+            refuse_idle("without --text or --reference", "window")
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.pipeline.evaluate import EvalRequest, evaluate_bundle  # noqa: PLC0415
 

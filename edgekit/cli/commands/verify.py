@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 from edgekit.units import format_bytes
 
@@ -34,6 +35,8 @@ def command(bundle: Path, **options: Any) -> None:
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.pipeline.verify import verify_bundle  # noqa: PLC0415
 
+    if options["no_run"]:
+        refuse_idle("with --no-run", "provider")
     with StageProgress() as progress:
         report = verify_bundle(
             open_bundle(bundle),
