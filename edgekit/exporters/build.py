@@ -38,7 +38,7 @@ from edgekit.models.exported import ExportedConfig
 from edgekit.models.families import token_id
 from edgekit.pipeline.calibrated import check_device
 from edgekit.pipeline.fingerprint import CheckpointDigests
-from edgekit.pipeline.fit import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
+from edgekit.plan.memory import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
 from edgekit.pipeline.options import (
     choose_context,

@@ -37,7 +37,7 @@ from edgekit.pipeline.calibrated import (
     store_calibrated,
 )
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
-from edgekit.pipeline.fit import Fit, predict_fit, require_fit
+from edgekit.plan.memory import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
 from edgekit.pipeline.kept import kept_schemes
 from edgekit.pipeline.options import (
