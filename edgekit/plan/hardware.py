@@ -48,6 +48,7 @@ class Machine:
         full_gpu_mhz: ``gpu_mhz`` of the fastest mode.
         mode: Name of the power mode; empty where there is none.
         is_reference: A machine for comparison: no edgekit target.
+        scenario: Where it stands, unless told otherwise.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Machine:
     mode: str = ""
     modes: tuple[PowerMode, ...] = ()
     is_reference: bool = False
+    scenario: str = "edge"
 
     def in_mode(self, name: str) -> Machine:
         """Return the machine in a power mode.
