@@ -263,6 +263,11 @@ def _warnings(
             f"no rate of {engine.name} on {machine.title} is published: its parameters are those "
             f"of {engine.calibration}"
         )
+    if engine.borrows_batch:
+        found.append(
+            f"what each further sequence costs on {machine.title} is as on the AGX Orin 64GB: no "
+            "batch is published of it"
+        )
     if machine.gpu_mhz < machine.full_gpu_mhz:
         found.append(
             "below full clocks one published rate is all there is: what an SM moves a clock is "

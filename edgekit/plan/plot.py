@@ -17,7 +17,7 @@ from edgekit.errors import EdgekitError, MissingExtraError, StorageError
 from edgekit.plan.planner import PROJECTION, Plan
 
 SUFFIXES = (".png", ".html")
-INTENSITIES = (0.5, 5000.0)
+INTENSITIES = (0.5, 20000.0)
 """Range of the axis, flop a byte."""
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
 

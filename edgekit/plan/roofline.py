@@ -8,7 +8,7 @@ after another. Equations and the comparison with published rates: ``docs/plannin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from edgekit.errors import EdgekitError
@@ -18,6 +18,8 @@ from edgekit.plan.workload import Workload
 
 ENGINES = ("edge-llm", "mlc", "llama.cpp")
 DEFAULT_ENGINE = "edge-llm"
+COMMON = "agx-orin-64gb"
+"""The machine most rates are published of: its parameters stand in for those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Engine:
         compute_efficiency: Share of peak FP16 in a prompt; 0 where no row was published.
         sequence_efficiency: That share for a batch's further sequences; 0 likewise.
         sequence_layer_s: Fixed time of a layer for each further sequence.
+        borrows_batch: These two are the AGX Orin 64GB's: no batch is published of its own machine.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Engine:
     compute_efficiency: float = 0.0
     sequence_efficiency: float = 0.0
     sequence_layer_s: float = 0.0
+    borrows_batch: bool = False
 
     def bandwidth(self, machine: Machine) -> float:
         """Return the bytes a second a step streams: the memory's share, or what the SMs can ask.
@@ -68,7 +72,7 @@ class Engine:
             return step
         if not self.sequence_efficiency:
             raise EdgekitError(
-                f"no rate of {self.name} with more than one sequence is published for Orin",
+                f"no rate of {self.name} with more than one sequence is published for any Orin",
                 f"Leave --batch out, or use --engine {DEFAULT_ENGINE}",
             )
         flops = work.decode_flops(1, 0) / (self.sequence_efficiency * machine.fp16_flops_per_s)
@@ -95,8 +99,17 @@ def find_engine(name: str, calibration: str) -> tuple[Engine, bool]:
     if rows is None:
         raise EdgekitError(f"unknown engine {name!r}", f"Use one of: {', '.join(ENGINES)}")
     own = calibration in rows
-    used = calibration if own else "agx-orin-64gb"
-    return fill(Engine, rows[used], name=name, calibration=used), own
+    used = calibration if own else COMMON
+    engine = fill(Engine, rows[used], name=name, calibration=used)
+    common = rows[COMMON]
+    if not engine.sequence_efficiency and "sequence_efficiency" in common:
+        engine = replace(
+            engine,
+            sequence_efficiency=common["sequence_efficiency"],
+            sequence_layer_s=common["sequence_layer_s"],
+            borrows_batch=True,
+        )
+    return engine, own
 
 
 @cache

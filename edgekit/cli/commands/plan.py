@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,8 @@ def command(model: str, target_name: str | None, *, all_targets: bool, **options
     if options["plot"]:
         from edgekit.plan.plot import draw_roofline  # noqa: PLC0415 - an extra
 
-        draw_roofline(plans, options["plot"])
+        with _wrong_usage():
+            draw_roofline(plans, options["plot"])
     if options["as_json"]:
         print_json(_document(plans))
     elif all_targets:
@@ -132,29 +135,41 @@ def _plans(model: str, names: list[str], options: dict[str, Any]) -> list[Any]:
         options["contexts"],
         **{key: options[key] for key in COST_OPTIONS},
     )
-    found = [find_machine(machine) for machine in names]
-    if options["power_mode"]:
-        found = [machine.in_mode(options["power_mode"]) for machine in found]
-    return [make_plan(subject, machine, chosen) for machine in found]
+    with _wrong_usage():
+        found = [find_machine(machine) for machine in names]
+        if options["power_mode"]:
+            found = [machine.in_mode(options["power_mode"]) for machine in found]
+        return [make_plan(subject, machine, chosen) for machine in found]
+
+
+@contextmanager
+def _wrong_usage() -> Iterator[None]:
+    """Report an option's impossible value as wrong usage; errors of a family stay as they are."""
+    try:
+        yield
+    except EdgekitError as error:
+        if type(error) is not EdgekitError:
+            raise
+        raise click.UsageError(str(error)) from error
 
 
 def _refuse_beyond(subject: Any, options: dict[str, Any]) -> None:
     """Refuse rows of the table that the planned bundle could not run.
 
     Raises:
-        EdgekitError: A longer context, or more sequences, than it is built for.
+        UsageError: A longer context, or more sequences, than it is built for.
     """
     longest = max(options["contexts"], default=0)
     if longest > subject.max_context:
-        raise EdgekitError(
-            f"--context {longest} is more than the bundle would hold: {subject.max_context} tokens",
-            f"Add --max-context {longest}",
+        raise click.UsageError(
+            f"--context {longest} is more than the bundle would hold: {subject.max_context} "
+            f"tokens. Add --max-context {longest}"
         )
     most = max(options["batches"], default=0)
     if most > subject.max_sequences:
-        raise EdgekitError(
-            f"--batch {most} is more than the bundle would decode: {subject.max_sequences}",
-            f"Add --max-sequences {most}",
+        raise click.UsageError(
+            f"--batch {most} is more than the bundle would decode: {subject.max_sequences}. "
+            f"Add --max-sequences {most}"
         )
 
 
