@@ -37,7 +37,6 @@ from edgekit.pipeline.calibrated import (
     store_calibrated,
 )
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
-from edgekit.plan.memory import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
 from edgekit.pipeline.kept import kept_schemes
 from edgekit.pipeline.options import (
@@ -61,6 +60,7 @@ from edgekit.pipeline.stored import (
     store_tensors,
 )
 from edgekit.pipeline.stored_tensors import StoredTensors
+from edgekit.plan.memory import Fit, predict_fit, require_fit
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, plan_quantization

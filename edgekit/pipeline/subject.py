@@ -36,7 +36,8 @@ def open_subject(
     Args:
         model: A bundle, a folder with at least a ``config.json``, or a published model's name.
         recipe: How it would be quantized; None for a bundle only, which brings its own.
-        max_context, max_sequences: Override the recipe's, or the bundle's.
+        max_context: Overrides the recipe's, or the bundle's.
+        max_sequences: Likewise.
 
     Raises:
         RecipeError: A recipe for a bundle, or one that does not fit the model.

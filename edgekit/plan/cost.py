@@ -48,7 +48,9 @@ class CostAssumptions:
         return asdict(self)
 
 
-def assume(machine: Machine, scenario: str | None = None, **options: float | None) -> CostAssumptions:
+def assume(
+    machine: Machine, scenario: str | None = None, **options: float | None
+) -> CostAssumptions:
     """Return the assumptions for a machine, its defaults overridden by the options that are given.
 
     Args:

@@ -75,7 +75,9 @@ def published_rows() -> tuple[Row, ...]:
     )
 
 
-def _row(name: str, calibration: str, kind: Kind, group: dict[str, Any], row: dict[str, Any]) -> Row:
+def _row(
+    name: str, calibration: str, kind: Kind, group: dict[str, Any], row: dict[str, Any]
+) -> Row:
     table = read_table("rows.toml")
     family, hidden, inter, layers, heads, keys, vocab = table["shape"][row["model"]]
     config = shape_config(
@@ -161,7 +163,9 @@ def _fit_prefill(engine: Engine, rows: Sequence[Row]) -> Engine:
         fixed = engine.fixed_s(row.machine, row.work.layers)
         moved = row.work.weight_bytes / _streaming(engine, row)
         compute_s = row.context / row.rate - fixed - moved
-        shares.append(row.work.prefill_flops(row.context) / compute_s / row.machine.fp16_flops_per_s)
+        shares.append(
+            row.work.prefill_flops(row.context) / compute_s / row.machine.fp16_flops_per_s
+        )
     return replace(engine, compute_efficiency=_rounded(float(np.mean(shares))))
 
 

@@ -114,7 +114,9 @@ class Scenario:
 @cache
 def machines() -> dict[str, Machine]:
     """Return every machine by name, each in its fastest mode."""
-    return {name: _machine(name, row) for name, row in read_table("hardware.toml")["machine"].items()}
+    return {
+        name: _machine(name, row) for name, row in read_table("hardware.toml")["machine"].items()
+    }
 
 
 @cache

@@ -216,7 +216,12 @@ def make_plan(subject: Subject, machine: Machine, options: PlanOptions) -> Plan:
 
 
 def _rate(
-    work: Workload, machine: Machine, engine: Engine, cost: CostAssumptions, batch: int, context: int
+    work: Workload,
+    machine: Machine,
+    engine: Engine,
+    cost: CostAssumptions,
+    batch: int,
+    context: int,
 ) -> Rate:
     step = engine.decode_step_s(work, machine, batch, context)
     prefill = engine.prefill_s(work, machine, context)
@@ -248,9 +253,7 @@ def _contexts(subject: Subject) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*(x for x in CONTEXTS if x < longest), longest)))
 
 
-def _warnings(
-    subject: Subject, machine: Machine, engine: Engine, *, own: bool
-) -> tuple[str, ...]:
+def _warnings(subject: Subject, machine: Machine, engine: Engine, *, own: bool) -> tuple[str, ...]:
     """Return what a reader must know before trusting the figures."""
     found = [PROJECTION]
     if machine.is_reference:

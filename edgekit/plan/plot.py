@@ -121,6 +121,7 @@ def _page(plans: Sequence[Plan], svg: str) -> str:
     title = html.escape(f"edgekit plan: {plans[0].subject.name}")
     drawing = svg[svg.index("<svg") :]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{title}</title></head>"
         f"<body><h1>{title}</h1>\n{drawing}\n<p>{html.escape(PROJECTION)}</p></body></html>\n"
     )

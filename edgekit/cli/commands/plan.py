@@ -265,7 +265,7 @@ def _memory_rows(plan: Any) -> list[tuple[str, str]]:
 def _cost(cost: Any) -> str:
     return (
         f"{cost.scenario}: {cost.price_usd:g} USD over {cost.lifetime_years:g} years, busy "
-        f"{100 * cost.utilization:.0f} %, {cost.power_w:g} W × {cost.energy_overhead:g} at "
+        f"{100 * cost.utilization:.0f} %, {cost.power_w:g} W times {cost.energy_overhead:g} at "
         f"{cost.energy_usd_per_kwh:g} USD/kWh"
     )
 

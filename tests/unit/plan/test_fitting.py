@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -30,14 +31,25 @@ def kept_aside(engine: str, kind: str) -> list[Row]:
     return [r for r in ROWS if r.engine == engine and r.kind == kind and not r.fitted]
 
 
-def test_parameters_are_those_of_the_fit() -> None:
-    """No parameter is tuned by hand: the file is what the script writes."""
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """Load scripts/fit_engines.py."""
     spec = importlib.util.spec_from_file_location("fit_engines", ROOT / "scripts/fit_engines.py")
     assert spec is not None
     assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_parameters_are_those_of_the_fit(script: ModuleType) -> None:
+    """No parameter is tuned by hand: the file is what the script writes."""
     assert (ROOT / "edgekit/plan/engines.toml").read_text() == script.render()
+
+
+def test_the_documented_table_is_what_the_model_gives(script: ModuleType) -> None:
+    """docs/planning.md shows every published row and its error."""
+    assert script.table() in (ROOT / "docs/planning.md").read_text()
 
 
 def test_edge_llm_rows_kept_aside_come_out_within_5_percent() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.errors import EdgekitError
-from edgekit.models.published_shapes import find_shape, shape_config
+from edgekit.models.published_shapes import find_shape
 from edgekit.plan.hardware import find_machine, machines, scenarios
 from edgekit.plan.roofline import ENGINES, Engine, find_engine, sm_bytes_per_clock
 from edgekit.plan.workload import uniform_workload
@@ -92,8 +92,7 @@ def test_what_does_not_exist_is_named() -> None:
         find_machine("nano")
     with pytest.raises(EdgekitError, match="edge-llm, mlc"):
         find_engine("vllm", "agx-orin-64gb")
-    work = uniform_workload(shape_config("llama", hidden_size=64, intermediate_size=64,
-        num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=64), 4, 4)  # fmt: skip
+    work = uniform_workload(QWEN3_8B, 4, 4)
     for name in ENGINES[1:]:
         engine, _ = find_engine(name, "agx-orin-64gb")
         assert engine.prefill_s(work, find_machine("orin"), 16) is None
