@@ -15,7 +15,7 @@ from edgekit.cli.render import console, error_console, facts_table, grid_table, 
 from edgekit.errors import EdgekitError, UnsupportedModelError
 from edgekit.plan.hardware import ALIASES, find_machine, machines, scenarios
 from edgekit.plan.roofline import DEFAULT_ENGINE, ENGINES
-from edgekit.recipe import DEFAULT_RECIPE, MIN_CONTEXT
+from edgekit.recipe import MIN_CONTEXT
 from edgekit.units import format_bytes
 
 COST_OPTIONS = (
@@ -39,9 +39,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     help="A build target, or a machine of comparison.",
 )
 @click.option("--all-targets", is_flag=True, help="Every machine, a line each.")
-@click.option(
-    "--recipe", "recipe_name", help=f"Recipe's name, or a .toml file. [default: {DEFAULT_RECIPE}]"
-)
+@click.option("--recipe", "recipe_name", help="Recipe's name, or a .toml file. [default: build's]")
 @click.option(
     "--max-context",
     type=click.IntRange(MIN_CONTEXT),
@@ -114,14 +112,15 @@ def command(model: str, target_name: str | None, *, all_targets: bool, **options
 
 def _plans(model: str, names: list[str], options: dict[str, Any]) -> list[Any]:
     from edgekit.bundle.reader import is_bundle  # noqa: PLC0415 - heavy
-    from edgekit.pipeline.options import is_local  # noqa: PLC0415 - heavy
+    from edgekit.pipeline.options import is_local, model_name  # noqa: PLC0415 - heavy
     from edgekit.pipeline.subject import open_subject  # noqa: PLC0415
     from edgekit.plan.planner import PlanOptions, make_plan  # noqa: PLC0415
-    from edgekit.recipe import load_recipe  # noqa: PLC0415
+    from edgekit.recipe import default_recipe, load_recipe  # noqa: PLC0415
 
     name = options["recipe_name"]
     if name is None and not (is_local(model) and is_bundle(Path(model).expanduser())):
-        name = DEFAULT_RECIPE
+        # The recipes of a model differ by target in what they expect, not in what they build.
+        name = default_recipe(model_name(model), names[0] if len(names) == 1 else "")
     subject = open_subject(
         model,
         load_recipe(name) if name else None,
