@@ -32,6 +32,7 @@ COMMANDS = {
     "verify": "Check a bundle: digests, graph, golden prompts.",
     "eval": "Measure a bundle's quality on data.",
     "diff": "Show what changed between two bundles and what a device would fetch.",
+    "plan": "Project memory, rates, energy and cost before a build.",
     "recipes": "List the recipes and the published models.",
     "doctor": "Show what this machine can do and what is missing.",
 }

@@ -33,11 +33,11 @@ from edgekit.models.families import token_id
 from edgekit.pipeline.calibrated import check_device
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests
-from edgekit.pipeline.fit import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
 from edgekit.pipeline.options import choose_context, refuse_idle_options
 from edgekit.pipeline.quality import quality_summary, require_quality
 from edgekit.pipeline.request import BuildRequest, BuildResult
+from edgekit.plan.memory import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.report import error_report
 from edgekit.recipe import MAX_CONTEXT

@@ -32,7 +32,6 @@ from edgekit.pipeline.calibrated import (
 )
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
-from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
 from edgekit.pipeline.kept import kept_schemes
 from edgekit.pipeline.options import choose_context, refuse_idle_options
@@ -52,6 +51,7 @@ from edgekit.pipeline.stored import (
     store_tensors,
 )
 from edgekit.pipeline.stored_tensors import StoredTensors
+from edgekit.plan.memory import Fit, predict_fit, require_fit
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, plan_quantization

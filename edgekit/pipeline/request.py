@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.pipeline.fit import Fit
+from edgekit.plan.memory import Fit
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
 

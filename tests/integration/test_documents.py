@@ -49,6 +49,7 @@ def test_json_is_as_documented(bundle: Path, capsys: pytest.CaptureFixture[str])
         "eval": ("eval", bundle, "--data", rows, "--limit", 4, "--text", text,
                  "--text-tokens", 256, "--reference", EXAMPLE),
         "diff": ("diff", bundle, bundle),
+        "plan": ("plan", EXAMPLE, "--all-targets"),
         "recipes": ("recipes",),
         "doctor": ("doctor",),
         "inspect": ("inspect", bundle),

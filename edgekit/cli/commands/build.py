@@ -27,9 +27,8 @@ from edgekit.units import format_bytes
 @click.option(
     "--recipe",
     "recipe_name",
-    default=DEFAULT_RECIPE,
-    show_default=True,
-    help="Shipped recipe's name, or a .toml file.",
+    help="Shipped recipe's name, or a .toml file. [default: the published model's own for the "
+    f"target, else {DEFAULT_RECIPE}]",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
@@ -92,16 +91,18 @@ def command(**options: Any) -> None:
     edgekit build ./mistral --target cpu --exporter optimum
     """  # fmt: skip
     from edgekit.pipeline.build import build  # noqa: PLC0415 - heavy
+    from edgekit.pipeline.options import model_name  # noqa: PLC0415
     from edgekit.pipeline.request import BuildRequest  # noqa: PLC0415
-    from edgekit.recipe import load_recipe  # noqa: PLC0415
+    from edgekit.recipe import default_recipe, load_recipe  # noqa: PLC0415
 
     if options["exporter"] == "native":
         refuse_idle("without --exporter optimum", "optimum_python")
     as_json, target = options["as_json"], TARGETS[options["target_name"]]
+    recipe = options["recipe_name"] or default_recipe(model_name(options["model"]), target.name)
     request = BuildRequest(
         model=options["model"],
         target=target,
-        recipe=load_recipe(options["recipe_name"]),
+        recipe=load_recipe(recipe),
         out=options["out"] or default_out(options["model"], target.name),
         revision=options["revision"],
         adapter=options["adapter"],
