@@ -23,9 +23,9 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.graph.exponents import Exponents
 from edgekit.pipeline.calibrated import run_facts
-from edgekit.pipeline.fit import Fit
 from edgekit.pipeline.options import is_local, model_name
 from edgekit.pipeline.request import BuildRequest
+from edgekit.plan.memory import Fit
 from edgekit.quant.calibration import CalibrationSet
 
 _TOOLS = ("numba", "numpy", "onnx", "onnxruntime", "tokenizers")

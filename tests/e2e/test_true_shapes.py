@@ -52,15 +52,15 @@ def write_two_layers(path: Path, name: str) -> Path:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     block = rng.standard_normal(BLOCK).astype(np.float32)
-    with (path / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    with (path / "model.safetensors").open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
         for tensor, shape in shapes.items():
             norm = tensor.endswith("norm.weight")
             values = to_bf16(1 + 0.1 * block if norm else 0.02 * np.roll(block, len(tensor)))
             left = int(np.prod(shape))
             while left:
                 count = min(left, BLOCK)
-                file.write(values[:count].tobytes())
+                out.write(values[:count].tobytes())
                 left -= count
     return path
 
