@@ -37,6 +37,7 @@ from edgekit.graph.exported import check_exported_graph
 from edgekit.models.exported import ExportedConfig
 from edgekit.models.families import token_id
 from edgekit.pipeline.calibrated import check_device
+from edgekit.pipeline.compiled import NO_TENSORRT, not_run
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.fit import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
@@ -143,6 +144,7 @@ def build_exported(
         quality=stored.quality,
         max_context=stored.max_context,
         max_sequences=stored.max_sequences,
+        compile_check=not_run(NO_TENSORRT),
     )
 
 
@@ -386,6 +388,7 @@ def _manifest(
             "graph_census": stored.report.census,
             "linears": weights.labels,
         },
+        compile_check=not_run(NO_TENSORRT),
     )
 
 

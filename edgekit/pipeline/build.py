@@ -1,7 +1,7 @@
 """``edgekit build``, stage by stage.
 
-open -> plan -> reference -> quantize -> graph -> check -> bundle. Each stage is a function of
-frozen inputs; this module only orders them. What fails in a way that repeating cannot mend leaves
+open -> plan -> reference -> quantize -> graph -> compile -> check -> bundle. Each stage is a
+function of frozen inputs; this module only orders them. What fails in a way that repeating cannot mend leaves
 nothing; an interruption or a full disk leaves the work folder, and the next run resumes.
 """
 
@@ -36,6 +36,7 @@ from edgekit.pipeline.calibrated import (
     run_facts,
     store_calibrated,
 )
+from edgekit.pipeline.compiled import Compiled, check_compiles, not_run, plan_engines
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
 from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
@@ -104,19 +105,20 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
         missing = max(0, plan.fit.weights_bytes - writer.stored_bytes)
         streams = kept_stream_bytes(request, checkpoint.config, plan.calibration)
         require_space(writer.work, missing + streams + _margin_bytes(checkpoint))
-        path, digest, quality = _write(request, checkpoint, plan, writer, progress)
+        path, manifest = _write(request, checkpoint, plan, writer, progress)
     bundle = open_bundle(path)
     return BuildResult(
         path=path,
-        digest=digest,
+        digest=bundle.digest,
         name=plan.name,
         recipe=request.recipe.name,
         target=request.target.name,
         total_bytes=bundle.total_bytes,
         fit=plan.fit,
-        quality=quality,
+        quality=dict(manifest.quality),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
+        compile_check=dict(manifest.compile_check or {}),
         update=describe_update(plan.base, bundle) if plan.base else None,
     )
 
@@ -176,8 +178,8 @@ def _write(
     plan: Plan,
     writer: BundleWriter,
     progress: Progress,
-) -> tuple[Path, str, dict[str, Any]]:
-    """Run the writing stages; returns the bundle's path, digest and quality."""
+) -> tuple[Path, Manifest]:
+    """Run the writing stages; returns the bundle's path and manifest."""
     config = checkpoint.config
     with CheckpointDigests(checkpoint.files) as digests:
         reference = make_reference(
@@ -209,18 +211,42 @@ def _write(
             writer, config, plan.schemes, model, reference.exponents, request.target, progress
         )
         progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
+        compiled = _compile(request, plan, writer, graphs, model, progress)
         quality, golden = _judge(request, config, reference, model, writer, progress)
         _add_files(writer, checkpoint, golden)
         quality["tensors"] = error_report(model.errors, plan.schemes)
         progress.start("bundle", digests.remaining_bytes)
         manifest = _manifest(
             request, checkpoint, plan, reference, model, writer, graphs, report, quality,
-            golden, digests.result(progress),
+            golden, digests.result(progress), compiled,
         )  # fmt: skip
         progress.advance(0, "writing to disk")
         path = writer.finish(manifest)
         progress.finish(f"{len(model.entries)} tensors, sha256:{manifest.digest()[:12]}")
-    return path, manifest.digest(), quality
+    return path, manifest
+
+
+def _compile(
+    request: BuildRequest,
+    plan: Plan,
+    writer: BundleWriter,
+    graphs: tuple[GraphEntry, ...],
+    model: StoredModel,
+    progress: Progress,
+) -> Compiled:
+    """Plan the engines and compile them, or say why not.
+
+    Raises:
+        GraphError: The builder's parser refuses the graph, or the engine is not what it says.
+        EngineError: The builder fails.
+    """
+    plans = plan_engines(
+        request.target, graphs, max_context=plan.max_context, max_sequences=plan.max_sequences
+    )
+    if not request.compile_check:
+        return Compiled(plans, not_run("built with --no-compile-check"))
+    tensors = tuple(model.entries)
+    return Compiled(plans, check_compiles(writer.work, graphs, plans, tensors, progress))
 
 
 def _judge(
@@ -283,6 +309,7 @@ def _manifest(
     quality: Mapping[str, Any],
     golden: GoldenSet,
     checkpoint_files: tuple[FileEntry, ...],
+    compiled: Compiled,
 ) -> Manifest:
     config, recipe, target = checkpoint.config, request.recipe, request.target
     weights_bytes = blob_bytes(model.entries)
@@ -332,6 +359,8 @@ def _manifest(
             "graph_census": report.census,
             "linears": report.linears,
         },
+        engine_plans=tuple(plan.to_dict() for plan in compiled.plans),
+        compile_check=compiled.findings,
     )
 
 

@@ -1,4 +1,4 @@
-"""The compile check: a real builder parses and builds a bundle's graph, and what came of it is judged.
+"""The compile check: a real builder builds a bundle's graph, and what came of it is judged.
 
 What is judged, and why: types are the graph's (strongly typed); every weight the manifest stores
 as codes is dequantized in the network and the engine's weights are no larger than the stored ones
@@ -198,7 +198,7 @@ def ended_early(status: int, builder: BuilderInfo, phase: str, said: str) -> Eng
     where = f" in {phase!r}" if phase else ""
     if status == -signal.SIGKILL:
         return EngineError(
-            f"{builder.name} {builder.version} was killed{where}, most likely because memory ran out",
+            f"{builder.name} {builder.version} was killed{where}: most likely memory ran out",
             "Free memory, or build with --no-compile-check",
         )
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"

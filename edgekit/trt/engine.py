@@ -17,7 +17,7 @@ import onnx
 
 from edgekit.contracts.engine_plan import EnginePlan, Profile, input_shapes
 from edgekit.errors import EngineError, GraphError
-from edgekit.trt.module import NO_GPU, BuilderInfo, MessageLog, load_module
+from edgekit.trt.module import NO_GPU, BuilderInfo, MessageLog, load_module, require_version
 from edgekit.trt.specialize import specialize
 
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
@@ -78,8 +78,11 @@ def build_engine(
     Raises:
         GraphError: The parser refuses the graph or leaves out an input, by the node's name; or
             the network has other types than the graph.
-        EngineError: The builder fails.
+        EngineError: The builder fails, or it is asked for an engine to keep and is not of the
+            plan's versions.
     """
+    if sink is not None:
+        require_version(info, plan.tensorrt)
     trt = load_module(info)
     specialize(model, plan.cache_capacity)
     wanted = [p for p in plan.profiles if profiles is None or p.name in profiles]

@@ -8,6 +8,7 @@ embedding keeps its first rows only: looking rows up is the same for any number 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -134,7 +135,9 @@ class _Layers:
         """Return the value that enters a layer: made by the one before, or by the embedding."""
         if self.count == 1:
             return ""  # nothing will be cut
-        read = {name for node in self.nodes[layer] for name in node.input if name in self.makers}
+        read: set[str] = {
+            name for node in self.nodes[layer] for name in node.input if name in self.makers
+        }
         if layer:
             found = {name for name in read if layer_of(name) == layer - 1}
         else:
@@ -143,7 +146,9 @@ class _Layers:
         strays = {n for n in read if layer_of(n) not in {None, layer, layer - 1}}
         if len(found) != 1 or strays:
             names = ", ".join(sorted(found | strays)) or "nothing"
-            raise GraphError(f"decoder layer {layer} reads {names}, not one value of the layer before")
+            raise GraphError(
+                f"decoder layer {layer} reads {names}, not one value of the layer before"
+            )
         return found.pop()
 
     def signature(self, layer: int) -> tuple[Any, ...]:
@@ -174,10 +179,12 @@ class _Layers:
 
     def keep(self, kept: tuple[int, ...]) -> None:
         """Leave only some layers, each fed by the one kept before it."""
-        for before, layer in zip(kept, kept[1:], strict=False):
+        for before, layer in itertools.pairwise(kept):
             self._replace(self.nodes[layer], self.streams[layer], self.streams[before + 1])
         dropped = set(range(self.count)) - set(kept)
-        _filter(self.graph.node, (n for n in self.graph.node if layer_of(n.output[0]) not in dropped))
+        _filter(
+            self.graph.node, (n for n in self.graph.node if layer_of(n.output[0]) not in dropped)
+        )
         for values in (self.graph.input, self.graph.output):
             _filter(values, (value for value in values if layer_of(value.name) not in dropped))
 

@@ -1,6 +1,6 @@
 """What a bundle's graph still needs before TensorRT takes it; the stored graph stays as it is.
 
-Two rewrites, made on the graph in memory right before it is parsed. Neither changes a value.
+Two rewrites, made on the graph in memory right before it is parsed. Neither changes a value by more than a rounding.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _dequantize_rows(graph: onnx.GraphProto) -> None:
 
 
 def _swap(graph: onnx.GraphProto, lookup: onnx.NodeProto) -> None:
-    """Replace Mul(Cast(Gather(codes)), Gather(scales)) by Gather(DequantizeLinear(codes, scales))."""
+    """Turn Mul(Cast(Gather(codes)), Gather(scales)) into Gather(DequantizeLinear(...))."""
     makers = {output: node for node in graph.node for output in node.output}
     wide = _reader(graph, lookup.output[0], "Cast")
     product = _reader(graph, wide.output[0], "Mul")
@@ -71,7 +71,9 @@ def _swap(graph: onnx.GraphProto, lookup: onnx.NodeProto) -> None:
         flat = cast.output[0]
     made += [
         helper.make_node("DequantizeLinear", [name, flat], [table], name=table, axis=0),
-        helper.make_node("Gather", [table, lookup.input[1]], list(product.output), name=lookup.name),
+        helper.make_node(
+            "Gather", [table, lookup.input[1]], list(product.output), name=lookup.name
+        ),
     ]
     gone = {output for node in (lookup, wide, scales, *casts, product) for output in node.output}
     rest = [node for node in graph.node if node.output[0] not in gone]
@@ -88,7 +90,7 @@ def _reader(graph: onnx.GraphProto, value: str, op_type: str) -> onnx.NodeProto:
     Raises:
         GraphError: There is not exactly one, or it is another operator.
     """
-    readers = [node for node in graph.node if value in node.input]
+    readers: list[onnx.NodeProto] = [node for node in graph.node if value in node.input]
     if len(readers) != 1 or readers[0].op_type != op_type:
         found = ", ".join(node.op_type for node in readers) or "nothing"
         raise GraphError(f"{value} is read by {found}, not by one {op_type}")

@@ -79,7 +79,7 @@ def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:
 def error_from(line: dict[str, str]) -> EdgekitError:
     """Return the exception that a worker's ``error`` line tells of."""
     kind = getattr(errors, line["kind"], errors.EngineError)
-    error = EdgekitError.__new__(kind)
+    error: EdgekitError = EdgekitError.__new__(kind)
     EdgekitError.__init__(error, line["message"], line["remedy"])
     return error
 
