@@ -39,9 +39,17 @@ def main() -> None:
         answers.write(json.dumps(line) + "\n")
         answers.flush()
 
+    told = ""
+
+    def phase(name: str) -> None:
+        nonlocal told
+        if name != told:  # some phases run once a tensor
+            told = name
+            say({"phase": name})
+
     request = json.load(sys.stdin)
     try:
-        say({"result": serve(request, lambda name: say({"phase": name}))})
+        say({"result": serve(request, phase)})
     except EdgekitError as error:
         kind = type(error).__name__
         say({"error": {"kind": kind, "message": error.message, "remedy": error.remedy}})

@@ -8,8 +8,10 @@ import pytest
 
 from edgekit.contracts.engine_plan import EnginePlan, input_shapes, plan_engine
 from edgekit.contracts.versions import in_range
-from edgekit.errors import BundleError, EngineError
-from edgekit.trt.module import BuilderInfo, MessageLog, require_version
+from edgekit.errors import BundleError, EngineError, GraphError, MissingExtraError
+from edgekit.trt import module
+from edgekit.trt.module import BuilderInfo, MessageLog, find_builder, require_version
+from edgekit.trt.worker import error_from
 
 
 def plan(context: int = 4096, sequences: int = 8) -> EnginePlan:
@@ -115,3 +117,48 @@ def test_reason_is_not_that_there_is_no_gpu() -> None:
     log.take("Total Weights Memory: 6064264 bytes", is_error=False)
     assert log.reason() == "Error Code 4: kOPT values violate shape constraints"
     assert log.weights_bytes == 6064264
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "found"),
+    [
+        ("8.7", {"tensorrt", "tensorrt_rtx_bindings"}, ("tensorrt", "TensorRT", "8.7")),
+        (
+            None,
+            {"tensorrt", "tensorrt_rtx_bindings"},
+            ("tensorrt_rtx_bindings", "TensorRT-RTX", "8.6"),
+        ),
+        ("9.0", {"tensorrt_rtx"}, ("tensorrt_rtx", "TensorRT-RTX", "8.6")),
+    ],
+)
+def test_tensorrt_with_a_gpu_comes_first(
+    gpu: str | None,
+    installed: set[str],
+    found: tuple[str, str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorRT needs a GPU to build; without one TensorRT-RTX is used, and said to be it."""
+    monkeypatch.setattr(module, "gpu_sm", lambda: gpu)
+    monkeypatch.setattr(module, "_version", lambda name: f"1.{len(name)}")
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    builder = find_builder()
+    assert (builder.module, builder.name, builder.sm) == found
+
+
+def test_no_builder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any builder the error says how to get one."""
+    monkeypatch.setattr(module.importlib.util, "find_spec", {}.get)
+    with pytest.raises(MissingExtraError, match=r"edgekit\[trt-check\]"):
+        find_builder()
+
+
+def test_a_workers_error_keeps_its_kind() -> None:
+    """What fails in the worker's process is the same error here, exit code and all."""
+    error = error_from({"kind": "GraphError", "message": "m", "remedy": "r"})
+    assert (type(error), error.message, error.remedy) == (GraphError, "m", "r")
+    assert (
+        type(error_from({"kind": "NoFusedKernelError", "message": "m", "remedy": ""}))
+        is EngineError
+    )
