@@ -1,8 +1,9 @@
 """``edgekit build``, stage by stage.
 
 open -> plan -> reference -> quantize -> graph -> compile -> check -> bundle. Each stage is a
-function of frozen inputs; this module only orders them. What fails in a way that repeating cannot mend leaves
-nothing; an interruption or a full disk leaves the work folder, and the next run resumes.
+function of frozen inputs; this module only orders them. What fails in a way that repeating cannot
+mend leaves nothing; an interruption or a full disk leaves the work folder, and the next run
+resumes.
 """
 
 from __future__ import annotations

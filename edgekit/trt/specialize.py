@@ -1,6 +1,7 @@
 """What a bundle's graph still needs before TensorRT takes it; the stored graph stays as it is.
 
-Two rewrites, made on the graph in memory right before it is parsed. Neither changes a value by more than a rounding.
+Two rewrites, made on the graph in memory right before it is parsed. Neither changes a value by
+more than a rounding.
 """
 
 from __future__ import annotations
