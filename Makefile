@@ -5,7 +5,7 @@ bin := .venv/bin
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 setup: ## make .venv with everything the tests need
-	scripts/setup.sh host,calibrate dev
+	scripts/setup.sh host,calibrate,trt-check dev
 demo: ## build, verify and question the example model
 	scripts/demo.sh
 check: ## what CI runs
@@ -26,5 +26,5 @@ lock: ## renew constraints.txt (needs uv)
 	( echo "# Exact versions of everything the scripts install; made by \`make lock\`."; \
 	  echo "# torch's own CUDA packages are left to torch, which pins them itself."; \
 	  echo torch==2.13.0 | uv pip compile -q --universal --python-version 3.11 --extra host \
-	    --extra calibrate --extra plot --group dev --constraint - --no-annotate --no-header \
+	    --extra calibrate --extra trt-check --extra plot --group dev --constraint - --no-annotate --no-header \
 	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-' ) > constraints.txt

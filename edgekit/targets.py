@@ -81,7 +81,7 @@ TARGETS: dict[str, Target] = {
             "float16",
             "trt103",
             l4t=">=36.4,<37",
-            tensorrt=">=10.3,<11",
+            tensorrt=">=10.3,<10.4",
             onnxruntime=">=1.20",
         ),
         Target(

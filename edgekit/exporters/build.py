@@ -31,6 +31,7 @@ from edgekit.graph.exported import check_exported_graph
 from edgekit.models.exported import ExportedConfig
 from edgekit.models.families import token_id
 from edgekit.pipeline.calibrated import check_device
+from edgekit.pipeline.compiled import NO_TENSORRT, Compiled, not_run
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
@@ -110,6 +111,7 @@ def build_exported(
         quality=dict(contents.quality),
         max_context=contents.max_context,
         max_sequences=contents.max_sequences,
+        compile_check=contents.compiled.findings,
     )
 
 
@@ -251,6 +253,7 @@ def _store(
     return Contents(
         tensors=weights.entries,
         graphs=(entry,),
+        compiled=Compiled((), not_run(NO_TENSORRT)),
         report=replace(report, linears=weights.labels),
         exponents=Exponents(),
         fit=fit,

@@ -1,8 +1,9 @@
 """``edgekit build``, stage by stage.
 
-open -> plan -> reference -> quantize -> graph -> check -> bundle. Each stage is a function of
-frozen inputs; this module only orders them. What fails in a way that repeating cannot mend leaves
-nothing; an interruption or a full disk leaves the work folder, and the next run resumes.
+open -> plan -> reference -> quantize -> graph -> compile -> check -> bundle. Each stage is a
+function of frozen inputs; this module only orders them. What fails in a way that repeating cannot
+mend leaves nothing; an interruption or a full disk leaves the work folder, and the next run
+resumes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgekit.bundle.writer import BundleWriter
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts.canonical import canonical_bytes
-from edgekit.contracts.manifest import Manifest
+from edgekit.contracts.manifest import GraphEntry, Manifest
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.exponents import Exponents
 from edgekit.models.config import ModelConfig, count_parameters
@@ -30,6 +31,7 @@ from edgekit.pipeline.calibrated import (
     refuse_requantizing,
     store_calibrated,
 )
+from edgekit.pipeline.compiled import Compiled, check_compiles, not_run, plan_engines
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
 from edgekit.pipeline.graphs import write_graphs
@@ -107,6 +109,7 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
         quality=dict(manifest.quality),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
+        compile_check=dict(manifest.compile_check or {}),
         update=describe_update(plan.base, bundle) if plan.base else None,
     )
 
@@ -237,11 +240,13 @@ def _write_graphs(
         writer, config, plan.schemes, model, reference.exponents, request.target, progress
     )
     progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
+    compiled = _compile(request, plan, writer, graphs, model, progress)
     quality, golden = _judge(request, config, reference, model, writer, progress)
     quality["tensors"] = error_report(model.errors, plan.schemes)
     return Contents(
         tensors=tuple(model.entries),
         graphs=graphs,
+        compiled=compiled,
         report=report,
         exponents=reference.exponents,
         fit=plan.fit,
@@ -250,6 +255,29 @@ def _write_graphs(
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
     )
+
+
+def _compile(
+    request: BuildRequest,
+    plan: Plan,
+    writer: BundleWriter,
+    graphs: tuple[GraphEntry, ...],
+    model: StoredModel,
+    progress: Progress,
+) -> Compiled:
+    """Plan the engines and compile them, or say why not.
+
+    Raises:
+        GraphError: The builder's parser refuses the graph, or the engine is not what it says.
+        EngineError: The builder fails.
+    """
+    plans = plan_engines(
+        request.target, graphs, max_context=plan.max_context, max_sequences=plan.max_sequences
+    )
+    if not request.compile_check:
+        return Compiled(plans, not_run("built with --no-compile-check"))
+    tensors = tuple(model.entries)
+    return Compiled(plans, check_compiles(writer.work, graphs, plans, tensors, progress))
 
 
 def _judge(

@@ -23,6 +23,7 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.graph.exponents import Exponents
 from edgekit.pipeline.calibrated import run_facts
+from edgekit.pipeline.compiled import Compiled
 from edgekit.pipeline.options import is_local, model_name
 from edgekit.pipeline.request import BuildRequest
 from edgekit.plan.memory import Fit
@@ -64,6 +65,7 @@ class Contents:
     Attributes:
         tensors: The blobs.
         graphs: The graphs.
+        compiled: The engines' plans, and what became of the graphs in a builder.
         report: Operators and linears of the target's graph.
         exponents: Powers of two multiplied into the weights.
         fit: Predicted memory.
@@ -75,6 +77,7 @@ class Contents:
 
     tensors: tuple[TensorEntry, ...]
     graphs: tuple[GraphEntry, ...]
+    compiled: Compiled
     report: GraphReport
     exponents: Exponents
     fit: Fit
@@ -142,6 +145,8 @@ def make_manifest(
             "graph_census": contents.report.census,
             "linears": contents.report.linears,
         },
+        engine_plans=tuple(plan.to_dict() for plan in contents.compiled.plans),
+        compile_check=contents.compiled.findings,
     )
 
 

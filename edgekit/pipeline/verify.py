@@ -18,6 +18,7 @@ from edgekit.graph.exported import check_exported_graph
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
+from edgekit.pipeline.compiled import check_bundle, not_run
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
@@ -41,6 +42,8 @@ def verify_bundle(
 ) -> dict[str, Any]:
     """Check digests, graphs and, with ``run``, the golden sequences on an engine.
 
+    With ``run`` the target's graph is compiled, too, where this machine has a TensorRT builder.
+
     On a CPU both graphs run: the host's as `edgekit run` runs it, and the target's as it is
     written, so that what would overflow float16 on the device does here.
 
@@ -49,7 +52,7 @@ def verify_bundle(
 
     Raises:
         BundleError: A byte is not what the manifest says.
-        GraphError: A graph is not valid or not as planned.
+        GraphError: A graph is not valid or not as planned, or a TensorRT builder refuses it.
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
@@ -57,6 +60,7 @@ def verify_bundle(
     progress.start("graphs", 0)
     graphs = check_graphs(bundle, progress)
     progress.finish(", ".join(graphs))
+    compiled = check_bundle(bundle, progress) if run else not_run("verified with --no-run")
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
@@ -64,6 +68,7 @@ def verify_bundle(
         "blobs": digests.blobs,
         "checked_bytes": digests.checked_bytes,
         "graphs": {name: report.to_dict() for name, report in graphs.items()},
+        "compile_check": compiled,
         "golden": _run_golden(bundle, provider, threads, progress) if run else None,
     }
 

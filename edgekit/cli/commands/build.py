@@ -79,6 +79,11 @@ from edgekit.units import format_bytes
     help="Where a calibrated recipe runs the model; its bytes depend on it.",
 )
 @click.option("--no-check", is_flag=True, help="Do not run the golden sequences at the end.")
+@click.option(
+    "--no-compile-check",
+    is_flag=True,
+    help="Do not compile the graph with this machine's TensorRT builder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(**options: Any) -> None:
     r"""Quantize, export, check and bundle MODEL, a checkpoint folder or a hub id.
@@ -114,6 +119,7 @@ def command(**options: Any) -> None:
         device=options["device"],
         overwrite=options["overwrite"],
         check=not options["no_check"],
+        compile_check=not options["no_compile_check"],
     )
     with StageProgress() as progress:
         if options["exporter"] == "optimum":
@@ -145,6 +151,8 @@ def default_out(model: str, target: str) -> Path:
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the closing table of a build."""
+    from edgekit.pipeline.compiled import describe_check  # noqa: PLC0415 - heavy
+
     fit, limits = result["fit"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]
     rows = {
@@ -158,6 +166,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         "memory": f"{format_bytes(fit['total_bytes'])} predicted, {used:.1f} % of "
         f"{format_bytes(fit['usable_bytes'])} usable; caches {format_bytes(fit['cache_bytes'])}",
         "quality": _quality(result["quality"]),
+        "compile": describe_check(result["compile_check"]),
     }
     if result["update"]:
         rows["update"] = _update(result["update"])

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.cli.render import console, print_json
-from edgekit.errors import MissingInterpreterError
+from edgekit.errors import MissingExtraError, MissingInterpreterError
 from edgekit.exporters.optimum import find_optimum
+from edgekit.trt.module import find_builder
 from edgekit.units import format_bytes
 
 
@@ -64,7 +65,7 @@ def command(*, as_json: bool) -> None:
 
     Exits with 1 when something keeps `edgekit build` from working.
     """
-    findings = [*_machine(), *_features(), _optimum(), *_engines()]
+    findings = [*_machine(), *_features(), _compile_check(), _optimum(), *_engines()]
     healthy = all(f.state != "problem" for f in findings)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(f) for f in findings]})
@@ -119,6 +120,16 @@ def _features() -> list[Finding]:
         state = "problem" if feature.startswith("build") else "missing"
         findings.append(Finding(feature, state, f"without {', '.join(missing)}", remedy))
     return findings
+
+
+def _compile_check() -> Finding:
+    """Look for the builder that `edgekit build` compiles with."""
+    what = "compile check"
+    try:
+        builder = find_builder()
+    except MissingExtraError as error:
+        return Finding(what, "missing", "without a TensorRT builder", error.remedy)
+    return Finding(what, "ok", f"{builder.name} {builder.version} for SM {builder.sm}")
 
 
 def _optimum() -> Finding:

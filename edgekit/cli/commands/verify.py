@@ -28,11 +28,13 @@ from edgekit.units import format_bytes
 def command(bundle: Path, **options: Any) -> None:
     """Check BUNDLE: every byte by digest, the graphs, and their answers to the golden sequences.
 
-    On a CPU the target's graph runs too, as it is written. Exits with 10 when the bundle is
+    On a CPU the target's graph runs too, as it is written; where a TensorRT builder is installed,
+    it is compiled. Exits with 10 when the bundle is
     damaged, 9 when a graph is not as planned, 12 when a graph's answers are too far from the
     recorded ones, 11 when an engine fails or the answers are not finite.
     """  # fmt: skip
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
+    from edgekit.pipeline.compiled import describe_check  # noqa: PLC0415
     from edgekit.pipeline.verify import verify_bundle  # noqa: PLC0415
 
     if options["no_run"]:
@@ -54,6 +56,7 @@ def command(bundle: Path, **options: Any) -> None:
         ("bytes", f"{format_bytes(report['checked_bytes'])} in {report['blobs']} blobs"),
         ("graphs", ", ".join(report["graphs"])),
     ]
+    rows.append(("compile", describe_check(report["compile_check"])))
     rows += [(name, _describe(golden)) for name, golden in (report["golden"] or {}).items()]
     console().print(facts_table("", rows))
 
