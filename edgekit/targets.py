@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edgekit.errors import EdgekitError
 
-Dialect = Literal["standard", "trt103"]
+Dialect = Literal["standard", "trt103", "ort"]
 MEMORY_RESERVE_FRACTION = 0.2
 
 

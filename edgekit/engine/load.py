@@ -12,6 +12,7 @@ from edgekit.bundle.verify import check_digests
 from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
+from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider
 from edgekit.engine.session import InferenceSession
@@ -123,6 +124,9 @@ def open_session(
     if not isinstance(config, ModelConfig):
         raise BundleError(f"{bundle.path} has a {entry.dialect} graph of another exporter's model")
     dtype: Any = entry.activation_dtype
+    if entry.dialect == "ort":
+        cores = options.get("threads") or len(os.sched_getaffinity(0))
+        options = {**options, "derived": make_derived(bundle, entry, cores)}
     if entry.dialect == "trt103" and provider == "cpu":
         return AppendingCacheSession(
             graph, config=config, max_context=max_context, activation_dtype=dtype, **options
