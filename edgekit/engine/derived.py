@@ -17,7 +17,7 @@ from edgekit.bundle.layout import listed_files
 from edgekit.bundle.reader import Bundle, bundle_errors
 from edgekit.contracts import derived
 from edgekit.contracts.derived import DerivedTensor, derived_path, parse_derived
-from edgekit.contracts.manifest import GraphEntry, TensorEntry
+from edgekit.contracts.manifest import GraphEntry
 from edgekit.errors import BundleError
 
 Array = npt.NDArray[Any]
@@ -51,7 +51,8 @@ def make_derived(bundle: Bundle, entry: GraphEntry, threads: int) -> dict[str, A
         if len(sources) != len(tensor.sources):
             raise BundleError(f"{path}: {tensor.name} is made from a tensor that is not there")
         try:
-            return _make(tensor, sources, [bundle.read_tensor(source) for source in sources])
+            arrays = [bundle.read_tensor(source) for source in sources]
+            return make_tensor(tensor, arrays, [source.dtype for source in sources])
         except ValueError as error:
             raise BundleError(f"{path}: {tensor.name}: {error}") from error
 
@@ -60,16 +61,19 @@ def make_derived(bundle: Bundle, entry: GraphEntry, threads: int) -> dict[str, A
     return {tensor.name: array for tensor, array in zip(wanted, arrays, strict=True)}
 
 
-def _make(
-    tensor: DerivedTensor, entries: Sequence[TensorEntry], sources: Sequence[Array]
-) -> Array:
+def make_tensor(tensor: DerivedTensor, sources: Sequence[Array], dtypes: Sequence[str]) -> Array:
     """Make one array.
+
+    Args:
+        tensor: What to make.
+        sources: The stored arrays, int4 two a byte.
+        dtypes: Their stored types.
 
     Raises:
         ValueError: The sources are not of its kind, or do not give its shape.
     """
     if tensor.kind == derived.CODES:
-        return nbits_codes(sources, [entry.dtype for entry in entries], tensor.shape)
+        return nbits_codes(sources, dtypes, tensor.shape)
     if tensor.kind == derived.SCALES:
         made = nbits_scales(sources, tensor.shape[-1]).astype(tensor.dtype)
     elif tensor.kind == derived.JOIN:

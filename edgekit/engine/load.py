@@ -61,6 +61,7 @@ def load_bundle(
     threads: int | None = None,
     max_sequences: int = 1,
     digests: bool = True,
+    dialect: str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
@@ -72,17 +73,20 @@ def load_bundle(
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
         digests: Check every byte against the manifest first; off only where that was just done.
+        dialect: Run the graph of this dialect; None is :func:`fastest_graph`.
         progress: Told about the stages ``digests`` and ``load``.
         options: Further arguments of the session that the graph's dialect needs.
 
     Raises:
         DigestMismatchError: The bundle is damaged.
+        BundleError: It has no graph of ``dialect``.
         EngineError: The engine is missing or refuses the graph.
     """
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    entry = bundle.graph("host" if provider == "cpu" else "target")
+    purpose = "host" if provider == "cpu" else "target"
+    entry = bundle.graph(purpose, dialect) if dialect else fastest_graph(bundle, purpose)
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
     progress.start("load", 0)
@@ -96,6 +100,12 @@ def load_bundle(
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
     )
+
+
+def fastest_graph(bundle: Bundle, purpose: str) -> GraphEntry:
+    """Return the graph that ONNX Runtime runs fastest: ``ort``, where the bundle has it."""
+    dialects = {entry.dialect for entry in bundle.manifest.graphs}
+    return bundle.graph(purpose, "ort" if "ort" in dialects else None)
 
 
 def open_session(
