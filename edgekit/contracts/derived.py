@@ -28,7 +28,8 @@ CODES = "matmul_nbits_codes"
 the sources side by side along N, each column's codes in order of k, offset by 2**(b - 1) to be
 unsigned, two 4-bit codes a byte, the first in the low nibble. A last block beyond K holds zeros."""
 SCALES = "matmul_nbits_scales"
-"""Sources are scales [G, N1], [G, N2], ...; made is [N, blocks]. G is the number of blocks, or 1."""
+"""Sources are scales [G, N1], [G, N2], ...; made is [N, blocks], each scale repeated blocks / G
+times."""
 JOIN = "join"
 """Sources are vectors, made is one behind the other."""
 ROWS = "repeat_last_row"

@@ -141,15 +141,16 @@ def _transpose(source: Array, made: Array, zero: int) -> None:
 
 
 def nbits_scales(sources: Sequence[Array], blocks: int) -> Array:
-    """Return scales [N, blocks] of stored ones [G, Ni]; one per channel serves all blocks.
+    """Return scales [N, blocks] of stored ones [G, Ni], each repeated for the blocks of its group.
 
     Raises:
-        ValueError: The sources have neither one row nor ``blocks``.
+        ValueError: The blocks are no multiple of the groups.
     """
     joined = np.concatenate(sources, axis=1).T
-    if joined.shape[1] == 1:
-        joined = np.repeat(joined, blocks, axis=1)
-    return np.ascontiguousarray(joined)
+    if blocks % joined.shape[1]:
+        msg = f"{joined.shape[1]} groups do not make {blocks} blocks"
+        raise ValueError(msg)
+    return np.repeat(joined, blocks // joined.shape[1], axis=1)
 
 
 def as_ort_values(arrays: Mapping[str, Array]) -> tuple[list[str], list[Any]]:

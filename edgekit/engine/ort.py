@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,8 @@ import numpy.typing as npt
 
 from edgekit.contracts import engine_io
 from edgekit.engine.checks import check_distinct, check_room, check_slot, check_tokens
-from edgekit.engine.derived import as_ort_values
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
+from edgekit.engine.ort_options import cuda_options, session_options
 from edgekit.engine.ort_step import Step
 from edgekit.errors import EngineError, MissingExtraError
 from edgekit.models.config import ModelConfig
@@ -46,6 +45,7 @@ class OrtSession:
         cuda_graph: Capture decode steps as CUDA graphs (``cuda`` only).
         exact: Run the graph as it is written, without ONNX Runtime's optimizations.
         derived: Weights that the graph reads and no file holds, of the ``ort`` dialect.
+        settings: Further session configuration entries of ONNX Runtime.
 
     Raises:
         EngineError: ONNX Runtime has no such provider, or refuses the graph.
@@ -66,6 +66,7 @@ class OrtSession:
         cuda_graph: bool = False,
         exact: bool = False,
         derived: Mapping[str, npt.NDArray[Any]] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self._max_context = max_context
@@ -75,7 +76,13 @@ class OrtSession:
         self._chunk = prefill_chunk
         self._cuda_graph = cuda_graph and provider == "cuda"
         self._session = open_ort(
-            graph, provider, threads, cuda_graph=self._cuda_graph, exact=exact, derived=derived
+            graph,
+            provider,
+            threads,
+            cuda_graph=self._cuda_graph,
+            exact=exact,
+            derived=derived,
+            settings=settings,
         )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
@@ -231,6 +238,7 @@ def open_ort(
     cuda_graph: bool,
     exact: bool = False,
     derived: Mapping[str, npt.NDArray[Any]] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """Load a graph in ONNX Runtime with the options edgekit relies on.
 
@@ -259,17 +267,9 @@ def open_ort(
         # command's JSON; the check below is what reports them.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    # int8 activations in MatMulNBits: without it 8-bit weights run a hundred times slower.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-    if exact:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if derived:
-        options.add_external_initializers(*as_ort_values(derived))
-    settings = {"enable_cuda_graph": "1"} if cuda_graph else {}
-    providers = [(name, settings)] if provider == "cuda" else [name]
+    options = session_options(threads, exact=exact, derived=derived, settings=settings)
+    chosen = cuda_options(ort.__version__, cuda_graph=cuda_graph) if provider == "cuda" else {}
+    providers = [(name, chosen)]
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

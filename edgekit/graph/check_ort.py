@@ -159,8 +159,8 @@ def _check_attributes(
     if attributes.get("bits") != scheme.bits:
         raise GraphError(f"{planned} but multiplied by {attributes.get('bits')}-bit codes")
     size = attributes.get("block_size", 0)
-    if size != scheme.group_size and (scheme.group_size or size < 1):
-        raise GraphError(f"{planned} but its group size is {size}")
+    if size < 1 or scheme.group_size % size:  # of the blocks of a group, each has its scale
+        raise GraphError(f"{planned} but its blocks are of {size}")
     if attributes.get("K") != linear.in_features:
         raise GraphError(f"{planned} but multiplied over {attributes.get('K')} channels")
 

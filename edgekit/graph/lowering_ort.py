@@ -22,6 +22,9 @@ ROW_MULTIPLE = 64
 ends, an idle slot that is full still has a position."""
 INT8_ACTIVATIONS = 4
 """``accuracy_level`` on a CPU: without it 8-bit weights run a hundred times slower."""
+CUDA_BLOCK = 32
+"""The one block size that ONNX Runtime's weight-only kernels for CUDA take as they are shipped; a
+group's scale is repeated in each of its blocks."""
 _BLOCKS = (128, 64, 32, 16)
 
 
@@ -30,17 +33,23 @@ def fits_ort(config: ModelConfig) -> bool:
     return config.head_dim % 16 == 0
 
 
-def block_size(product: Product) -> int | None:
+def block_size(product: Product, dtype: ActivationDtype) -> int | None:
     """Return the block size of a linear as ``MatMulNBits``; None where it cannot be one.
 
-    One scale per channel becomes the same scale in each of its blocks.
+    Blocks may be smaller than the scheme's groups, or than a channel: their scale is repeated.
+
+    Args:
+        product: The linear.
+        dtype: Activation type: float16 graphs are for CUDA.
     """
     scheme, channels = product.scheme, product.linear.in_features
     if scheme is None or channels % 2:
         return None
-    if not scheme.group_size:
-        return next((size for size in _BLOCKS if channels % size == 0), _BLOCKS[-1])
     size = scheme.group_size
+    if dtype == "float16" and (size or channels) % CUDA_BLOCK == 0:
+        return CUDA_BLOCK
+    if not size:
+        return next((block for block in _BLOCKS if channels % block == 0), _BLOCKS[-1])
     return size if size in {*_BLOCKS, 256} else None
 
 
@@ -82,7 +91,7 @@ class OrtLowering(StandardLowering):
         output: str | None = None,
     ) -> str:
         """Return MatMulNBits, or what ``standard`` has where it does not take the scheme."""
-        if block_size(product) is None:
+        if block_size(product, dtype) is None:
             return super().multiply(g, x, product, dtype, output)
         return self._joined(g, x, [product], product.linear.name, output)
 
@@ -95,7 +104,7 @@ class OrtLowering(StandardLowering):
         name: str,
     ) -> Sequence[str]:
         """Multiply at once and split, where the linears are stored alike."""
-        if not joinable(products):
+        if not joinable(products, dtype):
             return super().multiply_all(g, x, products, dtype, name)
         joined = self._joined(g, x, products, name)
         widths = g.ints([product.linear.out_features for product in products])
@@ -106,7 +115,7 @@ class OrtLowering(StandardLowering):
         """Return GroupQueryAttention of the joined projection, or of three where it cannot be."""
         products = [block.query, block.key, block.value]
         name = f"{block.name}.qkv_proj"
-        if joinable(products) and block.query_norm is None:
+        if joinable(products, block.dtype) and block.query_norm is None:
             qkv = [self._joined(g, x, products, name), "", ""]
         else:
             query, key, value = self.multiply_all(g, x, products, block.dtype, name)
@@ -145,7 +154,7 @@ class OrtLowering(StandardLowering):
     ) -> str:
         """Return x times the linears side by side, their biases added."""
         first, width = products[0], sum(p.linear.out_features for p in products)
-        block, scheme = block_size(first), first.scheme
+        block, scheme = block_size(first, self._dtype), first.scheme
         if block is None or scheme is None:
             raise AssertionError
         channels = first.linear.in_features
@@ -200,8 +209,8 @@ class OrtLowering(StandardLowering):
         return g.derived(DerivedTensor(name, derived.ROWS, self._dtype, shape, (table.name,)))
 
 
-def joinable(products: Sequence[Product]) -> bool:
+def joinable(products: Sequence[Product], dtype: ActivationDtype) -> bool:
     """Whether linears over the same input are stored alike: scheme, and a bias or none."""
     schemes = {p.scheme and p.scheme.label for p in products}
     biases = {p.bias is None for p in products}
-    return len(schemes) == len(biases) == 1 and block_size(products[0]) is not None
+    return len(schemes) == len(biases) == 1 and block_size(products[0], dtype) is not None
