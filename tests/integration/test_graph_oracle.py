@@ -13,11 +13,12 @@ from factories import EXAMPLE, make_config, random_tensors, write_checkpoint
 from test_oracle_transformers import FAMILIES as ORACLE_FAMILIES
 from test_oracle_transformers import oracle_logits
 
-from edgekit.bundle.reader import open_bundle
+from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.lazy import read_all
 from edgekit.contracts import engine_io
 from edgekit.contracts.derived import derived_bytes, derived_path
+from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.derived import as_ort_values, make_derived, make_tensor
 from edgekit.graph.builder import ActivationDtype, derived_tensors
 from edgekit.graph.decoder import DecoderSpec, build_decoder
@@ -244,6 +245,44 @@ def test_exponents_do_not_change_the_function(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-6 * np.abs(logits[0]).max())
 
 
+@pytest.mark.parametrize("recipe", ["w4a16-g32", "w8a16"])
+@pytest.mark.parametrize("family", ["qwen2-tied", "llama-mha-bias", "llama-gqa-llama3", "qwen3"])
+def test_quantized_families_are_equal(tmp_path: Path, family: str, recipe: str) -> None:
+    """In float32 the ort graph computes what the standard one does, from the same blobs."""
+    path = write_checkpoint(tmp_path / "checkpoint", **FAMILIES[family])
+    bundle, checkpoint = built(path, "cpu", recipe, tmp_path), open_checkpoint(path)
+    ids = np.random.default_rng(2).integers(0, 4096, (4, 11))
+    found = {}
+    for graph in bundle.manifest.graphs:
+        runner = bundle_runner(bundle, graph, checkpoint, 4)
+        parts = [runner.step(ids[:, a:b], a) for a, b in ((0, 6), (6, 10), (10, 11))]
+        found[graph.name] = np.concatenate(parts, 1), runner.cache
+    assert set(found) == {"standard.float32", "ort.float32"}
+    (wanted, cache), (logits, rows) = found["standard.float32"], found["ort.float32"]
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+    for key, values in rows.items():
+        np.testing.assert_allclose(values, cache[key], rtol=0, atol=2e-5)
+
+
+def built(path: Path, target: str, recipe: str, folder: Path) -> Bundle:
+    """Build a checkpoint without judging it."""
+    request = BuildRequest(
+        model=str(path),
+        target=TARGETS[target],
+        recipe=load_recipe(recipe),
+        out=folder / target,
+        check=False,
+    )
+    return open_bundle(build(request).path)
+
+
+def bundle_runner(bundle: Bundle, graph: GraphEntry, checkpoint: Checkpoint, batch: int) -> Runner:
+    """Run a bundle's graph without int8 activations."""
+    made = make_derived(bundle, graph, 1) if graph.dialect == "ort" else None
+    path, dtype = bundle.path / graph.path, graph.activation_dtype
+    return Runner(path, checkpoint, batch, dtype, made=made, accurate=True)
+
+
 @pytest.mark.parametrize("recipe", ["w4a16-g64", "w8a16"])
 def test_dialects_are_equal_as_built(tmp_path: Path, recipe: str) -> None:
     """Quantized float16 graphs with exponents give the float32 graph's logits in every dialect."""
@@ -256,24 +295,13 @@ def test_dialects_are_equal_as_built(tmp_path: Path, recipe: str) -> None:
     checkpoint, ids = open_checkpoint(path), np.random.default_rng(2).integers(0, 4096, (1, 11))
     found: dict[str, tuple[Array, dict[str, Array]]] = {}
     for target in ("orin", "orin-jp62"):
-        request = BuildRequest(
-            model=str(path),
-            target=TARGETS[target],
-            recipe=load_recipe(recipe),
-            out=tmp_path / target,
-            check=False,
-        )
-        bundle = open_bundle(build(request).path)
+        bundle = built(path, target, recipe, tmp_path)
         exponents = bundle.manifest.f16_exponents
         assert exponents["residual"]
         assert any(exponents["mlp"])
         assert any(exponents["key"])
         for graph in bundle.manifest.graphs:
-            dtype = graph.activation_dtype
-            made = make_derived(bundle, graph, 1) if graph.dialect == "ort" else None
-            runner = Runner(
-                bundle.path / graph.path, checkpoint, 1, dtype, made=made, accurate=True
-            )
+            runner = bundle_runner(bundle, graph, checkpoint, 1)
             parts = [runner.step(ids[:, a:b], a) for a, b in ((0, 6), (6, 10), (10, 11))]
             found[graph.name] = np.concatenate(parts, 1).astype(np.float32), runner.cache
     wanted, cache = found["standard.float32"]
