@@ -58,7 +58,9 @@ class Bundle:
             for entry in self.manifest.graphs:
                 if entry.purpose == wanted and dialect in {None, entry.dialect}:
                     return entry
-        raise BundleError(f"{self.path} has no graph" + (f" of dialect {dialect}" if dialect else ""))
+        raise BundleError(
+            f"{self.path} has no graph" + (f" of dialect {dialect}" if dialect else "")
+        )
 
     def tensor(self, name: str) -> TensorEntry:
         """Return a tensor's entry by name."""

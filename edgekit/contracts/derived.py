@@ -24,7 +24,7 @@ from edgekit.contracts.fields import check_choice, check_rows
 from edgekit.errors import BundleError
 
 CODES = "matmul_nbits_codes"
-"""Sources are codes [K, N1], [K, N2], ..., all of b bits; made is uint8 [N, K / block, block b / 8]:
+"""Sources are codes [K, N1], [K, N2], ..., all of b bits; made is uint8 [N, blocks, block b / 8]:
 the sources side by side along N, each column's codes in order of k, offset by 2**(b - 1) to be
 unsigned, two 4-bit codes a byte, the first in the low nibble. A last block beyond K holds zeros."""
 SCALES = "matmul_nbits_scales"

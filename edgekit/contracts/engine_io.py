@@ -29,10 +29,10 @@ and ``write_index`` it reads
 | input | dtype, shape | meaning |
 |---|---|---|
 | ``seqlens_k`` | int32 [B] | tokens of each sequence with the new ones, less one |
-| ``total_sequence_length`` | int32 [1], on the CPU | at least the largest of them plus one, at most C |
+| ``total_sequence_length`` | int32 [1], on the CPU | at least their largest plus one, at most C |
 
-New rows stand at ``seqlens_k + 1 - S`` onward. With S > 1, B is 1 unless every sequence begins at 0,
-and ``total_sequence_length`` is exact.
+New rows stand at ``seqlens_k + 1 - S`` onward. With S > 1, B is 1 unless every sequence begins at
+0, and ``total_sequence_length`` is exact.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from edgekit.engine.derived import as_ort_values
 
 SKIP_NORM_IN_FLOAT32 = (1, 30)
-"""Before onnxruntime's pull request 28682 SkipSimplifiedLayerNormalization summed squares in float16
-on CUDA, which overflows and underflows; its strict mode does not. That went in after 1.26; a few
-releases more are held to strict mode, which costs them a little."""
+"""Before onnxruntime's pull request 28682 SkipSimplifiedLayerNormalization summed squares in
+float16 on CUDA, which overflows and underflows; its strict mode does not. That went in after 1.26;
+a few releases more are held to strict mode, which costs them a little."""
 
 
 def session_options(

@@ -85,9 +85,7 @@ def _check_list(path: Path, made: Mapping[str, DerivedTensor]) -> None:
         raise GraphError(f"{beside.name} does not list what {path.name} reads")
 
 
-def _check_stored(
-    path: Path, tensor: onnx.TensorProto, made: Mapping[str, DerivedTensor]
-) -> None:
+def _check_stored(path: Path, tensor: onnx.TensorProto, made: Mapping[str, DerivedTensor]) -> None:
     """Refuse an initializer whose file is not there."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL or tensor.name in made:
         return
@@ -142,13 +140,15 @@ def _check_nbits(
         if scheme is None:
             raise GraphError(f"{name} is planned as dense but multiplied by codes")
         _check_attributes(name, scheme, linears[name], attributes)
-    if len(node.input) > 3 and node.input[3]:  # noqa: PLR2004  (input 3 is the zero points)
+    if len(node.input) > 3 and node.input[3]:
         raise GraphError(f"{names[0]} has zero points of its own")
     width = sum(linears[name].out_features for name in names)
+    if attributes.get("N") != width:
+        raise GraphError(f"{node.name} has {attributes.get('N')} outputs, its linears {width}")
     blocks = -(-attributes["K"] // attributes["block_size"])
     shape = (width, blocks, attributes["block_size"] * attributes["bits"] // 8)
-    if attributes["N"] != width or codes.shape != shape or scales.shape != shape[:2]:
-        raise GraphError(f"{node.name} is {list(codes.shape)}, not {list(shape)}")
+    if codes.shape != shape or scales.shape != shape[:2]:
+        raise GraphError(f"{codes.name} is {list(codes.shape)}, not {list(shape)}")
     return names
 
 

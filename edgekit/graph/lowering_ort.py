@@ -1,9 +1,10 @@
 """The ``ort`` dialect: ONNX Runtime's own operators, fewer and faster than the standard ones.
 
 ``MatMulNBits`` multiplies by 4 and 8 bit codes, query, key and value by one node and gate and up by
-one; ``GroupQueryAttention`` rotates, writes the cache and attends; ``SkipSimplifiedLayerNormalization``
-adds and normalizes. Their weights are made from the blobs at load (``contracts.derived``).
-"""  # fmt: skip
+one; ``GroupQueryAttention`` rotates, writes the cache and attends;
+``SkipSimplifiedLayerNormalization`` adds and normalizes. Their weights are made from the blobs at
+load (``contracts.derived``).
+"""
 
 from __future__ import annotations
 

@@ -73,9 +73,7 @@ class BundleEngine:
     ) -> None:
         from bundle_session import open_session
 
-        self._session = open_session(
-            folder, threads=threads, max_context=capacity, dialect=dialect
-        )
+        self._session = open_session(folder, threads=threads, max_context=capacity, dialect=dialect)
         self._position = 0
         self._logits: npt.NDArray[np.float32] = np.empty(0, np.float32)
 

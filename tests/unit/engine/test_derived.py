@@ -92,9 +92,7 @@ def test_vectors_are_joined_and_tables_lengthened() -> None:
     longer = DerivedTensor("t", derived.ROWS, "float16", (5, 2), ("z",))
     assert make_tensor(longer, [table], ["float32"])[2:].tolist() == [[4, 5]] * 3
     with pytest.raises(ValueError, match=r"give \[3\], not \[3, 1\]"):
-        make_tensor(
-            DerivedTensor("b", derived.JOIN, "float32", (3, 1), ("x",)), parts, ["float16"]
-        )
+        make_tensor(DerivedTensor("b", derived.JOIN, "float32", (3, 1), ("x",)), parts, ["float16"])
 
 
 def test_a_list_reads_back_and_wrong_ones_are_refused() -> None:
