@@ -173,7 +173,8 @@ def _check_product(
     schemes: Mapping[str, QuantScheme | None],
 ) -> str:
     """Check a MatMul by a dense weight, or by codes that MatMulNBits does not take."""
-    source = value = node.input[1]
+    value: str = node.input[1]
+    source = value
     while source in makers and makers[source].op_type in {"Cast", "DequantizeLinear"}:
         value, source = source, makers[source].input[0]
     name = source.removesuffix(codes_name("")).removesuffix(dense_name(""))
