@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Dialect = Literal["standard", "trt103"]
+Dialect = Literal["standard", "trt103", "ort"]
 MEMORY_RESERVE_FRACTION = 0.2
 
 

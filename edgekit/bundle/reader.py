@@ -44,13 +44,23 @@ class Bundle:
     manifest: Manifest
     digest: str
 
-    def graph(self, purpose: str) -> GraphEntry:
-        """Return the graph for ``target`` or ``host``; a target graph serves a missing host one."""
+    def graph(self, purpose: str, dialect: str | None = None) -> GraphEntry:
+        """Return the graph for ``target`` or ``host``; a target graph serves a missing host one.
+
+        Args:
+            purpose: Which of the two.
+            dialect: Only a graph of this one; None is whichever the bundle lists first.
+
+        Raises:
+            BundleError: There is none.
+        """
         for wanted in (purpose, "target"):
             for entry in self.manifest.graphs:
-                if entry.purpose == wanted:
+                if entry.purpose == wanted and dialect in {None, entry.dialect}:
                     return entry
-        raise BundleError(f"{self.path} has no graph")
+        raise BundleError(
+            f"{self.path} has no graph" + (f" of dialect {dialect}" if dialect else "")
+        )
 
     def tensor(self, name: str) -> TensorEntry:
         """Return a tensor's entry by name."""

@@ -12,6 +12,7 @@ from edgekit.bundle.verify import check_digests
 from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
+from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider
 from edgekit.engine.session import InferenceSession
@@ -60,6 +61,7 @@ def load_bundle(
     threads: int | None = None,
     max_sequences: int = 1,
     digests: bool = True,
+    dialect: str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
@@ -71,17 +73,20 @@ def load_bundle(
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
         digests: Check every byte against the manifest first; off only where that was just done.
+        dialect: Run the graph of this dialect; None is :func:`fastest_graph`.
         progress: Told about the stages ``digests`` and ``load``.
         options: Further arguments of the session that the graph's dialect needs.
 
     Raises:
         DigestMismatchError: The bundle is damaged.
+        BundleError: It has no graph of ``dialect``.
         EngineError: The engine is missing or refuses the graph.
     """
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    entry = bundle.graph("host" if provider == "cpu" else "target")
+    purpose = "host" if provider == "cpu" else "target"
+    entry = bundle.graph(purpose, dialect) if dialect else fastest_graph(bundle, purpose)
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
     progress.start("load", 0)
@@ -95,6 +100,12 @@ def load_bundle(
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
     )
+
+
+def fastest_graph(bundle: Bundle, purpose: str) -> GraphEntry:
+    """Return the graph that ONNX Runtime runs fastest: ``ort``, where the bundle has it."""
+    dialects = {entry.dialect for entry in bundle.manifest.graphs}
+    return bundle.graph(purpose, "ort" if "ort" in dialects else None)
 
 
 def open_session(
@@ -123,6 +134,9 @@ def open_session(
     if not isinstance(config, ModelConfig):
         raise BundleError(f"{bundle.path} has a {entry.dialect} graph of another exporter's model")
     dtype: Any = entry.activation_dtype
+    if entry.dialect == "ort":
+        cores = options.get("threads") or len(os.sched_getaffinity(0))
+        options = {**options, "derived": make_derived(bundle, entry, cores)}
     if entry.dialect == "trt103" and provider == "cpu":
         return AppendingCacheSession(
             graph, config=config, max_context=max_context, activation_dtype=dtype, **options

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from edgekit.engine.checks import (
     not_finite,
 )
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
+from edgekit.engine.ort_options import cuda_options, session_options
 from edgekit.engine.ort_step import Step
 from edgekit.errors import EngineError, MissingExtraError
 from edgekit.models.config import ModelConfig
@@ -50,6 +50,8 @@ class OrtSession:
         prefill_chunk: Tokens of a prefill step.
         cuda_graph: Capture decode steps as CUDA graphs (``cuda`` only).
         exact: Run the graph as it is written, without ONNX Runtime's optimizations.
+        derived: Weights that the graph reads and no file holds, of the ``ort`` dialect.
+        settings: Further session configuration entries of ONNX Runtime.
 
     Raises:
         EngineError: ONNX Runtime has no such provider, or refuses the graph.
@@ -69,6 +71,8 @@ class OrtSession:
         prefill_chunk: int = 512,
         cuda_graph: bool = False,
         exact: bool = False,
+        derived: Mapping[str, npt.NDArray[Any]] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self._max_context = max_context
@@ -77,9 +81,17 @@ class OrtSession:
         self._device = provider
         self._chunk = prefill_chunk
         self._cuda_graph = cuda_graph and provider == "cuda"
-        self._session = open_ort(graph, provider, threads, cuda_graph=self._cuda_graph, exact=exact)
+        self._session = open_ort(
+            graph,
+            provider,
+            threads,
+            cuda_graph=self._cuda_graph,
+            exact=exact,
+            derived=derived,
+            settings=settings,
+        )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
-            raise EngineError(f"{graph.name} is not of the standard dialect")
+            raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
         self._lengths = np.zeros(max_sequences, np.int64)
         self._tiers = TIERS_TO_A_DOUBLING[provider]
         largest = tier_for(max_context, max_context, self._tiers)
@@ -142,10 +154,10 @@ class OrtSession:
         self._reserve(max(positions) + 1)
         first, batch = (slots[0], 1) if len(slots) == 1 else (0, self._bucket(max(slots) + 1))
         step = self._decode_step(first, batch)
-        step.set_idle(self._lengths[first : first + batch])
+        step.inputs.set_idle(self._lengths[first : first + batch])
         rows = [slot - first for slot in slots]
         for row, token, position in zip(rows, tokens, positions, strict=True):
-            step.set_row(row, token, position)
+            step.inputs.set_row(row, token, position)
         logits = np.asarray(step.run(self._session)[rows, 0], np.float32)  # a copy already
         self._lengths[list(slots)] = np.asarray(positions) + 1
         self._require_finite(logits, slots, np.arange(len(slots)))
@@ -168,7 +180,7 @@ class OrtSession:
     ) -> Float32Array:
         key = (slot, 1, len(tokens), wanted)
         step = Step(self._session, self._cache, self.config, key, self._device, graph_id=None)
-        step.set_tokens(tokens, start)
+        step.inputs.set_tokens(tokens, start)
         return np.array(step.run(self._session)[0], np.float32)
 
     def _decode_step(self, first: int, batch: int) -> Step:
@@ -227,6 +239,8 @@ def open_ort(
     *,
     cuda_graph: bool,
     exact: bool = False,
+    derived: Mapping[str, npt.NDArray[Any]] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """Load a graph in ONNX Runtime with the options edgekit relies on.
 
@@ -255,15 +269,9 @@ def open_ort(
         # command's JSON; the check below is what reports them.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    # int8 activations in MatMulNBits: without it 8-bit weights run a hundred times slower.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-    if exact:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings = {"enable_cuda_graph": "1"} if cuda_graph else {}
-    providers = [(name, settings)] if provider == "cuda" else [name]
+    options = session_options(threads, exact=exact, derived=derived, settings=settings)
+    chosen = cuda_options(ort.__version__, cuda_graph=cuda_graph) if provider == "cuda" else {}
+    providers = [(name, chosen)]
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

@@ -43,6 +43,7 @@ class EvalRequest:
         sequences: Prompts answered at once.
         provider: Where to run.
         threads: CPU threads.
+        dialect: Which of the bundle's graphs to run; None is the fastest.
         digests: Check the bundle's bytes, and compare the reference's with those it was built from.
     """
 
@@ -55,6 +56,7 @@ class EvalRequest:
     sequences: int = 8
     provider: Provider = "cpu"
     threads: int = 2
+    dialect: str | None = None
     digests: bool = True
 
 
@@ -86,6 +88,7 @@ def evaluate_bundle(
         bundle,
         provider=request.provider,
         threads=request.threads,
+        dialect=request.dialect,
         max_sequences=request.sequences,
         digests=request.digests,
         progress=progress,

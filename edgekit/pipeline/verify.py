@@ -7,18 +7,19 @@ from typing import Any
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
-from edgekit.engine.load import load_bundle, open_session
+from edgekit.engine.load import open_session
 from edgekit.engine.ort import Provider
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, ContextOverflowError, EngineError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
-from edgekit.graph.check import GraphReport, check_graph
+from edgekit.graph.check import GraphReport
 from edgekit.graph.exported import check_exported_graph
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
 from edgekit.pipeline.compiled import check_bundle, not_run
+from edgekit.pipeline.graphs import check_dialect
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
@@ -44,8 +45,8 @@ def verify_bundle(
 
     With ``run`` the target's graph is compiled, too, where this machine has a TensorRT builder.
 
-    On a CPU both graphs run: the host's as `edgekit run` runs it, and the target's as it is
-    written, so that what would overflow float16 on the device does here.
+    On a CPU every graph runs: float32 ones as `edgekit run` runs them, float16 ones as they are
+    written, so that what would overflow float16 on the device does here. On CUDA the target's run.
 
     Returns:
         The report of ``docs/schemas/verify.schema.json``.
@@ -80,23 +81,24 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
         GraphError: A graph is not valid or not as planned.
         BundleError: A tensor names a scheme this edgekit does not know.
     """
-    graphs = {graph.name: bundle.path / graph.path for graph in bundle.manifest.graphs}
+    graphs = bundle.manifest.graphs
     config = stored_config(bundle.manifest.model["config"])
     reports = {}
     if isinstance(config, ModelConfig):
         schemes = stored_schemes(bundle, config)
-        for name, path in graphs.items():
-            progress.advance(0, name)
-            reports[name] = check_graph(path, config, schemes)
+        for graph in graphs:
+            progress.advance(0, graph.name)
+            path = bundle.path / graph.path
+            reports[graph.name] = check_dialect(path, graph.dialect, config, schemes)
         return reports
     labels = {
         entry.name.removesuffix(codes_name("")): entry.scheme
         for entry in bundle.manifest.tensors
         if entry.role == "codes" and entry.scheme and entry.scheme != ROW_SCHEME
     }
-    for name, path in graphs.items():
-        progress.advance(0, name)
-        reports[name] = check_exported_graph(path, labels)
+    for graph in graphs:
+        progress.advance(0, graph.name)
+        reports[graph.name] = check_exported_graph(bundle.path / graph.path, labels)
     return reports
 
 
@@ -122,19 +124,24 @@ def _run_golden(
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
     golden = GoldenSet.from_dict(bundle.golden())
-    # Its digests are checked already.
-    model = load_bundle(
-        bundle, provider=provider, threads=threads, digests=False, progress=progress
-    )
-    loaded, target = bundle.graph("host" if provider == "cpu" else "target"), bundle.graph("target")
-    graphs = 1 + (target.name != loaded.name)
-    progress.start("golden", graphs * golden.tokens, "tokens")
-    reports = {loaded.name: _check(model.session, golden, loaded, progress)}
-    if target.name != loaded.name:
+    graphs = [
+        graph
+        for graph in bundle.manifest.graphs
+        if provider == "cpu" or (graph.purpose == "target" and graph.dialect != "trt103")
+    ]
+    if not graphs:
+        raise EngineError(
+            f"no graph of the bundle runs on {provider}", "Verify it with --provider cpu"
+        )
+    config = stored_config(bundle.manifest.model["config"])
+    progress.start("golden", len(graphs) * golden.tokens, "tokens")
+    reports = {}
+    for graph in graphs:
         # ONNX Runtime's optimizations compute whole stretches of a float16 graph in float32.
-        options = {"threads": threads, "exact": True}
-        session = open_session(bundle, target, model.config, provider, options)
-        reports[target.name] = _check(session, golden, target, progress)
+        exact = provider == "cpu" and graph.activation_dtype == "float16"
+        options = {"threads": threads, **({"exact": True} if exact else {})}
+        session = open_session(bundle, graph, config, provider, options)
+        reports[graph.name] = _check(session, golden, graph, progress)
     progress.finish(f"{golden.tokens} tokens on {provider}: {', '.join(reports)}")
     return {name: report.to_dict() for name, report in reports.items()}
 

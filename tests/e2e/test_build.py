@@ -158,9 +158,8 @@ def test_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 def test_verify_accepts_the_bundle(bundle: Path) -> None:
     """A fresh bundle passes every check, on an engine too."""
     report = json.loads(edgekit("verify", bundle, "--json").stdout)
-    assert (
-        set(report["golden"]) == set(report["graphs"]) == {"standard.float16", "standard.float32"}
-    )
+    names = {"standard.float16", "standard.float32", "ort.float16", "ort.float32"}
+    assert set(report["golden"]) == set(report["graphs"]) == names
     assert all(golden["passed"] for golden in report["golden"].values())
     assert report["golden"]["standard.float16"]["kl_divergence_bound_nats"] < 1e-3
     assert report["graphs"]["standard.float16"]["linears"] == {"w4-g64": 43}
@@ -265,9 +264,9 @@ def test_other_targets_build_and_verify(target: str, tmp_path: Path) -> None:
     assert (
         names
         == {
-            "orin-32gb": {"standard.float16", "standard.float32"},
-            "orin-jp62": {"trt103.float16", "standard.float32"},
-            "cpu": {"standard.float32"},
+            "orin-32gb": {"standard.float16", "standard.float32", "ort.float16", "ort.float32"},
+            "orin-jp62": {"trt103.float16", "standard.float32", "ort.float16", "ort.float32"},
+            "cpu": {"standard.float32", "ort.float32"},
         }[target]
     )
 

@@ -42,6 +42,11 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
     default="cpu",
     show_default=True,
 )
+@click.option(
+    "--dialect",
+    type=click.Choice(["standard", "ort"]),
+    help="Which of the bundle's graphs to run. [default: ort where there is one, the faster]",
+)
 @click.option("--threads", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
 @click.option(
     "--no-digests",

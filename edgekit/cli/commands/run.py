@@ -30,6 +30,11 @@ from edgekit.cli.render import StageProgress, console, error_console, print_json
     show_default=True,
     help="Where to run.",
 )
+@click.option(
+    "--dialect",
+    type=click.Choice(["standard", "ort"]),
+    help="Which of the bundle's graphs to run. [default: ort where there is one, the faster]",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document when it is done.")
 @click.option("--no-digests", is_flag=True, help="Start without checking the bundle's bytes.")
@@ -54,6 +59,7 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
             open_bundle(bundle),
             provider=options["provider"],
             threads=options["threads"],
+            dialect=options["dialect"],
             digests=not options["no_digests"],
             progress=progress,
         )
