@@ -5,9 +5,10 @@
     python tests/bench/bench_cuda.py profile BUNDLE --contexts 512 4096
 
 Each of ``--variants`` is measured: ``standard`` and ``ort`` are the bundle's graphs, ``ort-intb``
-the latter with ONNX Runtime's weight-only kernels (``ep.cuda.fpa_intb_gemm``; groups of 32 only). ``check`` and
-``time`` run them with and without CUDA graphs. ``profile`` runs them without, every kernel waited
-for (CUDA_LAUNCH_BLOCKING): operators' times are the GPU's and the launch's; the step is longer.
+the latter with ONNX Runtime's weight-only kernels (``ep.cuda.fpa_intb_gemm``; groups of 32 only).
+``check`` and ``time`` run them with and without CUDA graphs. ``profile`` runs them without, every
+kernel waited for (CUDA_LAUNCH_BLOCKING): operators' times are the GPU's and the launch's; the step
+is longer.
 ``ORT_ENABLE_XQA=0`` or ``=1`` in the environment chooses the attention kernel of the ort variants.
 
 Needs torch with CUDA for ``check`` only. Prints one JSON document. Rates include everything a token
