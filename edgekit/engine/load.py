@@ -13,7 +13,7 @@ from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
 from edgekit.engine.growing_cache import GrowingCacheSession
-from edgekit.engine.ort import OrtSession, Provider
+from edgekit.engine.ort import OrtSession, Provider, newest_opset
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, EngineError
 from edgekit.models.config import ModelConfig
@@ -63,7 +63,7 @@ def load_bundle(
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
-    """Load a bundle in ONNX Runtime: its host graph on a CPU, its target graph on CUDA.
+    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`.
 
     Args:
         bundle: An opened bundle.
@@ -81,7 +81,7 @@ def load_bundle(
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    entry = bundle.graph("host" if provider == "cpu" else "target")
+    entry = graph_to_run(bundle, provider)
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
     progress.start("load", 0)
@@ -94,6 +94,30 @@ def load_bundle(
         session,
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
+    )
+
+
+def graph_to_run(bundle: Bundle, provider: Provider) -> GraphEntry:
+    """Return a bundle's host graph on a CPU, its target graph on CUDA.
+
+    On a CPU, an ONNX Runtime too old for the host graph's opset gets the target's if that is
+    older: JetPack 6.2's Python ends at one that refuses opset 24, its bundles bring opset 21.
+
+    Raises:
+        BundleError: The bundle has no graph.
+        EngineError: ONNX Runtime is too old for either.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    target = bundle.graph("target")
+    if provider != "cpu":
+        return target
+    newest = newest_opset()
+    for entry in (bundle.graph("host"), target):
+        if entry.opset <= newest:
+            return entry
+    raise EngineError(
+        f"this ONNX Runtime takes opset {newest}, the bundle's graphs have {target.opset}",
+        "Use ONNX Runtime 1.24 or newer (Python 3.11), or a bundle built with --target orin-jp62",
     )
 
 

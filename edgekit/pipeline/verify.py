@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
-from edgekit.engine.load import load_bundle, open_session
+from edgekit.engine.load import graph_to_run, load_bundle, open_session
 from edgekit.engine.ort import Provider
 from edgekit.engine.session import InferenceSession
-from edgekit.errors import BundleError, ContextOverflowError, EngineError
+from edgekit.errors import BundleError, ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
-from edgekit.graph.check import GraphReport, check_graph
-from edgekit.graph.exported import check_exported_graph
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
+
+if TYPE_CHECKING:  # it imports onnx, which a device does without
+    from edgekit.graph.check import GraphReport
 
 ENGINE_LIMITS = GoldenLimits(
     kl_divergence_nats_max=0.02, mean_abs_difference_nats_max=0.25, top1_agreement_min=0.97
@@ -36,10 +38,11 @@ def verify_bundle(
     *,
     provider: Provider = "cpu",
     threads: int = 2,
+    graphs: bool = True,
     run: bool = True,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Check digests, graphs and, with ``run``, the golden sequences on an engine.
+    """Check digests, with ``graphs`` the graphs and with ``run`` the golden sequences.
 
     On a CPU both graphs run: the host's as `edgekit run` runs it, and the target's as it is
     written, so that what would overflow float16 on the device does here.
@@ -48,24 +51,39 @@ def verify_bundle(
         The report of ``docs/schemas/verify.schema.json``.
 
     Raises:
+        MissingExtraError: ``graphs`` is set and onnx is not installed; nothing was checked.
         BundleError: A byte is not what the manifest says.
         GraphError: A graph is not valid or not as planned.
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
+    if graphs:
+        _require_onnx()
     digests = verify_digests(bundle, threads=threads, progress=progress)
-    progress.start("graphs", 0)
-    graphs = check_graphs(bundle, progress)
-    progress.finish(", ".join(graphs))
+    reports = None
+    if graphs:
+        progress.start("graphs", 0)
+        reports = check_graphs(bundle, progress)
+        progress.finish(", ".join(reports))
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
         "files": digests.files,
         "blobs": digests.blobs,
         "checked_bytes": digests.checked_bytes,
-        "graphs": {name: report.to_dict() for name, report in graphs.items()},
+        "graphs": reports and {name: report.to_dict() for name, report in reports.items()},
         "golden": _run_golden(bundle, provider, threads, progress) if run else None,
     }
+
+
+def _require_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError(
+            "Checking graphs",
+            "host",
+            "or leave it out with --no-graphs, as devices do: they were checked when they were "
+            "built, and every byte is under a digest",
+        )
 
 
 def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, GraphReport]:
@@ -75,6 +93,9 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
         GraphError: A graph is not valid or not as planned.
         BundleError: A tensor names a scheme this edgekit does not know.
     """
+    from edgekit.graph.check import check_graph  # noqa: PLC0415 - imports onnx
+    from edgekit.graph.exported import check_exported_graph  # noqa: PLC0415 - imports onnx
+
     graphs = {graph.name: bundle.path / graph.path for graph in bundle.manifest.graphs}
     config = stored_config(bundle.manifest.model["config"])
     reports = {}
@@ -121,7 +142,7 @@ def _run_golden(
     model = load_bundle(
         bundle, provider=provider, threads=threads, digests=False, progress=progress
     )
-    loaded, target = bundle.graph("host" if provider == "cpu" else "target"), bundle.graph("target")
+    loaded, target = graph_to_run(bundle, provider), bundle.graph("target")
     graphs = 1 + (target.name != loaded.name)
     progress.start("golden", graphs * golden.tokens, "tokens")
     reports = {loaded.name: _check(model.session, golden, loaded, progress)}
