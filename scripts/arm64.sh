@@ -48,7 +48,7 @@ sys.exit(code)' "$@"
 }
 
 as_device() { # a shell command as the image's user, in the image's environment
-    chroot --userspec=edgekit:edgekit --groups=edgekit,video "$root" /usr/bin/env -i \
+    measure chroot --userspec=edgekit:edgekit --groups=edgekit,video "$root" /usr/bin/env -i \
         PATH=/opt/edgekit/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 HOME=/var/lib/edgekit QEMU_CPU="$QEMU_CPU" \
         EDGEKIT_BUNDLE=/var/lib/edgekit/bundle sh -c "cd /var/lib/edgekit && $1"
 }
@@ -71,7 +71,9 @@ make_debian() {
 
 build_image() { # what the stages `build` and `device` run, in one place
     cp /etc/resolv.conf "$root/etc/resolv.conf"
-    local cert index
+    local cert index build user
+    build=$(step 'python3 -m venv')
+    user=$(step useradd)
     cert=${PIP_CERT:-$("$python" -m pip config get global.cert 2>/dev/null || true)}
     index=${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}
     [ -z "$cert" ] || install -m 644 "$cert" "$root/etc/pip-certificates.crt"
@@ -81,9 +83,9 @@ build_image() { # what the stages `build` and `device` run, in one place
     find "$root/src" -name __pycache__ -prune -exec rm -r {} +
     measure chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin:/usr/sbin QEMU_CPU="$QEMU_CPU" HOME=/root \
         ${cert:+PIP_CERT=/etc/pip-certificates.crt} ${index:+PIP_INDEX_URL="$index"} \
-        EDGEKIT_CONSTRAINTS=constraints.txt sh -c "set -e; cd /src; $(step 'python3 -m venv')"
+        EDGEKIT_CONSTRAINTS=constraints.txt sh -c "set -e; cd /src; $build"
     if chroot "$root" id edgekit >/dev/null 2>&1; then chroot "$root" userdel edgekit; fi
-    chroot "$root" sh -c "set -e; $(step useradd)"
+    chroot "$root" sh -c "set -e; $user"
     du -sm "$root/opt/edgekit" | awk '{ print "   " $1 " MiB in /opt/edgekit" }'
 }
 
@@ -113,10 +115,9 @@ chown -R --reference="$state" "$state/bundle"
 
 say "as the image runs: user edgekit, read-only root, one volume"
 like_the_image
-export -f as_device && export root
-measure bash -c 'as_device "edgekit doctor --device"'
-measure bash -c 'as_device "edgekit verify --no-graphs \$EDGEKIT_BUNDLE"'
-got=$(measure bash -c "as_device \"edgekit run \\\$EDGEKIT_BUNDLE '$question' --temperature 0\"")
+as_device 'edgekit doctor --device'
+as_device 'edgekit verify --no-graphs "$EDGEKIT_BUNDLE"'
+got=$(as_device "edgekit run \"\$EDGEKIT_BUNDLE\" '$question' --temperature 0")
 echo "$got"
 [ "$got" = "$wanted" ] || die "the emulated arm64 answers otherwise"
 
@@ -124,6 +125,6 @@ say "the health check: whole, then with one byte changed"
 check='edgekit verify --no-graphs --no-run "$EDGEKIT_BUNDLE"'
 as_device "$check" >/dev/null 2>&1 || die "the health check fails on a whole bundle"
 blob=$(find "$state/bundle/blobs" -type f | head -1)
-printf '\xff' | dd of="$blob" bs=1 conv=notrunc status=none
+printf 'damaged' | dd of="$blob" conv=notrunc status=none
 if as_device "$check"; then die "the health check passes a damaged bundle"; fi
 say "arm64: all as on $(uname -m)"
