@@ -93,8 +93,9 @@ like_the_image() { # from here on only the state folder can be written
     mount --bind "$root" "$root"
     mount --bind "$state" "$state"
     mount -o remount,bind,ro "$root"
+    # No /sys: what it says of this machine's processor is not what is emulated, and ONNX Runtime
+    # crashes over the difference. Without it, it warns and asks the (emulated) kernel instead.
     mount -t proc proc "$root/proc"
-    mount --rbind /sys "$root/sys"
     mount --rbind /dev "$root/dev"
     if as_device "touch /opt/edgekit/x /tmp/x" 2>/dev/null; then die "the root is not read-only"; fi
     as_device "touch x && rm x" || die "the state folder cannot be written"
