@@ -14,7 +14,7 @@ from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
 from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
-from edgekit.engine.ort import OrtSession, Provider
+from edgekit.engine.ort import OrtSession, Provider, newest_opset
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, EngineError
 from edgekit.models.config import ModelConfig
@@ -65,7 +65,7 @@ def load_bundle(
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
-    """Load a bundle in ONNX Runtime: its host graph on a CPU, its target graph on CUDA.
+    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`.
 
     Args:
         bundle: An opened bundle.
@@ -85,8 +85,7 @@ def load_bundle(
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    purpose = "host" if provider == "cpu" else "target"
-    entry = bundle.graph(purpose, dialect) if dialect else fastest_graph(bundle, purpose)
+    entry = graph_to_run(bundle, provider, dialect)
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
     progress.start("load", 0)
@@ -102,7 +101,33 @@ def load_bundle(
     )
 
 
-def fastest_graph(bundle: Bundle, purpose: str) -> GraphEntry:
+def graph_to_run(bundle: Bundle, provider: Provider, dialect: str | None = None) -> GraphEntry:
+    """Return a bundle's fastest host graph on a CPU, its fastest target graph on CUDA.
+
+    On a CPU, an ONNX Runtime too old for the host graph's opset gets the target's if that is
+    older: JetPack 6.2's Python ends at one that refuses opset 24, its bundles bring opset 21.
+
+    Raises:
+        BundleError: The bundle has no graph.
+        EngineError: ONNX Runtime is too old for either.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    purpose = "host" if provider == "cpu" else "target"
+    if dialect is not None:
+        return bundle.graph(purpose, dialect)
+    if provider != "cpu":
+        return _fastest(bundle, purpose)
+    newest, target = newest_opset(), bundle.graph("target")
+    for entry in (_fastest(bundle, purpose), bundle.graph(purpose), target):
+        if entry.opset <= newest:
+            return entry
+    raise EngineError(
+        f"this ONNX Runtime takes opset {newest}, the bundle's graphs have {target.opset}",
+        "Use ONNX Runtime 1.24 or newer (Python 3.11), or a bundle built with --target orin-jp62",
+    )
+
+
+def _fastest(bundle: Bundle, purpose: str) -> GraphEntry:
     """Return the graph that ONNX Runtime runs fastest: ``ort``, where the bundle has it."""
     dialects = {entry.dialect for entry in bundle.manifest.graphs}
     return bundle.graph(purpose, "ort" if "ort" in dialects else None)

@@ -251,13 +251,7 @@ def open_ort(
         EngineError: The provider is missing, or the graph is refused.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime as ort  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("Running a model", "cuda" if provider == "cuda" else "host") from (
-            error
-        )
-
+    ort = _onnxruntime(provider)
     name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
     if name not in ort.get_available_providers():
         raise EngineError(
@@ -283,3 +277,26 @@ def open_ort(
             "Check that the driver, CUDA and cuDNN are those onnxruntime-gpu was built for",
         )
     return session
+
+
+def newest_opset() -> int:
+    """Return the newest ONNX opset that the installed ONNX Runtime takes.
+
+    Source: 1.23.2 refuses opset 24 ("official support for domain ai.onnx is till opset 23"); from
+    1.24 on it is taken.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    major, minor = _onnxruntime("cpu").__version__.split(".")[:2]
+    return 24 if (int(major), int(minor)) >= (1, 24) else 23
+
+
+def _onnxruntime(provider: Provider) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise MissingExtraError("Running a model", "cuda" if provider == "cuda" else "host") from (
+            error
+        )
+    return onnxruntime

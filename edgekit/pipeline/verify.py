@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.load import open_session
-from edgekit.engine.ort import Provider
+from edgekit.engine.ort import Provider, newest_opset
 from edgekit.engine.session import InferenceSession
-from edgekit.errors import BundleError, ContextOverflowError, EngineError
+from edgekit.errors import BundleError, ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
-from edgekit.graph.check import GraphReport
-from edgekit.graph.exported import check_exported_graph
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
-from edgekit.pipeline.compiled import check_bundle, not_run
-from edgekit.pipeline.graphs import check_dialect
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
+
+if TYPE_CHECKING:  # it imports onnx, which a device does without
+    from edgekit.graph.check import GraphReport
 
 ENGINE_LIMITS = GoldenLimits(
     kl_divergence_nats_max=0.02, mean_abs_difference_nats_max=0.25, top1_agreement_min=0.97
@@ -38,12 +38,13 @@ def verify_bundle(
     *,
     provider: Provider = "cpu",
     threads: int = 2,
+    graphs: bool = True,
     run: bool = True,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Check digests, graphs and, with ``run``, the golden sequences on an engine.
+    """Check digests, with ``graphs`` the graphs and with ``run`` the golden sequences.
 
-    With ``run`` the target's graph is compiled, too, where this machine has a TensorRT builder.
+    With both the target's graph is compiled, too, where this machine has a TensorRT builder.
 
     On a CPU every graph runs: float32 ones as `edgekit run` runs them, float16 ones as they are
     written, so that what would overflow float16 on the device does here. On CUDA the target's run.
@@ -52,26 +53,50 @@ def verify_bundle(
         The report of ``docs/schemas/verify.schema.json``.
 
     Raises:
+        MissingExtraError: ``graphs`` is set and onnx is not installed; nothing was checked.
         BundleError: A byte is not what the manifest says.
         GraphError: A graph is not valid or not as planned, or a TensorRT builder refuses it.
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
+    if graphs:
+        _require_onnx()
     digests = verify_digests(bundle, threads=threads, progress=progress)
-    progress.start("graphs", 0)
-    graphs = check_graphs(bundle, progress)
-    progress.finish(", ".join(graphs))
-    compiled = check_bundle(bundle, progress) if run else not_run("verified with --no-run")
+    reports = None
+    if graphs:
+        progress.start("graphs", 0)
+        reports = check_graphs(bundle, progress)
+        progress.finish(", ".join(reports))
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
         "files": digests.files,
         "blobs": digests.blobs,
         "checked_bytes": digests.checked_bytes,
-        "graphs": {name: report.to_dict() for name, report in graphs.items()},
-        "compile_check": compiled,
+        "graphs": reports and {name: report.to_dict() for name, report in reports.items()},
+        "compile_check": _compile(bundle, graphs=graphs, run=run, progress=progress),
         "golden": _run_golden(bundle, provider, threads, progress) if run else None,
     }
+
+
+def _compile(bundle: Bundle, *, graphs: bool, run: bool, progress: Progress) -> dict[str, Any]:
+    """Compile the target's graph; returns the findings, or why it was not compiled."""
+    from edgekit.pipeline.compiled import check_bundle, not_run  # noqa: PLC0415 - imports onnx
+
+    for wanted, option in ((graphs, "--no-graphs"), (run, "--no-run")):
+        if not wanted:
+            return not_run(f"verified with {option}")
+    return check_bundle(bundle, progress)
+
+
+def _require_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError(
+            "Checking graphs",
+            "host",
+            "or leave it out with --no-graphs, as devices do: they were checked when they were "
+            "built, and every byte is under a digest",
+        )
 
 
 def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, GraphReport]:
@@ -81,6 +106,9 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
         GraphError: A graph is not valid or not as planned.
         BundleError: A tensor names a scheme this edgekit does not know.
     """
+    from edgekit.graph.exported import check_exported_graph  # noqa: PLC0415 - imports onnx
+    from edgekit.pipeline.graphs import check_dialect  # noqa: PLC0415 - imports onnx
+
     graphs = bundle.manifest.graphs
     config = stored_config(bundle.manifest.model["config"])
     reports = {}
@@ -119,19 +147,25 @@ def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme
     return schemes
 
 
+def _runs_on_cuda(graph: GraphEntry) -> bool:
+    return graph.purpose == "target" and graph.dialect != "trt103"
+
+
 def _run_golden(
     bundle: Bundle, provider: Provider, threads: int, progress: Progress
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
     golden = GoldenSet.from_dict(bundle.golden())
+    newest = newest_opset()
     graphs = [
         graph
         for graph in bundle.manifest.graphs
-        if provider == "cpu" or (graph.purpose == "target" and graph.dialect != "trt103")
+        if graph.opset <= newest and (provider == "cpu" or _runs_on_cuda(graph))
     ]
     if not graphs:
         raise EngineError(
-            f"no graph of the bundle runs on {provider}", "Verify it with --provider cpu"
+            f"no graph of the bundle runs on {provider} with this ONNX Runtime",
+            "Verify it with --provider cpu, and ONNX Runtime 1.24 or newer",
         )
     config = stored_config(bundle.manifest.model["config"])
     progress.start("golden", len(graphs) * golden.tokens, "tokens")

@@ -15,7 +15,8 @@ from edgekit.units import format_bytes
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--no-run", is_flag=True, help="Check bytes and graphs only; load no engine.")
+@click.option("--no-graphs", is_flag=True, help="Leave the graphs' plan out; needs no onnx.")
+@click.option("--no-run", is_flag=True, help="Run nothing; load no engine.")
 @click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
@@ -44,6 +45,7 @@ def command(bundle: Path, **options: Any) -> None:
             open_bundle(bundle),
             provider=options["provider"],
             threads=options["threads"],
+            graphs=not options["no_graphs"],
             run=not options["no_run"],
             progress=progress,
         )
@@ -54,7 +56,7 @@ def command(bundle: Path, **options: Any) -> None:
         ("bundle", f"{bundle} is whole"),
         ("digest", report["digest"]),
         ("bytes", f"{format_bytes(report['checked_bytes'])} in {report['blobs']} blobs"),
-        ("graphs", ", ".join(report["graphs"])),
+        ("graphs", ", ".join(report["graphs"] or ["not checked (--no-graphs)"])),
     ]
     rows.append(("compile", describe_check(report["compile_check"])))
     rows += [(name, _describe(golden)) for name, golden in (report["golden"] or {}).items()]
