@@ -14,8 +14,8 @@ fmt: ## format and mend what ruff can
 	$(bin)/ruff format . && $(bin)/ruff check --fix .
 lint: ## ruff and the import contracts
 	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/lint-imports
-types: ## mypy, strict
-	$(bin)/mypy
+types: ## mypy, strict, for the host's Python and the device's
+	scripts/types.sh
 test: ## the fast tests
 	$(bin)/python -m pytest -m "not slow"
 test-slow: ## the tests that take minutes

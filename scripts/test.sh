@@ -6,6 +6,6 @@ scripts/setup.sh host,calibrate dev
 bin=.venv/bin
 "$bin"/ruff format --check .
 "$bin"/ruff check .
-"$bin"/mypy
+scripts/types.sh
 "$bin"/lint-imports
 exec "$bin"/python -m pytest -m "not slow" "$@"
