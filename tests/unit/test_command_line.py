@@ -59,6 +59,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (("eval", "b", "--text", "t", "--limit", "8"), "--limit does nothing without --data"),
         (("eval", "b", "--data", "d", "--text-tokens", "512"), "does nothing without --text"),
         (("eval", "b", "--data", "d", "--window", "512"), "without --text or --reference"),
+        (("inspect", ".", "--revision", "main"), "--revision does nothing with a folder"),
         (("verify", "b", "--no-run", "--provider", "cpu"), "does nothing with --no-run"),
     ],
 )
