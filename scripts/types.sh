@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/mypy
-exec .venv/bin/mypy --python-version 3.10 --disable-error-code no-any-return
+exec .venv/bin/mypy --python-version 3.10 --disable-error-code no-any-return -p edgekit -p device -p ota
