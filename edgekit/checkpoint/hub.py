@@ -182,12 +182,13 @@ def hub_errors(model: str, revision: str | None, remedy: str) -> Iterator[None]:
         raise HubError(f"{model} has no revision {revision}", "Check --revision") from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"the hub has no model {model}, or it is private", "Check the id, or `hf auth login`"
+            f"the hub has no model {model}, or it is private, and there is no such folder here",
+            "Check the path or the id, or `hf auth login`",
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(
             f"{at} is not, or not wholly, in the cache, and the hub cannot be reached",
-            "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder",
+            "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder: there is none of this name",
         ) from error
     except (http_error, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
