@@ -14,7 +14,7 @@ fmt: ## format and mend what ruff can
 	$(bin)/ruff format . && $(bin)/ruff check --fix .
 lint: ## ruff and the import contracts
 	scripts/test.sh lint
-types: ## mypy, strict
+types: ## mypy, strict, for the host's Python and the device's
 	scripts/test.sh types
 test: ## the fast tests
 	scripts/test.sh test

@@ -36,6 +36,7 @@ if [ ! -x .venv/bin/python ]; then
     "$python" -m venv .venv
 fi
 
+echo "setup: installing edgekit[$extras]${group:+ and $group} into .venv" >&2
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 case ",$extras," in
     *,calibrate,*)

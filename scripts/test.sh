@@ -13,7 +13,7 @@ lint() {
     "$bin"/lint-imports
 }
 
-types() { "$bin"/mypy; }
+types() { scripts/types.sh; }
 
 tests() { "$bin"/python -m pytest -m "not slow" "$@"; }
 

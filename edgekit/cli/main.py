@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -38,8 +39,21 @@ COMMANDS = {
 }
 
 
+def _keep_examples(command: click.Command) -> None:
+    r"""Let a help text's examples stay one a line.
+
+    What says so to click is a line of the one character ``\b``; docstrings are raw, and write two.
+    """
+    if command.help:
+        command.help = command.help.replace("\\b\n", "\b\n")
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when it runs, so ``--help`` stays instant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _keep_examples(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order a new user meets them."""
@@ -53,7 +67,20 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"edgekit.cli.commands.{cmd_name}")
         command: click.Command = module.command
+        _keep_examples(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a name that is nearly one's is told so."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib  # noqa: PLC0415 - for this error only
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

@@ -203,6 +203,25 @@ def test_empty_prompt_is_a_prompt(bundle: Path) -> None:
         assert "2 tokens at" in result.stderr
 
 
+def test_standard_input_is_the_same_prompt(bundle: Path) -> None:
+    """A PROMPT of - is what stands in it, without the newline that a shell ends it with."""
+    command = [sys.executable, "-m", "edgekit", "run", str(bundle), "-", "--json"]
+    result = subprocess.run(
+        [*command, "--max-tokens", "1"], input="What is 58 + 67?\n",
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(result.stdout)["prompt_tokens"] == 15
+
+
+def test_the_end_of_input_ends_a_chat(bundle: Path) -> None:
+    """Ctrl-D ends the prompt's line, too: the shell's own begins on a new one."""
+    result = subprocess.run(
+        [sys.executable, "-m", "edgekit", "run", str(bundle)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout == "> \n"
+
+
 def test_chat_remembers(bundle: Path) -> None:
     """Without a prompt, lines from standard input are turns of one conversation."""
     command = [sys.executable, "-m", "edgekit", "run", str(bundle), "--temperature", "0"]

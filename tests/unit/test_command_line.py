@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
 from edgekit.cli.commands import recipes
-from edgekit.cli.main import TRACEBACK_VARIABLE, main
+from edgekit.cli.main import COMMANDS, TRACEBACK_VARIABLE, cli, main
 from edgekit.errors import BuildInterrupted
 
 ROOT = Path(__file__).parents[2]
@@ -54,11 +55,13 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (("build", "m", "--target", "cpu", "--max-context", "5"), "5 is not in the range x>=32"),
         (("run", "b"), "--json needs a PROMPT"),
         (("recipes", "--nothing"), "--nothing"),
-        (("bild",), "bild"),
+        (("bild",), "No such command 'bild'. Did you mean 'build'?"),
+        (("nothing-like-it",), "No such command 'nothing-like-it'."),
         (("build", "m", "--target", "cpu", "--optimum-python", "p"), "without --exporter optimum"),
         (("eval", "b", "--text", "t", "--limit", "8"), "--limit does nothing without --data"),
         (("eval", "b", "--data", "d", "--text-tokens", "512"), "does nothing without --text"),
         (("eval", "b", "--data", "d", "--window", "512"), "without --text or --reference"),
+        (("inspect", ".", "--revision", "main"), "--revision does nothing with a folder"),
         (("verify", "b", "--no-run", "--provider", "cpu"), "does nothing with --no-run"),
     ],
 )
@@ -70,6 +73,20 @@ def test_wrong_usage_is_json_too(
     assert message in str(error["message"])
     assert "--help" in str(error["remedy"])
     assert message in said
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_examples_in_help_stay_one_a_line(name: str) -> None:
+    """Help texts show their examples as lines to copy, and no marks meant for click."""
+    result = CliRunner().invoke(cli, [name, "--help"] if name else ["--help"])
+    assert (result.exit_code, "\b" in result.output, "\\b" in result.output) == (0, False, False)
+    examples = {
+        "": '  edgekit run DeepSeek-R1-Distill-Qwen-1.5B.orin.bundle "What is 12 * 34?"',
+        "build": "  edgekit build ./checkpoint --target cpu --recipe w8a16 --out model.bundle",
+        "run": '  edgekit run model.bundle "What is 58 + 67?" --temperature 0',
+        "eval": "  edgekit eval model.bundle --text book.txt --reference ./checkpoint",
+    }
+    assert examples.get(name, "") in result.output.splitlines()
 
 
 def test_an_option_of_the_environment_is_never_idle(

@@ -26,8 +26,20 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
     type=click.Path(path_type=Path),
     help="Plain text: perplexity, and with --reference KL divergence and agreement.",
 )
-@click.option("--window", type=click.IntRange(2), default=512, show_default=True)
-@click.option("--text-tokens", type=click.IntRange(2), default=8192, show_default=True)
+@click.option(
+    "--window",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens read at once for perplexity and divergence.",
+)
+@click.option(
+    "--text-tokens",
+    type=click.IntRange(2),
+    default=8192,
+    show_default=True,
+    help="Tokens of --text to use.",
+)
 @click.option("--reference", help="The unquantized checkpoint: a folder or a hub id.")
 @click.option(
     "--sequences",
@@ -41,13 +53,19 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
+    help="Where to run.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=lambda: len(os.sched_getaffinity(0)),
+    help="CPU threads. [default: cores]",
 )
 @click.option(
     "--dialect",
     type=click.Choice(["standard", "ort"]),
     help="Which of the bundle's graphs to run. [default: ort where there is one, the faster]",
 )
-@click.option("--threads", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
 @click.option(
     "--no-digests",
     is_flag=True,

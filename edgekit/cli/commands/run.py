@@ -75,7 +75,8 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
         messages.append({"role": "system", "content": options["system"]})
     hide = options["hide_reasoning"]
     if prompt is not None:
-        text = sys.stdin.read() if prompt == "-" else prompt
+        # The newline that ends the input is the shell's, not the prompt's.
+        text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
         rendered = model.prompt([*messages, {"role": "user", "content": text}])
         if options["as_json"]:
             done = generator.complete(rendered, params)
@@ -139,6 +140,7 @@ def ask() -> str:
     try:
         return console().input("[bold]> [/]").strip()
     except EOFError:
+        console().print()
         return ""
 
 

@@ -24,7 +24,12 @@ from edgekit.units import format_bytes
     show_default=True,
     help="Where to run the golden sequences.",
 )
-@click.option("--threads", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=lambda: len(os.sched_getaffinity(0)),
+    help="CPU threads. [default: cores]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(bundle: Path, **options: Any) -> None:
     """Check BUNDLE: every byte by digest, the graphs, and their answers to the golden sequences.
