@@ -22,7 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edgekit.graph.float16_range import AttentionRange, LayerMaxima, needed_exponent
+from edgekit.errors import UnsupportedModelError
+from edgekit.graph.float16_range import (
+    UNSCALED_HEADROOM,
+    AttentionRange,
+    LayerMaxima,
+    needed_exponent,
+)
+from edgekit.quant.packing import FLOAT16_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +47,19 @@ class Exponents:
     query_norm: tuple[int, ...] = field(default=())
     key_norm: tuple[int, ...] = field(default=())
 
-    def of_score(self, layer: int, *, qk_norm: bool) -> int:
-        """Return e such that a layer's attention scale is multiplied by 2**e.
+    def attended(self, layer: int, *, qk_norm: bool) -> tuple[int, int]:
+        """Return the exponents of what a layer's attention multiplies, its queries and keys.
 
         Args:
             layer: Its index.
             qk_norm: Whether queries and keys are normalized after their projection.
         """
         query, key = (self.query_norm, self.key_norm) if qk_norm else (self.query, self.key)
-        return _at(query, layer) + _at(key, layer)
+        return _at(query, layer), _at(key, layer)
+
+    def of_score(self, layer: int, *, qk_norm: bool) -> int:
+        """Return e such that a layer's attention scale is multiplied by 2**e."""
+        return sum(self.attended(layer, qk_norm=qk_norm))
 
     def of_weight(self, name: str) -> int:
         """Return e such that the stored weight of ``name`` is multiplied by 2**e.
@@ -119,7 +130,8 @@ def choose_exponents(
 ) -> Exponents:
     """Choose exponents from measured absolute maxima of the reference model.
 
-    Where nothing holds a layer's queries and keys, theirs are zero: ``require_float16`` refuses it.
+    Each layer is searched once; where nothing holds its queries and keys, theirs are zero, and
+    :func:`require_float16` refuses it.
 
     Args:
         residual_amax: Largest |residual| over all layers and tokens.
@@ -144,6 +156,42 @@ def choose_exponents(
         query_norm=attended[0] if qk_norm else (),
         key_norm=attended[1] if qk_norm else (),
     )
+
+
+def require_float16(
+    maxima: Sequence[LayerMaxima],
+    attention: Sequence[AttentionRange],
+    chosen: Exponents,
+    *,
+    qk_norm: bool,
+) -> None:
+    """Refuse a model with activations that float16 cannot hold, however it is scaled.
+
+    Args:
+        maxima: One entry a layer.
+        attention: One entry a layer.
+        chosen: From :func:`choose_exponents`.
+        qk_norm: Whether queries and keys are normalized after their projection.
+
+    Raises:
+        UnsupportedModelError: Names the layer, what overflows there, and how large it is.
+    """
+    remedy = "Build it for a target with float32 activations: --target cpu"
+    for layer, (seen, held) in enumerate(zip(maxima, attention, strict=True)):
+        unscaled = {"attention scores": seen.attention_score, "gate": seen.gate}
+        for what, amax in unscaled.items():
+            if amax * UNSCALED_HEADROOM > FLOAT16_MAX:
+                raise UnsupportedModelError(
+                    f"layer {layer} has {what} of {amax:.4g}, too near float16's {FLOAT16_MAX:.0f} "
+                    "(or beyond it), and they cannot be scaled",
+                    remedy,
+                )
+        if not held.fits(*chosen.attended(layer, qk_norm=qk_norm)):
+            raise UnsupportedModelError(
+                f"layer {layer} has queries of {held.query:.4g} and keys of {held.key:.4g}: no "
+                "power of two holds both in float16",
+                remedy,
+            )
 
 
 def _at(exponents: tuple[int, ...], layer: int) -> int:

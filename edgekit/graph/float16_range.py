@@ -8,10 +8,9 @@ exceeds float16 there is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgekit.errors import UnsupportedModelError
 from edgekit.quant.packing import FLOAT16_MAX
 
 HEADROOM = 16.0
@@ -95,15 +94,17 @@ class AttentionRange:
         One is negative where a tiny q meets a huge k, or the reverse. Of equally small ones those
         that leave queries and keys nearest in size.
         """
-        span = range(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1)
-        fitting = [(q, k) for q in span for k in span if self.fits(q, k)]
-        return min(fitting, key=self._cost, default=None)
+        for total in range(2 * LARGEST_EXPONENT + 1):
+            fitting = [pair for pair in _pairs(total) if self.fits(*pair)]
+            if fitting:
+                return min(fitting, key=self._imbalance)
+        return None
 
-    def _cost(self, pair: tuple[int, int]) -> tuple[int, float]:
+    def _imbalance(self, pair: tuple[int, int]) -> float:
         query, key = pair
         least = 2.0**-24  # float16's smallest stands for an amax of 0
         q, k = math.log2(max(self.query, least)), math.log2(max(self.key, least))
-        return abs(query) + abs(key), abs(q - query - k + key)
+        return abs(q - query - k + key)
 
 
 def attention_range(seen: LayerMaxima, head_dim: int, *, qk_norm: bool) -> AttentionRange:
@@ -123,25 +124,9 @@ def needed_exponent(amax: float) -> int:
     return math.ceil(math.log2(amax * HEADROOM / FLOAT16_MAX))
 
 
-def require_float16(maxima: Sequence[LayerMaxima], attention: Sequence[AttentionRange]) -> None:
-    """Refuse a model with activations that float16 cannot hold, however it is scaled.
-
-    Raises:
-        UnsupportedModelError: Names the layer, what overflows there, and how large it is.
-    """
-    remedy = "Build it for a target with float32 activations: --target cpu"
-    for layer, (seen, held) in enumerate(zip(maxima, attention, strict=True)):
-        unscaled = {"attention scores": seen.attention_score, "gate": seen.gate}
-        for what, amax in unscaled.items():
-            if amax * UNSCALED_HEADROOM > FLOAT16_MAX:
-                raise UnsupportedModelError(
-                    f"layer {layer} has {what} of {amax:.4g}, too near float16's {FLOAT16_MAX:.0f} "
-                    "(or beyond it), and they cannot be scaled",
-                    remedy,
-                )
-        if held.exponents() is None:
-            raise UnsupportedModelError(
-                f"layer {layer} has queries of {held.query:.4g} and keys of {held.key:.4g}: no "
-                "power of two holds both in float16",
-                remedy,
-            )
+def _pairs(total: int) -> Iterator[tuple[int, int]]:
+    """Yield the exponents (q, k) with ``|q| + |k| == total``, ascending."""
+    for query in range(-min(total, LARGEST_EXPONENT), min(total, LARGEST_EXPONENT) + 1):
+        key = total - abs(query)
+        if key <= LARGEST_EXPONENT:
+            yield from ((query, x) for x in sorted({-key, key}))

@@ -19,8 +19,8 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.evaluate.reference import HiddenStates, ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, compare_states, summarize
 from edgekit.graph.builder import ActivationDtype
-from edgekit.graph.exponents import Exponents, choose_exponents
-from edgekit.graph.float16_range import AttentionRange, attention_range, require_float16
+from edgekit.graph.exponents import Exponents, choose_exponents, require_float16
+from edgekit.graph.float16_range import AttentionRange, attention_range
 from edgekit.models.config import all_linears, lm_head
 from edgekit.pipeline.golden_windows import golden_windows
 from edgekit.pipeline.stored_tensors import StoredTensors
@@ -67,9 +67,9 @@ def make_reference(
     states = model.hidden_states(windows, progress=progress)
     qk_norm, head_dim = checkpoint.config.qk_norm, checkpoint.config.head_dim
     attention = tuple(attention_range(x, head_dim, qk_norm=qk_norm) for x in states.maxima)
-    if activation_dtype == "float16":
-        require_float16(states.maxima, attention)
     exponents = choose_exponents(states.residual_amax, states.maxima, attention, qk_norm=qk_norm)
+    if activation_dtype == "float16":
+        require_float16(states.maxima, attention, exponents, qk_norm=qk_norm)
     tokens = sum(map(len, windows))
     progress.finish(f"{tokens} tokens, largest activation {states.residual_amax:.3g}")
     layers = tuple(layer.to_dict() for layer in states.maxima)

@@ -18,8 +18,8 @@ from test_graph_oracle import Runner, export
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.errors import UnsupportedModelError
 from edgekit.evaluate.reference import HiddenStates, ReferenceModel
-from edgekit.graph.exponents import Exponents, choose_exponents
-from edgekit.graph.float16_range import AttentionRange, attention_range, require_float16
+from edgekit.graph.exponents import Exponents, choose_exponents, require_float16
+from edgekit.graph.float16_range import AttentionRange, attention_range
 from edgekit.graph.lowering import Lowering, StandardLowering
 from edgekit.graph.lowering_trt103 import Trt103Lowering
 
@@ -112,7 +112,7 @@ def test_loud_models_run_in_float16(tmp_path: Path, case: str) -> None:
     checkpoint = load(tmp_path, *LOUD[case])
     ids = np.random.default_rng(5).integers(0, 128, 12)
     wanted, states, held, chosen = measure(checkpoint, ids)
-    require_float16(states.maxima, held)
+    require_float16(states.maxima, held, chosen, qk_norm=checkpoint.config.qk_norm)
     assert chosen != Exponents(0, *[(0, 0)] * 4)
     overflown = []
     for name, lowering in DIALECTS.items():
@@ -154,6 +154,6 @@ def test_what_cannot_be_scaled_is_refused(
 ) -> None:
     """Scores and gates beyond float16 are refused, by layer and value."""
     checkpoint = load(tmp_path, "qwen2", edit)
-    _, states, held, _ = measure(checkpoint, np.random.default_rng(5).integers(0, 128, 12))
+    _, states, held, chosen = measure(checkpoint, np.random.default_rng(5).integers(0, 128, 12))
     with pytest.raises(UnsupportedModelError, match=message):
-        require_float16(states.maxima, held)
+        require_float16(states.maxima, held, chosen, qk_norm=False)

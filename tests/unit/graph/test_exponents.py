@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from edgekit.errors import UnsupportedModelError
-from edgekit.graph.exponents import Exponents, choose_exponents
+from edgekit.graph.exponents import Exponents, choose_exponents, require_float16
 from edgekit.graph.float16_range import (
     HEADROOM,
     AttentionRange,
     LayerMaxima,
     attention_range,
     needed_exponent,
-    require_float16,
 )
 from edgekit.quant.packing import FLOAT16_MAX
 
@@ -82,6 +81,25 @@ def test_queries_and_keys_keep_the_headroom(query: float, key: float, score: flo
             assert abs(a) + abs(b) >= abs(pair[0]) + abs(pair[1]) or not held.fits(a, b)
 
 
+def test_exponents_are_searched_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choosing and refusing search each layer once, and one that fits as it is in one step."""
+    tried: list[tuple[int, int]] = []
+    fits = AttentionRange.fits
+
+    def count(held: AttentionRange, query: int, key: int) -> bool:
+        tried.append((query, key))
+        return fits(held, query, key)
+
+    monkeypatch.setattr(AttentionRange, "fits", count)
+    maxima = [LayerMaxima(query=1, key=1), LayerMaxima(query=5000, key=1)]
+    held = [attention_range(seen, 128, qk_norm=False) for seen in maxima]
+    chosen = choose_exponents(1.0, maxima, held, qk_norm=False)
+    require_float16(maxima, held, chosen, qk_norm=False)
+    assert (chosen.query, chosen.key) == ((0, 1), (0, 0))
+    second = [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert tried == [(0, 0), *second, *zip(chosen.query, chosen.key, strict=True)]
+
+
 def test_the_scale_undoes_what_queries_and_keys_were_multiplied_by() -> None:
     """The attention's scale takes back the projections' powers of two, or the norms'."""
     chosen = Exponents(query=(3,), key=(-1,), query_norm=(4,), key_norm=(1,))
@@ -116,7 +134,7 @@ def test_what_nothing_holds_is_refused(seen: LayerMaxima, message: str) -> None:
     maxima = [LayerMaxima(), seen]
     held = [attention_range(x, 128, qk_norm=False) for x in maxima]
     with pytest.raises(UnsupportedModelError, match=message):
-        require_float16(maxima, held)
+        require_float16(maxima, held, choose(maxima), qk_norm=False)
 
 
 def test_json_form_of_old_manifests() -> None:
