@@ -211,6 +211,7 @@ def _write(
         progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
         quality, golden = _judge(request, config, reference, model, writer, progress)
         _add_files(writer, checkpoint, golden)
+        quality["warnings"] = list(reference.warnings)
         quality["tensors"] = error_report(model.errors, plan.schemes)
         progress.start("bundle", digests.remaining_bytes)
         manifest = _manifest(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 from edgekit.recipe import DEFAULT_RECIPE, MIN_CONTEXT
@@ -139,11 +140,11 @@ def default_out(model: str, target: str) -> Path:
     return Path(f"{model_name(model)}.{target}.bundle")
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(result: dict[str, Any]) -> list[tuple[str | Text, str]]:
     """Return the closing table of a build."""
     fit, quality, limits = result["fit"], result["quality"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]
-    rows = [
+    rows: list[tuple[str | Text, str]] = [
         ("bundle", result["bundle"]),
         ("digest", result["digest"]),
         ("recipe", f"{result['recipe']} for {result['target']}"),
@@ -173,6 +174,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         )
     else:
         rows.append(("quality", f"not checked: {quality.get('reason', '')}"))
+    rows += [(Text("warning", "bold yellow"), said) for said in quality.get("warnings", ())]
     if update := result["update"]:
         kept = 100 * update["kept_scales"] / update["scales"]
         rows.append(
