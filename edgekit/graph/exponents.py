@@ -141,8 +141,9 @@ class Exponents:
             TypeError, ValueError: A field has another form.
         """
         found = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        numbers = {name: int(found.pop(name, 0)) for name in ("residual", "final_norm")}
-        return cls(**numbers, **{name: tuple(map(int, value)) for name, value in found.items()})
+        residual, final_norm = (int(found.pop(name, 0)) for name in ("residual", "final_norm"))
+        by_layer = {name: tuple(map(int, value)) for name, value in found.items()}
+        return cls(residual=residual, final_norm=final_norm, **by_layer)
 
 
 def choose_exponents(
