@@ -23,6 +23,7 @@ from edgekit.engine.checks import (
     check_tokens,
     not_finite,
 )
+from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
 from edgekit.engine.ort_options import cuda_options, session_options
 from edgekit.engine.ort_step import Step
@@ -158,7 +159,8 @@ class OrtSession:
         rows = [slot - first for slot in slots]
         for row, token, position in zip(rows, tokens, positions, strict=True):
             step.inputs.set_row(row, token, position)
-        logits = np.asarray(step.run(self._session)[rows, 0], np.float32)  # a copy already
+        logits = to_float32(step.run(self._session)[:, 0])
+        logits = logits if rows == list(range(batch)) else logits[rows]
         self._lengths[list(slots)] = np.asarray(positions) + 1
         self._require_finite(logits, slots, np.arange(len(slots)))
         return logits
@@ -181,7 +183,7 @@ class OrtSession:
         key = (slot, 1, len(tokens), wanted)
         step = Step(self._session, self._cache, self.config, key, self._device, graph_id=None)
         step.inputs.set_tokens(tokens, start)
-        return np.array(step.run(self._session)[0], np.float32)
+        return to_float32(step.run(self._session)[0])
 
     def _decode_step(self, first: int, batch: int) -> Step:
         """Return the bound buffers of a decode shape; they are kept, and so is its CUDA graph."""

@@ -59,6 +59,9 @@ class Step:
             name: ort.OrtValue.ortvalue_from_numpy(array, "cpu" if name in host else device, 0)
             for name, array in self.inputs.arrays.items()
         }
+        # Host inputs share the arrays' memory; which logits are wanted is the shape's own.
+        fixed = {*host, engine_io.LOGITS_INDEX}
+        self._uploaded = [name for name in self._values if name not in fixed]
         self._logits = ort.OrtValue.ortvalue_from_numpy(logits, device, 0)
         self._host_logits = logits
         self._binding = session.io_binding()
@@ -82,9 +85,8 @@ class Step:
             EngineError: ONNX Runtime fails (out of memory, a kernel that refuses a shape).
         """
         if self._device != "cpu":
-            for name, value in self._values.items():
-                if name not in self.inputs.on_host:  # those share the arrays' memory
-                    value.update_inplace(self.inputs.arrays[name])
+            for name in self._uploaded:
+                self._values[name].update_inplace(self.inputs.arrays[name])
         try:
             session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

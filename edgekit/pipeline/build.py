@@ -242,6 +242,7 @@ def _write_graphs(
     progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
     compiled = _compile(request, plan, writer, graphs, model, progress)
     quality, golden = _judge(request, config, reference, model, writer, progress)
+    quality["warnings"] = list(reference.warnings)
     quality["tensors"] = error_report(model.errors, plan.schemes)
     return Contents(
         tensors=tuple(model.entries),

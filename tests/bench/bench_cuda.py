@@ -167,14 +167,18 @@ def check(path: Path, variants: list[str]) -> dict[str, Any]:
 
 
 def measure(
-    path: Path, variants: list[str], contexts: list[int], batches: list[int]
+    path: Path,
+    variants: list[str],
+    graphs: list[bool],
+    contexts: list[int],
+    batches: list[int],
 ) -> dict[str, Any]:
     """Time decode at each context and batch, with and without CUDA graphs, and prefill."""
     bundle = open_bundle(path)
     weights = sum(e.size_bytes for e in bundle.manifest.tensors if "embed_tokens" not in e.name)
     rows = []
     for variant in variants:
-        for graph in (False, True):
+        for graph in graphs:
             start = time.perf_counter()
             session = open_variant(bundle, variant, max_sequences=max(batches), cuda_graph=graph)
             load_s = round(time.perf_counter() - start, 1)
@@ -286,12 +290,14 @@ def main() -> int:
     )
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--captured", action="store_true", help="time with CUDA graphs only")
     options = parser.parse_args()
     bundle, variants = options.bundle, options.variants
     if options.what == "check":
         report = check(bundle, variants)
     elif options.what == "time":
-        report = measure(bundle, variants, options.contexts, options.batches)
+        graphs = [True] if options.captured else [False, True]
+        report = measure(bundle, variants, graphs, options.contexts, options.batches)
     else:
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # read when the first session starts CUDA
         report = profile(bundle, variants, options.contexts)

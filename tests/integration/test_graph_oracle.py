@@ -1,4 +1,7 @@
-"""The exported graphs compute what transformers computes, for every family and dialect."""
+"""The exported graphs compute what transformers computes, for every family and dialect.
+
+``pytest tests/integration/test_graph_oracle.py --checkpoint DIR`` adds any local checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -195,10 +198,18 @@ DIALECTS: dict[str, Lowering] = {
 }
 
 
-@pytest.fixture(params=[*FAMILIES, "trained"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of ``checkpoint_path`` on each family, the example and every ``--checkpoint``."""
+    if "checkpoint_path" in metafunc.fixturenames:
+        cases = {**{name: name for name in FAMILIES}, "trained": EXAMPLE}
+        cases |= {str(path): path for path in metafunc.config.getoption("checkpoint")}
+        metafunc.parametrize("checkpoint_path", cases.values(), ids=cases.keys(), indirect=True)
+
+
+@pytest.fixture
 def checkpoint_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if request.param == "trained":
-        return EXAMPLE
+    if isinstance(request.param, Path):
+        return request.param
     options = FAMILIES[request.param]
     return write_checkpoint(tmp_path / "checkpoint", tokenizer=False, **options)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
@@ -149,13 +150,13 @@ def default_out(model: str, target: str) -> Path:
     return Path(f"{model_name(model)}.{target}.bundle")
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(result: dict[str, Any]) -> list[tuple[str | Text, str]]:
     """Return the closing table of a build."""
     from edgekit.pipeline.compiled import describe_check  # noqa: PLC0415 - heavy
 
     fit, limits = result["fit"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]
-    rows = {
+    rows: dict[str, str] = {
         "bundle": result["bundle"],
         "digest": result["digest"],
         "recipe": f"{result['recipe']} for {result['target']}",
@@ -170,7 +171,10 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     }
     if result["update"]:
         rows["update"] = _update(result["update"])
-    return list(rows.items())
+    warnings = [
+        (Text("warning", "bold yellow"), said) for said in result["quality"].get("warnings", ())
+    ]
+    return [*rows.items(), *warnings]
 
 
 def _quality(quality: dict[str, Any]) -> str:
