@@ -224,6 +224,7 @@ def store_calibrated(
         emit_dense=calibrated.emit_dense,
         keeper=calibrated,
         options=calibration_options(request),
+        exponents={name: store.exponents.of_weight(name) for name in schemes},
         progress=store.progress,
     )
     calibrated.finish()
@@ -252,7 +253,7 @@ class _Calibrated:
         self,
         name: str,
         codes: npt.NDArray[np.int8],
-        scales: npt.NDArray[np.float16],
+        scales: npt.NDArray[np.float32],
         error: WeightError,
     ) -> None:
         """Store and note a finished linear."""

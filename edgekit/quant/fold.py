@@ -26,12 +26,15 @@ from edgekit.quant.scheme import QuantScheme
 
 LayerSchemes = Mapping[str, QuantScheme | None]
 """Scheme of each linear by its name within the layer."""
+LayerExponents = Mapping[str, int]
+"""Scales of a linear, by its name within the layer, are stored times two to the power of this."""
 
 
 def fold_layer(
     layer: DecoderLayer,
     tensors: dict[str, torch.Tensor],
     schemes: LayerSchemes,
+    exponents: LayerExponents,
     batches: Iterable[torch.Tensor],
 ) -> list[str]:
     """Search channel scales for one layer and fold them into ``tensors``, in place.
@@ -42,6 +45,7 @@ def fold_layer(
         layer: The forward pass.
         tensors: Full-precision tensors of the layer.
         schemes: Theirs.
+        exponents: Theirs.
         batches: Residual stream before the layer, [B, S, hidden] each.
 
     Returns:
@@ -61,7 +65,12 @@ def fold_layer(
         shared = share if names[0] == "self_attn.o_proj" else 1
         weights = [tensors[f"{name}.weight"] for name in names]
         scale = search_channel_scales(
-            weights, used, hessian, share=shared, heads=layer.config.head_dim
+            weights,
+            used,
+            hessian,
+            exponents=[exponents[name] for name in names],
+            share=shared,
+            heads=layer.config.head_dim,
         )
         for name, weight in zip(names, weights, strict=True):
             tensors[f"{name}.weight"] = weight * scale
@@ -108,7 +117,11 @@ def _divide_rows(tensors: dict[str, torch.Tensor], name: str, scale: torch.Tenso
 
 
 def fold_head(
-    norm: torch.Tensor, table: LazyTensor, scheme: QuantScheme, moments: InputMoments
+    norm: torch.Tensor,
+    table: LazyTensor,
+    scheme: QuantScheme,
+    exponent: int,
+    moments: InputMoments,
 ) -> tuple[torch.Tensor, torch.Tensor, InputMoments]:
     """Search the LM head's channel scales on a sample of its rows.
 
@@ -118,7 +131,7 @@ def fold_head(
     step = max(1, table.shape[0] // SEARCH_ROWS)
     sample = np.concatenate([table.rows(row, row + 1) for row in range(0, table.shape[0], step)])
     weight = torch.from_numpy(sample).to(norm.device)
-    scale = search_channel_scales([weight], [scheme], moments.hessian)
+    scale = search_channel_scales([weight], [scheme], moments.hessian, exponents=[exponent])
     outer = torch.outer(scale, scale)
     cross = None if moments.cross is None else moments.cross / outer
     return norm / scale, scale, InputMoments(moments.hessian / outer, cross)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgekit.checkpoint.lazy import LazyTensor
 from edgekit.errors import CheckpointError, QuantizationError
-from edgekit.quant.packing import to_float16_scales
+from edgekit.quant.packing import read_scales, to_float16_scales
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 
@@ -62,8 +62,9 @@ def quantize_weight(
         scale_exponent: Multiply the stored scales by ``2**scale_exponent``; errors are those of the
             weight before that.
         base_scales: float32 [N, K // group_size], scales of an earlier version of this weight (not
-            multiplied by ``2**scale_exponent``). Each is kept where it costs next to no accuracy
-            (:data:`BASE_ERROR_GROWTH`), so that codes of unchanged weights do not change either.
+            multiplied by ``2**scale_exponent``). Each is kept, as far as it can be stored, where it
+            costs next to no accuracy (:data:`BASE_ERROR_GROWTH`), so that codes of unchanged
+            weights do not change either.
         advance: Told how many stored bytes each finished strip took, from the worker threads.
 
     Raises:
@@ -157,10 +158,14 @@ def _quantize_rows(
             kernels.SEARCH_CHANNELS, kernels.SEARCH_LANES, wanted,
         )  # fmt: skip
     stored = to_float16_scales(tensor.name, wanted, exponent)
-    effective = stored.astype(np.float32) * np.float32(2.0**-exponent)
+    effective = read_scales(stored, exponent)
     if base is not None:
+        # The base may have stored them under another exponent, with bits that are lost here. One
+        # that overflows or vanishes is not taken: the kernel compares errors.
+        with np.errstate(over="ignore"):
+            kept = read_scales((base * np.float32(2.0**exponent)).astype(np.float16), exponent)
         kernels.keep_scales(
-            source, shift, low, high, base, BASE_ERROR_GROWTH, KEEP_LANES, effective
+            source, shift, low, high, kept, BASE_ERROR_GROWTH, KEEP_LANES, effective
         )
         stored = to_float16_scales(tensor.name, effective, exponent)
     scales[:, start:stop] = stored.T
@@ -200,7 +205,7 @@ def quantize_rows(
             "The checkpoint is damaged: download it again",
         )
     scales = to_float16_scales(name, peaks / np.float32(127), exponent)
-    effective = scales.astype(np.float32) * np.float32(2.0**-exponent)
+    effective = read_scales(scales, exponent)
     return np.rint(rows / effective).clip(-127, 127).astype(np.int8), scales
 
 

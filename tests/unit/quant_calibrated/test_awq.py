@@ -46,7 +46,7 @@ def test_folding_preserves_the_function(family: str, options: dict[str, Any]) ->
     schemes = {
         spec.name.removeprefix("model.layers.0."): SCHEME for spec in layer_linears(layer.config, 0)
     }
-    changed = fold_layer(layer, folded, schemes, [x[:2], x[2:]])
+    changed = fold_layer(layer, folded, schemes, dict.fromkeys(schemes, 0), [x[:2], x[2:]])
     torch.testing.assert_close(layer(folded, x), before, rtol=1e-4, atol=1e-4)
     assert "input_layernorm.weight" in changed
     assert ("self_attn.v_proj.bias" in changed) == (family == "qwen2")
@@ -62,7 +62,7 @@ def test_sublayers_with_a_dense_linear_are_left_alone() -> None:
     }
     schemes["self_attn.k_proj"] = schemes["mlp.up_proj"] = None
     x = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(1))
-    fold_layer(layer, folded, schemes, [x])
+    fold_layer(layer, folded, schemes, dict.fromkeys(schemes, 0), [x])
     for name in ("self_attn.k_proj", "self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"):
         assert torch.equal(folded[f"{name}.weight"], tensors[f"{name}.weight"])
 
@@ -74,7 +74,7 @@ def test_search_lowers_the_output_error() -> None:
     inputs[:, :4] *= 20
     hessian = inputs.t() @ inputs / 300
     weight = torch.randn(32, 64, generator=rng) * 0.05
-    scale = search_channel_scales([weight], [SCHEME], hessian)
+    scale = search_channel_scales([weight], [SCHEME], hessian, exponents=[0])
 
     def error(s: torch.Tensor) -> float:
         scaled = weight * s
@@ -94,7 +94,7 @@ def test_shared_scales_are_equal_across_query_heads() -> None:
     inputs = torch.randn(200, 64, generator=rng) * torch.exp(torch.randn(64, generator=rng))
     weight = torch.randn(32, 64, generator=rng)
     hessian = inputs.t() @ inputs / 200
-    scale = search_channel_scales([weight], [SCHEME], hessian, share=2, heads=16)
+    scale = search_channel_scales([weight], [SCHEME], hessian, exponents=[0], share=2, heads=16)
     heads = scale.view(2, 2, 16)
     assert torch.equal(heads[:, 0], heads[:, 1])
     assert not torch.equal(heads[0], heads[1])
