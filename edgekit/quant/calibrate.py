@@ -41,7 +41,7 @@ class EmitLinear(Protocol):
         scales: Float32Array,
         error: WeightError,
     ) -> None:
-        """Store codes [N, K] and scales [N, G]; ``error`` is the distance from the weight.
+        """Store codes [N, K] and scales [N, G]; ``error`` is the distance from the checkpoint's.
 
         Scales are those an engine reads, before they are multiplied by the linear's power of two;
         then float16 holds them exactly.
@@ -120,7 +120,7 @@ class CalibrationReport:
         tokens: Calibration tokens used.
         digest: Of the calibration set.
         output_error: Linear to relative squared output error on the calibration inputs,
-            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens.
+            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens, W being the checkpoint's weight.
     """
 
     algorithm: CalibratedAlgorithm

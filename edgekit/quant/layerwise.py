@@ -27,7 +27,7 @@ from edgekit.quant.calibrate import (
 )
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.decoder_layer import SUBLAYERS, Sublayer, linear
-from edgekit.quant.fold import fold_head, fold_layer
+from edgekit.quant.fold import Fold, FoldedLayer, fold_head, fold_layer
 from edgekit.quant.gptq import GptqFactor, Rounded, round_to_nearest, search_scales
 from edgekit.quant.hessian import InputMoments, MomentAccumulator, OutputTarget, output_error
 from edgekit.quant.layer_reader import LayerReader
@@ -124,12 +124,14 @@ class LayerwiseCalibrator:
         prefix = f"model.layers.{index}."
         specs = {x.name.removeprefix(prefix): x for x in layer_linears(self._config, index)}
         left = self._reader.layer_bytes(index)
+        folded = FoldedLayer()
         if self._options.algorithm != "gptq":
             self._tell(f"{prefix}*: channel scales")
             schemes = {short: self._plan[prefix + short] for short in specs}
             exponents = {short: self._exponents[prefix + short] for short in specs}
             batches = (streams.quantized[p].to(self._device) for p in self._batches(streams))
-            for name in fold_layer(self._layer, full, schemes, exponents, batches):
+            folded = fold_layer(self._layer, full, schemes, exponents, batches)
+            for name in folded.dense:
                 emit_dense(prefix + name, full[name].cpu().numpy())
         quantized = dict(full)
         for sublayer in SUBLAYERS:
@@ -146,7 +148,7 @@ class LayerwiseCalibrator:
                 weight = full[f"{short}.weight"]
                 rounded = rounding(weight, scheme, self._exponents[prefix + short])
                 quantized[f"{short}.weight"] = rounded.dequantize()
-                error = _Error(moments)
+                error = _Error(moments, folded.of(short))
                 error.add(weight, rounded)
                 left -= self._emit(specs[short], [rounded], error, emit)
             if sublayer.residual:
@@ -207,17 +209,19 @@ class LayerwiseCalibrator:
         self._tell(f"{spec.name}: inputs")
         norm = self._reader.read("model.norm.weight")
         moments = self._head_moments(norm, streams)
-        scale = torch.ones_like(norm)
+        fold = Fold()
         if self._options.algorithm != "gptq":
-            norm, scale, moments = fold_head(norm, table, scheme, exponent, moments)
+            norm, fold, moments = fold_head(norm, table, scheme, exponent, moments)
             emit_dense("model.norm.weight", norm.cpu().numpy())
         self._tell(f"{spec.name}: {self._options.algorithm}")
-        rounding, error = _Rounding(moments, self._options), _Error(moments)
+        rounding, error = _Rounding(moments, self._options), _Error(moments, fold)
         parts: list[Rounded] = []
         for start in range(0, table.shape[0], HEAD_ROWS):
             stop = min(start + HEAD_ROWS, table.shape[0])
             rows = np.ascontiguousarray(table.rows(start, stop))
-            weight = torch.from_numpy(rows).to(self._device) * scale
+            weight = torch.from_numpy(rows).to(self._device)
+            if fold.inputs is not None:
+                weight *= fold.inputs
             rounded = rounding(weight, scheme, exponent)
             error.add(weight, rounded)
             parts.append(Rounded(rounded.codes.cpu(), rounded.scales.cpu()))
@@ -305,18 +309,24 @@ class _Rounding:
 
 
 class _Error:
-    """Adds up how far quantized rows are from the weight, and their outputs from its outputs."""
+    """Adds up how far quantized rows are from the weight, and their outputs from its outputs.
 
-    def __init__(self, moments: InputMoments) -> None:
+    The weight is the checkpoint's: what was folded into it is taken out of both again.
+    """
+
+    def __init__(self, moments: InputMoments, fold: Fold) -> None:
         self._hessian = moments.hessian
+        self._fold = fold
         self._output = self._power = 0.0
         self.weight = WeightError(0.0, 0.0, 0.0)
 
     def add(self, weight: torch.Tensor, rounded: Rounded) -> None:
-        """Add rows [R, K]."""
+        """Add rows [R, K] of the folded weight."""
         change = rounded.dequantize() - weight
-        self._output += output_error(change, self._hessian)
-        self._power += output_error(weight, self._hessian)
+        # The Hessian is that of the folded inputs, which the folded weight undoes.
+        self._output += output_error(self._fold.unfold_outputs(change), self._hessian)
+        self._power += output_error(self._fold.unfold_outputs(weight), self._hessian)
+        change, weight = self._fold.unfold(change), self._fold.unfold(weight)
         before = self.weight
         self.weight = WeightError(
             before.squared_error + float(change.square().sum(dtype=torch.float64)),

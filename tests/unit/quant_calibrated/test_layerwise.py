@@ -199,6 +199,41 @@ def test_scales_are_chosen_on_the_grid_they_are_stored_on(algorithm: str) -> Non
     np.testing.assert_array_equal(model.codes[first], plain.codes[first])
 
 
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "awq-gptq"])
+def test_errors_are_those_of_the_checkpoints_weight(algorithm: str) -> None:
+    """Where AWQ folded scales into a weight, its error is measured with them taken out again."""
+    model, layer = make(), "model.layers.1."
+    model.quantize(algorithm=algorithm)
+    quantized = model.quantized()
+
+    def ratio(name: str) -> Array:
+        """Return what a norm or bias was divided by."""
+        name = layer + name if name != "model.norm.weight" else name
+        return np.asarray(model.arrays[name] / quantized[name])
+
+    attention, mlp = ratio("input_layernorm.weight"), ratio("post_attention_layernorm.weight")
+    values = ratio("self_attn.v_proj.bias")
+    shared = values.reshape(2, 1, -1).repeat(2, axis=1).reshape(-1)  # two query heads each
+    inputs = {
+        f"{layer}self_attn.q_proj": attention,
+        f"{layer}self_attn.v_proj": attention / values[:, None],
+        f"{layer}self_attn.o_proj": shared,
+        f"{layer}mlp.gate_proj": mlp,
+        "lm_head": ratio("model.norm.weight"),
+    }
+    for name, scale in inputs.items():
+        original = model.arrays[f"{name}.weight"]
+        change = quantized[f"{name}.weight"] / scale - original
+        error = model.errors[name]
+        assert error.squared_error == pytest.approx(float(np.square(change).sum()), rel=1e-3)
+        assert error.squared_weight == pytest.approx(float(np.square(original).sum()), rel=1e-4)
+        assert error.max_abs_error == pytest.approx(float(np.abs(change).max()), rel=1e-3)
+        assert algorithm == "gptq" or np.abs(scale / scale.flat[0] - 1).max() > 0.01
+    for name, error in model.errors.items():
+        power = float(np.square(model.arrays[f"{name}.weight"]).sum())
+        assert error.squared_weight == pytest.approx(power, rel=1e-4)
+
+
 def test_awq_rounds_to_the_stored_scales() -> None:
     """The codes of a folded weight are the nearest for the scales that are left of it."""
     model, name = make(), "model.layers.0.self_attn.q_proj"
