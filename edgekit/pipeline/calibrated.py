@@ -162,8 +162,9 @@ def mix_schemes(
     budget = request.recipe.quant.mixed_bits_per_weight
     mixed_plan(checkpoint.config, schemes, dict.fromkeys(schemes, 1.0), budget)  # is it enough?
     windows = calibration.windows[: max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])]
+    windows = windows[:, :SENSITIVITY_TOKENS]
     sample = CalibrationSet(windows, calibration.digest, calibration.source_tokens)
-    progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config, schemes))
+    progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config))
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         key = _sensitivity_key(request, checkpoint, schemes, sample)
         noted = writer.resume(key)

@@ -216,12 +216,8 @@ class LayerwiseCalibrator:
         self._tell(f"{spec.name}: {self._options.algorithm}")
         rounding, error = _Rounding(moments, self._options), _Error(moments, fold)
         parts: list[Rounded] = []
-        for start in range(0, table.shape[0], HEAD_ROWS):
-            stop = min(start + HEAD_ROWS, table.shape[0])
-            rows = np.ascontiguousarray(table.rows(start, stop))
-            weight = torch.from_numpy(rows).to(self._device)
-            if fold.inputs is not None:
-                weight *= fold.inputs
+        for _, rows in self._reader.strips(spec.weight_key, HEAD_ROWS):
+            weight = rows if fold.inputs is None else rows * fold.inputs
             rounded = rounding(weight, scheme, exponent)
             error.add(weight, rounded)
             parts.append(Rounded(rounded.codes.cpu(), rounded.scales.cpu()))
