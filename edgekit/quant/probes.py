@@ -32,7 +32,7 @@ BLOCK_TOKENS = 16
 BATCH_TOKENS = 512
 """Tokens that go through a layer at a time, whole windows, one at least: bounds what is kept for
 the way back."""
-STRIP_BYTES = 64 * MIB
+STRIP_BYTES = 16 * MIB
 """Float32 bytes of weights that are rounded, and of logits that are made, at a time."""
 LARGEST_CHANGE = 80.0
 """Of a logit: exp of more overflows float32."""
@@ -139,9 +139,10 @@ class _Head:
             self._add_divergence(likely, strip)
             expected.addmm_(likely, strip)
             root = likely.sqrt_()
+            negative, coins = -root, torch.empty_like(root, dtype=torch.uint8)
             for index, signal in enumerate(signals):
-                signs = torch.empty_like(root).bernoulli_(0.5, generator=generator)
-                signed = signs.mul_(2).sub_(1).mul_(root)
+                upright = coins.random_(0, 2, generator=generator).bool()
+                signed = torch.where(upright, root, negative)
                 signal.addmm_(signed, strip)
                 sums[index] += signed.sum(-1, keepdim=True)
         signals -= sums * expected
