@@ -181,15 +181,8 @@ def calibrate_model(
     require_torch("Calibrated quantization")
     from edgekit.quant.layerwise import LayerwiseCalibrator  # noqa: PLC0415 - needs torch
 
-    run = LayerwiseCalibrator(
-        tensors,
-        config,
-        plan,
-        calibration,
-        options or CalibrationOptions(),
-        exponents or {},
-        progress,
-    )
+    settings, shifts = options or CalibrationOptions(), exponents or {}
+    run = LayerwiseCalibrator(tensors, config, plan, calibration, settings, shifts, progress)
     return run.run(emit, emit_dense, keeper)
 
 

@@ -185,12 +185,20 @@ def search_scales(
             best = torch.where(better, trial, best)
             least = torch.where(better, error, least)
             if refinement < SEARCH_REFINEMENTS:
-                power = (codes.square() * weights).sum(-1)
-                match = (codes * groups * weights).sum(-1)
-                fitted = match / power
-                fitted = torch.where((power > 0) & (match > 0), fitted, start)
-                trial = stored_scales(fitted, exponent)
+                trial = stored_scales(_fit_scales(codes, groups, weights, start), exponent)
     return best
+
+
+def _fit_scales(
+    codes: torch.Tensor, groups: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+) -> torch.Tensor:
+    """Return the scales [N, G] of least weighted error for given codes [N, G, size].
+
+    ``start`` stands in for those of groups that have no positive one.
+    """
+    power = (codes.square() * weights).sum(-1)
+    match = (codes * groups * weights).sum(-1)
+    return torch.where((power > 0) & (match > 0), match / power, start)
 
 
 def round_to_nearest(weight: torch.Tensor, scales: torch.Tensor, scheme: QuantScheme) -> Rounded:

@@ -97,13 +97,17 @@ def pack_codes(
     error = WeightError(0.0, 0.0, 0.0)
     if original is not None:
         effective = read_scales(stored, scale_exponent)
-        difference = codes.astype(np.float32) * np.repeat(effective, group, axis=1) - original
-        error = WeightError(
-            float(np.square(difference, dtype=np.float64).sum()),
-            float(np.square(original, dtype=np.float64).sum()),
-            float(np.abs(difference).max()),
-        )
+        error = _distance(codes.astype(np.float32) * np.repeat(effective, group, axis=1), original)
     return QuantizedWeight(scheme, columns, rows, packed, np.ascontiguousarray(stored.T), error)
+
+
+def _distance(values: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> WeightError:
+    difference = values - original
+    return WeightError(
+        float(np.square(difference, dtype=np.float64).sum()),
+        float(np.square(original, dtype=np.float64).sum()),
+        float(np.abs(difference).max()),
+    )
 
 
 def to_float16_scales(

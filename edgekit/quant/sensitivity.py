@@ -29,6 +29,9 @@ from edgekit.quant.scheme import PER_CHANNEL, QuantScheme
 PROBES = 8
 """Random probes of every token. On the trained examples more rank the linears no better."""
 
+_Ladder = list[tuple[QuantScheme, float]]
+"""Schemes of one linear and the bits it takes in each, cheapest first."""
+
 LADDER: tuple[tuple[QuantScheme, float], ...] = (
     (QuantScheme(4, 128), 1.15),
     (QuantScheme(4, 64), 1.0),
@@ -75,24 +78,38 @@ def mixed_plan(
             f"mixed budget is {bits_per_weight:g}",
             "Use a higher mixed_bits_per_weight",
         )
+    units = {name: sensitivity[name] / _divergence(scheme) for name, scheme in movable.items()}
+    return {**chosen, **_climb(rungs, units, left)}
+
+
+def _climb(
+    ladders: Mapping[str, _Ladder], units: Mapping[str, float], left: float
+) -> dict[str, QuantScheme]:
+    """Take the steps that pay most per bit while bits are ``left``; return who got where.
+
+    Args:
+        ladders: Of each linear.
+        units: Divergence of each linear in groups of 64.
+        left: Bits to spend.
+    """
     steps = []
-    for name, ladder in rungs.items():
-        unit = sensitivity[name] / _divergence(movable[name])
+    for name, ladder in ladders.items():
         for rung in range(1, len(ladder)):
             cost = ladder[rung][1] - ladder[rung - 1][1]
-            gain = unit * (_divergence(ladder[rung - 1][0]) - _divergence(ladder[rung][0]))
-            steps.append((-gain / cost, name, rung, cost))
+            relative = _divergence(ladder[rung - 1][0]) - _divergence(ladder[rung][0])
+            steps.append((-units[name] * relative / cost, name, rung, cost))
+    reached: dict[str, QuantScheme] = {}
     blocked = set()
     for _, name, rung, cost in sorted(steps):
         if cost > left:
             blocked.add(name)  # a later rung of it would skip one
         elif name not in blocked:
-            chosen[name] = rungs[name][rung][0]
+            reached[name] = ladders[name][rung][0]
             left -= cost
-    return chosen
+    return reached
 
 
-def _rungs(spec: Linear, scheme: QuantScheme) -> list[tuple[QuantScheme, float]]:
+def _rungs(spec: Linear, scheme: QuantScheme) -> _Ladder:
     """Return the schemes that fit a linear and the bits it takes in each, cheapest first."""
     size = spec.in_features * spec.out_features
     fitting = [s for s, _ in LADDER if not s.group_size or not spec.in_features % s.group_size]
