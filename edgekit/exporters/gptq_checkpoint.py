@@ -14,6 +14,9 @@ What TensorRT Edge-LLM reads (github.com/NVIDIA/TensorRT-Edge-LLM, read at 33435
   for the newer of its two plugins).
 - A module with ``weight`` and no ``qweight`` is float16 (``_detect_unquantized_modules``); that
   reaches the head, but not the linears of layers, whose names it compares with ``model.`` kept.
+- ``rope_scaling`` (``cpp/runtime/llmRuntimeUtils.cpp``, ``collectRopeConfig``): releases up to 0.10
+  send llama3, and any type they do not know, to plain RoPE; a later state computes llama3 and yarn.
+  None has linear.
 """
 
 from __future__ import annotations
@@ -57,6 +60,11 @@ ALIGNMENT = 64
 """Of N and K, in Edge-LLM's second INT4 plugin."""
 STRIP_ROWS = 1024
 _REMEDY = "Build the bundle with --recipe w4a16-g128"
+_ROPE_WARNINGS = {
+    "linear": "does not know rope scaling of type linear, and computes plain RoPE instead",
+    "llama3": "of some releases (0.10) computes plain RoPE instead of type llama3",
+    "yarn": "of some releases (0.10) computes plain RoPE instead of type yarn",
+}
 
 Array = npt.NDArray[Any]
 
@@ -209,7 +217,12 @@ class _Work:
         return work
 
     def warn(self) -> None:
-        """Say where float16 was held by an exponent that had to go."""
+        """Say what TensorRT Edge-LLM may compute otherwise than the bundle."""
+        rope = _ROPE_WARNINGS.get(self.config.rope.rope_type)
+        if rope is not None:
+            self.report.warnings.append(
+                f"TensorRT Edge-LLM {rope}: check its answers before they are used"
+            )
         layers = [
             layer
             for layer in range(self.config.num_hidden_layers)

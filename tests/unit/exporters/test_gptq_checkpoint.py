@@ -168,6 +168,20 @@ def test_other_heads_and_embeddings_become_float16(kind: str, tmp_path: Path) ->
     assert np.abs(ours - theirs).max() < limit * np.abs(ours).max()
 
 
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_rope_that_the_engine_may_not_know_is_said(kind: str, tmp_path: Path) -> None:
+    """TensorRT Edge-LLM drops some rope scaling without a word: the export does not."""
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    more = {**bands, "original_max_position_embeddings": 64} if kind == "llama3" else {}
+    rope = {"rope_type": kind, "factor": 4.0, **more}
+    bundle = make(tmp_path, family="llama", rope=rope)
+    (warning,) = export_gptq(bundle, tmp_path / "gptq").warnings
+    assert kind in warning
+    assert "plain RoPE" in warning
+    ours, theirs = logits_of_both(bundle, tmp_path / "gptq")
+    assert np.abs(ours - theirs).max() < EXACT * np.abs(ours).max()
+
+
 def test_other_schemes_are_refused(tmp_path: Path) -> None:
     """Groups of 64 are refused with the recipe to build with, and nothing is written."""
     checkpoint = write_checkpoint(tmp_path / "c", **SIZES)
