@@ -14,9 +14,9 @@ What TensorRT Edge-LLM reads (github.com/NVIDIA/TensorRT-Edge-LLM, read at 33435
   for the newer of its two plugins).
 - A module with ``weight`` and no ``qweight`` is float16 (``_detect_unquantized_modules``); that
   reaches the head, but not the linears of layers, whose names it compares with ``model.`` kept.
-- ``rope_scaling`` (``cpp/runtime/llmRuntimeUtils.cpp``, ``collectRopeConfig``): releases up to 0.10
-  send llama3, and any type they do not know, to plain RoPE; a later state computes llama3 and yarn.
-  None has linear.
+- ``rope_scaling`` (``cpp/runtime/llmRuntimeUtils.cpp``, ``collectRopeConfig``): 17e065c7 computes
+  llama3 and yarn; older states send both to plain RoPE, as all do with types they do not know, of
+  which linear is one.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ STRIP_ROWS = 1024
 _REMEDY = "Build the bundle with --recipe w4a16-g128"
 _ROPE_WARNINGS = {
     "linear": "does not know rope scaling of type linear, and computes plain RoPE instead",
-    "llama3": "of some releases (0.10) computes plain RoPE instead of type llama3",
-    "yarn": "of some releases (0.10) computes plain RoPE instead of type yarn",
+    "llama3": "of some older releases computes plain RoPE instead of type llama3",
+    "yarn": "of some older releases computes plain RoPE instead of type yarn",
 }
 
 Array = npt.NDArray[Any]
