@@ -18,6 +18,7 @@ from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
 from edgekit.pipeline.compile_findings import not_run
+from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
@@ -77,6 +78,7 @@ def verify_bundle(
         "graphs": reports and {name: report.to_dict() for name, report in reports.items()},
         "compile_check": _compile(bundle, graphs=graphs, run=run, progress=progress),
         "golden": _run_golden(bundle, provider, threads, progress) if run else None,
+        "machine": read_machine().to_dict(),
     }
 
 
