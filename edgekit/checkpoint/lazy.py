@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,3 +47,13 @@ def strips(tensor: LazyTensor, rows: int) -> Iterator[tuple[int, Float32Array]]:
     """Yield ``(start, rows)`` strips of at most ``rows`` rows."""
     for start in range(0, tensor.shape[0], rows):
         yield start, tensor.rows(start, min(start + rows, tensor.shape[0]))
+
+
+def raw_rows(tensor: LazyTensor, start: int, stop: int) -> npt.NDArray[Any]:
+    """Return rows as uint16 bits of bfloat16 where the tensor has them so, else as float32.
+
+    A tensor that may have them so offers ``bf16_rows(start, stop)``.
+    """
+    raw = getattr(tensor, "bf16_rows", None)
+    rows = raw(start, stop) if raw is not None else None
+    return tensor.rows(start, stop) if rows is None else rows

@@ -19,10 +19,9 @@ from edgekit import __version__
 from edgekit.bundle.layout import blob_location
 from edgekit.bundle.writer import BundleWriter, Noted
 from edgekit.checkpoint.checkpoint import Checkpoint
-from edgekit.checkpoint.lazy import LazyTensor, strips
+from edgekit.checkpoint.lazy import LazyTensor, raw_rows, strips
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import TensorEntry
-from edgekit.errors import CheckpointError, QuantizationError
 from edgekit.graph.exponents import Exponents
 from edgekit.graph.weights import (
     ROPE_COS,
@@ -38,6 +37,7 @@ from edgekit.models.rope import cos_sin_tables
 from edgekit.pipeline.base import Base
 from edgekit.pipeline.kept import kept_weight
 from edgekit.progress import Progress
+from edgekit.quant.float16 import to_float16
 from edgekit.quant.plan import Schemes
 from edgekit.quant.rtn import quantize_rows, quantize_weight
 from edgekit.quant.scheme import QuantScheme
@@ -49,8 +49,6 @@ _Waiting = tuple[str, "Future[Noted]"]
 
 EMBEDDING = "model.embed_tokens"
 DENSE_STRIP_ROWS = 2048
-FLOAT16_OVERFLOW = 65520.0
-"""Smallest magnitude that rounds to infinity in float16."""
 
 
 @dataclass(slots=True)
@@ -216,7 +214,7 @@ def store_dense_values(store: Store, name: str, values: npt.NDArray[np.float32])
     module, kind = name.rsplit(".", 1)
     exponent = store.exponents.of_tensor(name)
     stored = bias_name(module) if kind == "bias" else name
-    data = _to_float16(name, values, exponent)
+    data = to_float16(name, values, exponent)
     return store.writer.add_tensor(stored, "dense", "float16", values.shape, [data.data])
 
 
@@ -249,7 +247,7 @@ def _store_transposed(store: Store, linear: Linear, tensor: LazyTensor) -> Tenso
     transposed = np.empty((columns, rows), np.float16)
     exponent = store.exponents.of_weight(linear.name)
     for start, strip in strips(tensor, DENSE_STRIP_ROWS):
-        transposed[:, start : start + len(strip)] = _to_float16(tensor.name, strip, exponent).T
+        transposed[:, start : start + len(strip)] = to_float16(tensor.name, strip, exponent).T
         store.progress.advance(tensor.stored_bytes * len(strip) // rows, linear.name)
     return store.writer.add_tensor(
         dense_name(linear.name), "dense", "float16", (columns, rows), [transposed.data]
@@ -296,8 +294,9 @@ def _store_int8_rows(
 
 def _store_float16(store: Store, name: str, tensor: LazyTensor, exponent: int) -> TensorEntry:
     def chunks() -> Iterator[memoryview]:
-        for _, strip in strips(tensor, DENSE_STRIP_ROWS):
-            yield _to_float16(tensor.name, strip, exponent).data
+        for start in range(0, tensor.shape[0], DENSE_STRIP_ROWS):
+            strip = raw_rows(tensor, start, min(start + DENSE_STRIP_ROWS, tensor.shape[0]))
+            yield to_float16(tensor.name, strip, exponent).data
             store.progress.advance(tensor.stored_bytes * len(strip) // tensor.shape[0], name)
 
     return store.writer.add_tensor(name, "dense", "float16", tuple(tensor.shape), _ahead(chunks()))
@@ -310,20 +309,6 @@ def _ahead(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
         while (chunk := coming.result()) is not None:
             coming = pool.submit(next, chunks, None)
             yield chunk
-
-
-def _to_float16(
-    name: str, values: npt.NDArray[np.float32], exponent: int
-) -> npt.NDArray[np.float16]:
-    scaled = values * np.float32(2.0**exponent)  # exact, and far cheaper than ldexp
-    largest = max(scaled.max(), -scaled.min())
-    if not largest < FLOAT16_OVERFLOW:
-        if np.isfinite(values).all():
-            raise QuantizationError(f"{name} has values that float16 cannot hold")
-        raise CheckpointError(
-            f"{name} holds NaN or infinity", "The checkpoint is damaged: download it again"
-        )
-    return scaled.astype(np.float16)
 
 
 def count_stored_bytes(checkpoint: Checkpoint) -> int:

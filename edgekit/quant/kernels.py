@@ -39,6 +39,12 @@ _INFINITY = np.uint32(0x7F800000)
 _SMALLEST_TRIED = np.float32(2.0**-60)
 """Keeps 1 / scale finite while scales are searched. The smallest that is stored is another, far
 larger: ``packing.SMALLEST_SCALE``."""
+_SMALLEST_NORMAL = np.uint32(0x38800000)
+"""Bits of 2**-14; below it float16 counts in steps of 2**-24, as float32 does from 0.5 on."""
+_HALF = np.float32(0.5)
+_HALF_BITS = np.uint32(0x3F000000)
+_REBIAS = np.uint32(112 << 10)
+"""float32's exponent has a bias of 127, float16's one of 15."""
 _U = np.uint64
 
 
@@ -330,3 +336,52 @@ def dequantize_int4(packed: Any, scales: Any, group: int, out: Any) -> None:
             high = ((byte >> 4) ^ 8) - 8
             out[k, _U(2 * j)] = np.float32(low) * scales[index, _U(2 * j)]
             out[k, _U(2 * j + 1)] = np.float32(high) * scales[index, _U(2 * j + 1)]
+
+
+@njit(nogil=True, cache=True)
+def _round_row(pattern: Any, values: Any, steps: Any, step_bits: Any, out: Any) -> Any:
+    """Fill ``out`` uint16 [K] with float16 bits; return the bits of the largest magnitude.
+
+    ``pattern`` uint32 and ``values`` float32 share memory; ``step_bits`` uint32 and ``steps``
+    float32, scratch, do, too.
+    """
+    worst = np.uint32(0)
+    for k in range(pattern.shape[0]):
+        worst = max(worst, pattern[k] & _MAGNITUDE)
+        steps[k] = abs(values[k]) + _HALF
+    for k in range(pattern.shape[0]):
+        bits = pattern[k] & _MAGNITUDE
+        even = np.uint32(bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1)))
+        normal = np.uint32((even >> np.uint32(13)) - _REBIAS)
+        small = np.uint32(step_bits[k] - _HALF_BITS)
+        rounded = normal if bits >= _SMALLEST_NORMAL else small
+        sign = (pattern[k] >> np.uint32(16)) & np.uint32(0x8000)
+        out[k] = np.uint16(rounded | sign)
+    return worst
+
+
+@njit(nogil=True, cache=True)
+def round_to_float16(source: Any, shift: Any, factor: Any, out: Any) -> Any:
+    """Fill ``out`` with the float16 bits of rows times ``factor``, rounded to nearest even.
+
+    Args:
+        source: See the module.
+        shift: See the module.
+        factor: float32.
+        out: uint16 [rows, K], filled.
+
+    Returns:
+        Bits of the largest magnitude after the factor; NaN counts as larger than infinity.
+    """
+    pattern = np.empty(source.shape[1], np.uint32)
+    values = pattern.view(np.float32)
+    step_bits = np.empty(source.shape[1], np.uint32)
+    steps = step_bits.view(np.float32)
+    worst = np.uint32(0)
+    for row in range(source.shape[0]):
+        for k in range(pattern.shape[0]):
+            pattern[k] = np.uint32(source[row, _U(k)]) << shift
+        for k in range(pattern.shape[0]):
+            values[k] *= factor
+        worst = max(worst, _round_row(pattern, values, steps, step_bits, out[row]))
+    return worst

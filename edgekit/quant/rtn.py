@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.checkpoint.lazy import LazyTensor
+from edgekit.checkpoint.lazy import LazyTensor, raw_rows
 from edgekit.errors import CheckpointError, QuantizationError
 from edgekit.quant.packing import read_scales, to_float16_scales
 from edgekit.quant.scheme import QuantScheme
@@ -106,7 +106,7 @@ class _Strips:
         from edgekit.quant import kernels  # noqa: PLC0415 - Numba takes half a second to import
 
         stop, bits = min(start + STRIP_ROWS, self._rows), self._scheme.bits
-        source, shift = kernels.as_bits(_raw_rows(self._tensor, start, stop))
+        source, shift = kernels.as_bits(raw_rows(self._tensor, start, stop))
         effective = self._choose_scales(source, shift, start)
         low, high = _code_range(self._scheme)
         codes = np.empty((-(-(stop - start) * bits // 32), self._columns), np.uint32)
@@ -233,10 +233,3 @@ def quantize_rows(
     scales = to_float16_scales(name, peaks / np.float32(127), exponent)
     effective = read_scales(scales, exponent)
     return np.rint(rows / effective).clip(-127, 127).astype(np.int8), scales
-
-
-def _raw_rows(tensor: LazyTensor, start: int, stop: int) -> npt.NDArray[Any]:
-    """Return bf16 bits without a conversion where the tensor offers them, else float32."""
-    raw = getattr(tensor, "bf16_rows", None)
-    rows = raw(start, stop) if raw is not None else None
-    return tensor.rows(start, stop) if rows is None else rows
