@@ -18,7 +18,7 @@ from edgekit.contracts import engine_io
 from edgekit.engine.one_by_one import Float32Array, OneByOneSession
 from edgekit.engine.ort import open_ort
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, tier_for
-from edgekit.errors import EngineError
+from edgekit.errors import EngineError, first_line
 from edgekit.models.config import ModelConfig
 
 Caches = list[npt.NDArray[Any]]
@@ -90,8 +90,7 @@ class AppendingCacheSession(OneByOneSession):
         try:
             logits, *rows = self._session.run(self._outputs, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            first = str(error).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime failed in a step: {first}") from error
+            raise EngineError(f"ONNX Runtime failed in a step: {first_line(error)}") from error
         result: Float32Array = np.asarray(logits[0], np.float32)
         self._require_finite(slot, result)
         for cache, new in zip(caches, rows, strict=True):

@@ -27,7 +27,7 @@ from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
 from edgekit.engine.ort_options import cuda_options, session_options
 from edgekit.engine.ort_step import Step
-from edgekit.errors import EngineError, MissingExtraError
+from edgekit.errors import EngineError, MissingExtraError, first_line
 from edgekit.models.config import ModelConfig
 
 Float32Array = npt.NDArray[np.float32]
@@ -271,8 +271,7 @@ def open_ort(
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        first = str(error).strip().splitlines()[0]
-        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first}") from error
+        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first_line(error)}") from error
     if name not in session.get_providers():
         raise EngineError(
             f"ONNX Runtime did not take {graph.name} to {provider}",
