@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
+from edgekit.engine.checks import check_layout
 from edgekit.engine.one_by_one import Float32Array, OneByOneSession
 from edgekit.engine.ort import open_ort
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, tier_for
@@ -71,6 +72,7 @@ class AppendingCacheSession(OneByOneSession):
         self._outputs = [engine_io.LOGITS, *new]
         if not set(new) <= {output.name for output in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is not of the trt103 dialect")
+        check_layout(self._session, graph.name, config)
         self._caches: list[Caches] = [self._empty(0) for _ in range(max_sequences)]
 
     def _step(self, slot: int, tokens: Sequence[int], start: int, wanted: int) -> Float32Array:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgekit.contracts import engine_io
 from edgekit.engine.checks import (
     check_distinct,
+    check_layout,
     check_room,
     check_slot,
     check_tokens,
@@ -93,6 +94,7 @@ class OrtSession:
         )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
+        check_layout(self._session, graph.name, config)
         self._lengths = np.zeros(max_sequences, np.int64)
         self._tiers = TIERS_TO_A_DOUBLING[provider]
         largest = tier_for(max_context, max_context, self._tiers)

@@ -158,10 +158,11 @@ def read_exponents(data: Mapping[str, Any], layers: int) -> Exponents:
     Raises:
         BundleError: A field has another form, is not for every layer, or no float32 reaches it.
     """
-    for name, value in data.items():
+    for name in (item.name for item in fields(Exponents) if item.name in data):
+        value = data[name]
         where = f"manifest.json: f16_exponents: {name}"
         single = name in {"residual", "final_norm"}
-        if name in Exponents.__slots__ and single != isinstance(value, int):
+        if single != isinstance(value, int):
             raise BundleError(f"{where} must be {'an integer' if single else 'a list'}")
         values = [value] if isinstance(value, int) else value
         if not single and len(values) not in {0, layers}:
