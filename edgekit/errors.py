@@ -37,6 +37,13 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _one_line(text: str) -> str:
+    """Return a text without line ends and terminal codes, which a file's names can hold."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
 class EdgekitError(Exception):
     """Something the user can act on.
 
@@ -48,9 +55,9 @@ class EdgekitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        self.message = _one_line(message)
+        self.remedy = _one_line(remedy)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message

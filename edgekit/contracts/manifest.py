@@ -63,7 +63,7 @@ _PARTS: dict[str, dict[str, str]] = {
     "limits": {"max_context": "positive", "max_sequences": "positive"},
     "tools": {},
     "f16_exponents": {},
-    "golden": {"path": "text", "sequences": "count", "tokens": "count", "scored_by": "text"},
+    "golden": {"path": "name", "sequences": "count", "tokens": "count", "scored_by": "text"},
     "quality": {"checked": "flag", "tensors": "list"},
     "size": {
         **dict.fromkeys(("weights_bytes", "linear_bytes"), "count"),

@@ -272,6 +272,8 @@ def open_ort(
     providers = [(name, chosen)]
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
+        for value in (*session.get_inputs(), *session.get_outputs()):
+            value.name  # noqa: B018 - decodes it, which fails where it is no UTF-8
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise EngineError(f"ONNX Runtime refuses {graph.name}: {first_line(error)}") from error
     if name not in session.get_providers():

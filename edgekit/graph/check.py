@@ -51,8 +51,8 @@ def check_graph(
             quantized as planned.
     """
     try:
-        onnx.checker.check_model(str(path))
         model = load_graph(path)
+        onnx.checker.check_model(str(path))
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         said = " ".join(str(error).split())
@@ -73,11 +73,31 @@ def load_graph(path: Path) -> onnx.ModelProto:
         OSError: It cannot be read.
     """
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except OSError:
         raise
     except Exception as error:  # protobuf's exceptions share no base class with others
         raise GraphError(f"{path.name} is not valid ONNX: {first_line(error)}") from error
+    if not _is_text(model):
+        raise GraphError(f"{path.name} is not valid ONNX: a name in it is not UTF-8")
+    return model
+
+
+def _is_text(message: Any) -> bool:
+    """Whether every string of a protobuf message, and of those within, is UTF-8.
+
+    protobuf gives those that are not as bytes, and the ONNX checker fails to quote them.
+    """
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            values = [value] if isinstance(value, (str, bytes)) else value
+            if not all(isinstance(text, str) for text in values):
+                return False
+        if field.type == field.TYPE_MESSAGE:
+            values = [value] if hasattr(value, "ListFields") else value
+            if not all(map(_is_text, values)):
+                return False
+    return True
 
 
 def operator_census(model: onnx.ModelProto) -> dict[str, int]:

@@ -33,8 +33,8 @@ def check_exported_graph(path: Path, labels: Mapping[str, str]) -> GraphReport:
         BundleError: A label names a scheme this edgekit does not know.
     """
     try:
-        onnx.checker.check_model(str(path))
         graph = load_graph(path)
+        onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         said = " ".join(str(error).split())
         raise GraphError(f"{path.name} is not valid ONNX: {said}") from error

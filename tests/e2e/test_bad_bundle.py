@@ -109,11 +109,8 @@ def test_misleading_manifest(
         fails(capsys, 10, message, *command)
 
 
-def relist(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file of a bundle and give the manifest its new size and digest."""
-    values = json.loads((folder / name).read_text())
-    edit(values)
-    data = canonical_bytes(values)
+def replace_file(folder: Path, name: str, data: bytes) -> None:
+    """Write a file of a bundle anew and give the manifest its size and digest."""
     (folder / name).write_bytes(data)
 
     def note(manifest: dict[str, Any]) -> None:
@@ -142,10 +139,9 @@ def test_misleading_list_of_weights(
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
 
-    def edit(values: dict[str, Any]) -> None:
-        next(r for r in values["derived"] if r["name"] == "lm_head.nbits_codes").update(change)
-
-    relist(copy, "ort.float32.weights.json", edit)
+    values = json.loads((copy / "ort.float32.weights.json").read_text())
+    next(r for r in values["derived"] if r["name"] == "lm_head.nbits_codes").update(change)
+    replace_file(copy, "ort.float32.weights.json", canonical_bytes(values))
     fails(capsys, 10, message, "run", copy, "hello")
     fails(capsys, 9, "does not list what ort.float32.onnx reads", "verify", copy)
 
@@ -218,6 +214,19 @@ def test_sizes_that_mislead(
     fails(capsys, code, message, "run", copy, "hello")
 
 
+def test_graph_that_is_no_text(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of a graph that is not UTF-8 fails verify and run in one line."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    for name in ("standard.float16.onnx", "ort.float32.onnx"):
+        data = (copy / name).read_bytes().replace(b"past_key_0", b"past_key_\xe3")
+        replace_file(copy, name, data)
+    fails(capsys, 9, "standard.float16.onnx is not valid ONNX: a name in it is not", "verify", copy)
+    fails(capsys, 11, "ONNX Runtime refuses ort.float32.onnx", "run", copy, "hello")
+
+
 def damage_target(folder: Path, epsilon: float) -> None:
     """Give the target graph's norms another epsilon: still as planned, and wrong."""
     path = folder / "standard.float16.onnx"
@@ -226,14 +235,7 @@ def damage_target(folder: Path, epsilon: float) -> None:
         for attribute in node.attribute:
             if attribute.name == "epsilon":
                 attribute.f = epsilon
-    data = graph.SerializeToString(deterministic=True)
-    path.write_bytes(data)
-
-    def edit(values: dict[str, Any]) -> None:
-        entry = next(f for f in values["files"] if f["path"] == path.name)
-        entry.update(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-    rehash(folder, edit)
+    replace_file(folder, path.name, graph.SerializeToString(deterministic=True))
 
 
 @pytest.mark.parametrize(

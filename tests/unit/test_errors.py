@@ -31,6 +31,13 @@ def test_damaged_bundles_have_a_remedy() -> None:
     assert "its digest is bb, manifest.sha256 says aa. Fetch" in str(named)
 
 
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    """Line ends and terminal codes of a name never reach the terminal."""
+    error = BundleError("a\n\x1b[31mb\x00", "do\tit")
+    assert str(error) == "a ?[31mb?. do it"
+    assert (error.message, error.remedy, error.args) == ("a ?[31mb?", "do it", (error.message,))
+
+
 def test_every_family_has_an_exit_code_of_its_own() -> None:
     """Families differ by exit code; what is derived from one has its family's."""
     found = [x for _, x in inspect.getmembers(errors, inspect.isclass) if hasattr(x, "exit_code")]

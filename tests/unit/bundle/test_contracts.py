@@ -186,6 +186,10 @@ def test_unknown_fields_survive() -> None:
             {"engine_plans": [PLAN | {"profiles": [PLAN["profiles"][0] | {"batch": 2}]}]},
             "batch of 2, the bundle a max_sequences of 1",
         ),
+        (
+            {"golden": {"path": "x" * 2000, "sequences": 1, "tokens": 2, "scored_by": "x"}},
+            "'path' must be a short printable string",
+        ),
         ({"compile_check": None}, "compile_check is not a JSON object"),
         ({"compile_check": {"status": "failed"}}, "status is 'failed', not one of not run, passed"),
         ({"compile_check": {"status": "not run"}}, "compile_check lacks 'reason'"),

@@ -129,7 +129,7 @@ def test_lists_that_mislead_are_refused(name: str, change: dict[str, Any], messa
     assert caught.value.remedy == FETCH_AGAIN
 
 
-VALUES = st.sampled_from(
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [None, -1, 0, 1, 2**31, 2**53, 2**62, 0.5, True, "", "x" * 5000, [], {}, [[]], [None],
      [2**53], [1] * 5000, {"a": []}, "join", "q.codes", "uint8", "repeat_last_row"]
 )  # fmt: skip
