@@ -227,6 +227,19 @@ def test_graph_that_is_no_text(
     fails(capsys, 11, "ONNX Runtime refuses ort.float32.onnx", "run", copy, "hello")
 
 
+def test_two_engines_are_too_many(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plans of two graphs are a newer edgekit's: verify says so rather than compile one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    rehash(
+        copy,
+        lambda m: m["engine_plans"].append({**m["engine_plans"][0], "graph": "ort.float16"}),
+    )
+    fails(capsys, 10, "has 2 engine plans, this edgekit compiles one", "verify", copy)
+
+
 def damage_target(folder: Path, epsilon: float) -> None:
     """Give the target graph's norms another epsilon: still as planned, and wrong."""
     path = folder / "standard.float16.onnx"
