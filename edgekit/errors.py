@@ -24,6 +24,25 @@ families to the exit codes documented in ``docs/cli.md``; 0 is success, 1 an int
 
 from __future__ import annotations
 
+FETCH_AGAIN = "Fetch or build the bundle again"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another program's exception says; its type if it says nothing.
+
+    Args:
+        error: An exception whose message may be empty, or pages long.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    """Return a text without line ends and terminal codes, which a file's names can hold."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
 
 class EdgekitError(Exception):
     """Something the user can act on.
@@ -36,9 +55,9 @@ class EdgekitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        self.message = _one_line(message)
+        self.remedy = _one_line(remedy)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message
@@ -87,9 +106,17 @@ class GraphError(EdgekitError):
 
 
 class BundleError(EdgekitError):
-    """A bundle is damaged, incomplete or of an unknown version."""
+    """A bundle is damaged, incomplete or of an unknown version.
+
+    Args:
+        message: As of every error.
+        remedy: Likewise; what helps against damage unless it is said otherwise.
+    """
 
     exit_code = 10
+
+    def __init__(self, message: str, remedy: str = FETCH_AGAIN) -> None:
+        super().__init__(message, remedy)
 
 
 class DigestMismatchError(BundleError):
@@ -97,15 +124,13 @@ class DigestMismatchError(BundleError):
 
     Args:
         path: File whose content is wrong, relative to the bundle.
-        wanted: Digest the manifest names, ``sha256:<hex>``.
+        wanted: Digest the manifest names, hex.
         got: Digest of what is there.
+        named_by: What names the digest.
     """
 
-    def __init__(self, path: str, wanted: str, got: str) -> None:
-        super().__init__(
-            f"{path} is damaged: its digest is {got}, the manifest says {wanted}",
-            "Fetch or build the bundle again",
-        )
+    def __init__(self, path: str, wanted: str, got: str, named_by: str = "the manifest") -> None:
+        super().__init__(f"{path} is damaged: its digest is {got}, {named_by} says {wanted}")
         self.path = path
         self.wanted = wanted
         self.got = got

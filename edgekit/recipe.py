@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.contracts.canonical import canonical_bytes
+from edgekit.contracts.manifest import MAX_CONTEXT
 from edgekit.errors import RecipeError
 from edgekit.quant.plan import Rule
 from edgekit.quant.scheme import QuantScheme
@@ -30,7 +31,6 @@ DEFAULT_RECIPE = "w4a16-g64"
 MAX_RECIPE_BYTES = 64 * 1024
 MIN_CONTEXT = 32
 """A golden sequence must fit the context; less holds no conversation either."""
-MAX_CONTEXT = 1 << 24
 
 Method = Literal["rtn", "gptq", "awq", "awq-gptq"]
 HeadType = Literal["int4", "int8", "float16"]

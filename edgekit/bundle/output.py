@@ -19,6 +19,7 @@ from edgekit.bundle.layout import (
     listed_files,
 )
 from edgekit.bundle.storage import storage_errors
+from edgekit.contracts.canonical import read_limited
 from edgekit.contracts.manifest import Manifest
 from edgekit.errors import BundleError, StorageError
 
@@ -88,7 +89,7 @@ def _foreign_file(folder: Path) -> str | None:
 def _listed_files(manifest: Path) -> set[str] | None:
     """Return the paths that a manifest lists; None when it is damaged or of another version."""
     try:
-        read = Manifest.from_bytes(manifest.read_bytes())
+        read = Manifest.from_bytes(read_limited(manifest))
     except BundleError:
         return None
     return set(listed_files(read))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, blob_location, listed_files
-from edgekit.contracts.canonical import MAX_DOCUMENT_BYTES, parse_document
+from edgekit.contracts.canonical import parse_document, read_limited
 from edgekit.contracts.manifest import GraphEntry, Manifest, TensorEntry, blob_bytes
-from edgekit.errors import BundleError, DigestMismatchError
+from edgekit.errors import FETCH_AGAIN, BundleError, DigestMismatchError
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST_BYTES = 65
+"""Of a file that holds a digest: 64 hex digits and a line feed."""
 _DTYPES: dict[str, Any] = {
     "int4": np.uint8,  # two codes a byte, low nibble first
     "int8": np.int8,
@@ -87,14 +91,19 @@ class Bundle:
         """Return the golden sequences."""
         path: str = self.manifest.golden["path"]
         with bundle_errors(self.path):
-            data = (self.path / path).read_bytes()
+            data = read_limited(self.path / path)
         return parse_document(data, path)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of every file: blobs once, files, manifest and its digest."""
         files = sum(entry.size_bytes for entry in self.manifest.files)
-        return blob_bytes(self.manifest.tensors) + files + len(self.manifest.to_bytes()) + 65
+        return (
+            blob_bytes(self.manifest.tensors)
+            + files
+            + len(self.manifest.to_bytes())
+            + _DIGEST_BYTES
+        )
 
 
 def map_blob(root: Path, entry: TensorEntry) -> npt.NDArray[Any]:
@@ -122,9 +131,11 @@ def bundle_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        remedy = "Change its owner or mode" if isinstance(error, PermissionError) else ""
+        denied = isinstance(error, PermissionError)
+        remedy = "Change its owner or mode" if denied else FETCH_AGAIN
         if error.errno == errno.ENAMETOOLONG:
-            raise BundleError(f"{str(path)[:60]}... is no path: {reason}") from error
+            message = f"{str(path)[:60]}... is no path: {reason}"
+            raise BundleError(message, "Check the path") from error
         raise BundleError(f"cannot read {error.filename or path}: {reason}", remedy) from error
 
 
@@ -150,14 +161,15 @@ def open_bundle(path: Path) -> Bundle:
             f"{path} is not a bundle: it has no {MANIFEST}", "Make one with `edgekit build`"
         )
     with bundle_errors(path):
-        if (path / MANIFEST).stat().st_size > MAX_DOCUMENT_BYTES:
-            raise BundleError(f"{path / MANIFEST} is larger than {MAX_DOCUMENT_BYTES} bytes")
-        data = (path / MANIFEST).read_bytes()
-        recorded = (path / MANIFEST_DIGEST).read_bytes()
+        data = read_limited(path / MANIFEST)
+        with (path / MANIFEST_DIGEST).open("rb") as file:
+            recorded = file.read(_DIGEST_BYTES + 1)
     digest = hashlib.sha256(data).hexdigest()
-    if recorded != f"{digest}\n".encode("ascii"):
-        wanted = recorded[:64].decode("ascii", "replace")
-        raise DigestMismatchError(MANIFEST, wanted, digest)
+    wanted = recorded[:-1].decode("ascii", "replace")
+    if not (_DIGEST.fullmatch(wanted) and recorded.endswith(b"\n")):
+        raise BundleError(f"{MANIFEST_DIGEST} is damaged: it holds no sha256 of {MANIFEST}")
+    if wanted != digest:
+        raise DigestMismatchError(MANIFEST, wanted, digest, named_by=MANIFEST_DIGEST)
     bundle = Bundle(path, Manifest.from_bytes(data), digest)
     with bundle_errors(path):
         for entry in listed_files(bundle.manifest).values():
@@ -168,10 +180,9 @@ def open_bundle(path: Path) -> Bundle:
 def _check_size(root: Path, relative: str, size_bytes: int) -> None:
     path = root / relative
     if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{relative} is missing from {root}", "Fetch or build the bundle again")
+        raise BundleError(f"{relative} is missing from {root}")
     got = path.stat().st_size
     if got != size_bytes:
         raise BundleError(
             f"{relative} has {got} bytes, the manifest says {size_bytes}",
-            "Fetch or build the bundle again",
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.checkpoint.files import is_folder, is_present, shown
-from edgekit.errors import CheckpointError, HubError, MissingExtraError
+from edgekit.errors import CheckpointError, HubError, MissingExtraError, first_line
 from edgekit.progress import SILENT, Progress
 from edgekit.units import format_bytes
 
@@ -191,5 +191,4 @@ def hub_errors(model: str, revision: str | None, remedy: str) -> Iterator[None]:
             "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder: there is none of this name",
         ) from error
     except (http_error, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(f"fetching {at} failed: {first}", remedy) from error
+        raise HubError(f"fetching {at} failed: {first_line(error)}", remedy) from error

@@ -45,11 +45,13 @@ LOGITS_INDEX = "logits_index"
 LOGITS = "logits"
 SEQLENS_K = "seqlens_k"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
+PAST_KEY = "past_key_"
+"""How the names of the key caches begin."""
 
 
 def past_key(layer: int) -> str:
     """Return the name of a layer's key cache input."""
-    return f"past_key_{layer}"
+    return f"{PAST_KEY}{layer}"
 
 
 def past_value(layer: int) -> str:

@@ -8,7 +8,7 @@ cache in every profile: a narrower one would be broadcast or refused, not padded
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,12 +25,13 @@ WORKSPACE_BYTES = 1 << 30
 MAX_PROFILES = 32
 
 _PLAN = {
-    **dict.fromkeys(("graph", "tensorrt"), "text"),
+    "graph": "name",
+    "tensorrt": "text",
     **dict.fromkeys(("cache_capacity", "workspace_bytes"), "positive"),
     **dict.fromkeys(("strongly_typed", "decomposable_attention", "timing_cache"), "flag"),
     "profiles": "list",
 }
-_PROFILE = {"name": "text", "batch": "positive", "max_tokens": "positive", "max_wanted": "positive"}
+_PROFILE = {"name": "name", "batch": "positive", "max_tokens": "positive", "max_wanted": "positive"}
 
 Shape = tuple[int, ...]
 
@@ -105,14 +106,43 @@ def check_plan(values: Any, where: str) -> None:
     check_range(values["tensorrt"], f"{where}: 'tensorrt'")
     check_rows(values["profiles"], _PROFILE, f"{where}: profiles", MAX_PROFILES)
     if not values["profiles"]:
-        raise BundleError(f"{where} has no profile", "Fetch or build the bundle again")
+        raise BundleError(f"{where} has no profile")
+    if len({row["name"] for row in values["profiles"]}) != len(values["profiles"]):
+        raise BundleError(f"{where} has two profiles of the same name")
     for row in values["profiles"]:
         if not row["max_wanted"] <= row["max_tokens"] <= values["cache_capacity"]:
             raise BundleError(
                 f"{where}: profile {row['name']} has {row['max_wanted']} wanted of "
                 f"{row['max_tokens']} tokens in a cache of {values['cache_capacity']}",
-                "Fetch or build the bundle again",
             )
+
+
+def check_plans(rows: Sequence[Any], limits: Mapping[str, int]) -> None:
+    """Check a manifest's plans against its limits; whether their graphs exist is not looked at.
+
+    Args:
+        rows: ``engine_plans``.
+        limits: ``max_context`` and ``max_sequences``.
+
+    Raises:
+        BundleError: A plan is wrong, its cache is not the context, or a graph has two.
+    """
+    for index, plan in enumerate(rows):
+        where = f"manifest.json: engine_plans[{index}]"
+        check_plan(plan, where)
+        if plan["cache_capacity"] != limits["max_context"]:
+            raise BundleError(
+                f"{where} has a cache_capacity of {plan['cache_capacity']}, "
+                f"the bundle a max_context of {limits['max_context']}"
+            )
+        batch = max(row["batch"] for row in plan["profiles"])
+        if batch > limits["max_sequences"]:
+            raise BundleError(
+                f"{where} has a batch of {batch}, "
+                f"the bundle a max_sequences of {limits['max_sequences']}"
+            )
+    if len({plan["graph"] for plan in rows}) != len(rows):
+        raise BundleError("manifest.json has two engine plans of one graph")
 
 
 def plan_engine(

@@ -11,8 +11,8 @@ from typing import Any
 
 from edgekit.errors import BundleError
 
-REMEDY = "Fetch or build the bundle again"
 _SHOWN_CHARS = 40
+MAX_NAME_CHARS = 1000
 
 
 def _is_integer(value: Any) -> bool:
@@ -31,8 +31,14 @@ def _is_integers(value: Any) -> bool:
     return _is_integer(value) or (isinstance(value, list) and all(map(_is_integer, value)))
 
 
+def is_name(value: Any) -> bool:
+    """Whether a value can stand in an error's one line: a string, printable and not long."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
+
+
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "text": ("a string", lambda value: isinstance(value, str)),
+    "name": ("a short printable string", is_name),
     "flag": ("true or false", lambda value: isinstance(value, bool)),
     "count": ("an integer from 0", _is_count),
     "positive": ("an integer from 1", lambda value: _is_count(value) and value > 0),
@@ -60,14 +66,14 @@ def check_fields(data: Any, kinds: Mapping[str, str], where: str) -> None:
         BundleError: It is no object, lacks a key, or a value is of another kind.
     """
     if not isinstance(data, Mapping):
-        raise BundleError(f"{where} is not a JSON object", REMEDY)
+        raise BundleError(f"{where} is not a JSON object")
     for key, kind in kinds.items():
         if key not in data:
-            raise BundleError(f"{where} lacks {key!r}", REMEDY)
+            raise BundleError(f"{where} lacks {show(key)}")
         words, is_kind = KINDS[kind.rstrip("?")]
         value = data[key]
         if not (is_kind(value) or (value is None and kind.endswith("?"))):
-            raise BundleError(f"{where}: {key!r} must be {words}, not {_show(value)}", REMEDY)
+            raise BundleError(f"{where}: {show(key)} must be {words}, not {show(value)}")
 
 
 def check_rows(data: Any, kinds: Mapping[str, str], where: str, limit: int) -> None:
@@ -77,9 +83,9 @@ def check_rows(data: Any, kinds: Mapping[str, str], where: str, limit: int) -> N
         BundleError: It is no list, has more than ``limit`` rows, or a row is wrong.
     """
     if not isinstance(data, list):
-        raise BundleError(f"{where} is not a list", REMEDY)
+        raise BundleError(f"{where} is not a list")
     if len(data) > limit:
-        raise BundleError(f"{where} lists {len(data)} entries, at most {limit}", REMEDY)
+        raise BundleError(f"{where} lists {len(data)} entries, at most {limit}")
     for index, row in enumerate(data):
         check_fields(row, kinds, f"{where}[{index}]")
 
@@ -91,9 +97,10 @@ def check_choice(value: str, choices: tuple[str, ...], where: str) -> None:
         BundleError: Names the value and the choices.
     """
     if value not in choices:
-        raise BundleError(f"{where} is {value!r}, not one of {', '.join(choices)}", REMEDY)
+        raise BundleError(f"{where} is {show(value)}, not one of {', '.join(choices)}")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value for an error's line: ASCII, and cut where it is long."""
     text = ascii(value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

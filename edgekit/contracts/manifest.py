@@ -7,15 +7,17 @@ reader passes a newer writer's manifest on unchanged; a newer ``schema_version``
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from edgekit.contracts.canonical import canonical_bytes, parse_document
-from edgekit.contracts.engine_plan import check_plan
-from edgekit.contracts.fields import check_choice, check_fields, check_rows
+from edgekit.contracts.engine_plan import check_plans
+from edgekit.contracts.fields import check_choice, check_fields, check_rows, show
 from edgekit.errors import BundleError
 
 FORMAT = "edgekit-bundle"
@@ -23,6 +25,8 @@ SCHEMA_VERSION = 1
 MAX_PATH_CHARS = 255
 MAX_ENTRIES = 100_000
 MAX_DIMENSIONS = 8
+MAX_CONTEXT = 1 << 24
+"""Most tokens a sequence can hold, and most sequences: sessions allocate by these."""
 
 Dtype = Literal["int4", "int8", "float16", "float32"]
 Role = Literal["codes", "scales", "dense"]
@@ -31,16 +35,18 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _FILE = {"path": "text", "size_bytes": "count", "sha256": "text"}
 _GRAPH = {
-    **dict.fromkeys(("name", "path", "dialect", "activation_dtype", "purpose"), "text"),
+    **dict.fromkeys(("name", "dialect"), "name"),
+    **dict.fromkeys(("path", "activation_dtype", "purpose"), "text"),
     "opset": "positive",
 }
 _TENSOR = {
-    **dict.fromkeys(("name", "role", "dtype", "sha256"), "text"),
+    "name": "name",
+    **dict.fromkeys(("role", "dtype", "sha256"), "text"),
     "shape": "counts",
     "size_bytes": "count",
-    "scheme": "text?",
+    "scheme": "name?",
 }
-_ERROR = {"name": "text", "scheme": "text", "relative_rmse": "number", "sqnr_db": "number?"}
+_ERROR = {"name": "name", "scheme": "name", "relative_rmse": "number", "sqnr_db": "number?"}
 _PARTS: dict[str, dict[str, str]] = {
     "model": {
         **dict.fromkeys(("source", "model_type"), "text"),
@@ -57,7 +63,7 @@ _PARTS: dict[str, dict[str, str]] = {
     "limits": {"max_context": "positive", "max_sequences": "positive"},
     "tools": {},
     "f16_exponents": {},
-    "golden": {"path": "text", "sequences": "count", "tokens": "count", "scored_by": "text"},
+    "golden": {"path": "name", "sequences": "count", "tokens": "count", "scored_by": "text"},
     "quality": {"checked": "flag", "tensors": "list"},
     "size": {
         **dict.fromkeys(("weights_bytes", "linear_bytes"), "count"),
@@ -65,6 +71,15 @@ _PARTS: dict[str, dict[str, str]] = {
     },
 }
 """The mappings of a manifest, and what of each a reader may rely on."""
+_CHECKS = {
+    "not run": {"reason": "text"},
+    "passed": {
+        **dict.fromkeys(("builder", "version", "sm", "graph", "attention"), "text"),
+        "target_version": "flag",
+        **dict.fromkeys(("layers", "layers_compiled"), "count"),
+    },
+}
+"""States of a compile check, and what a reader may rely on of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +119,15 @@ class TensorEntry:
 
     def __post_init__(self) -> None:
         if self.dtype not in BITS or self.role not in {"codes", "scales", "dense"}:
-            raise BundleError(f"tensor {self.name} has dtype {self.dtype!r}, role {self.role!r}")
+            raise BundleError(
+                f"tensor {self.name} has dtype {show(self.dtype)}, role {show(self.role)}"
+            )
         if len(self.shape) > MAX_DIMENSIONS:
             raise BundleError(f"tensor {self.name} has {len(self.shape)} dimensions")
-        elements = 1
-        for dim in self.shape:
-            elements *= dim
-        if elements * BITS[self.dtype] != 8 * self.size_bytes or min(self.shape, default=1) < 1:
+        elements = math.prod(self.shape)
+        halved = self.dtype == "int4" and self.shape[-1:] and self.shape[-1] % 2
+        fits = elements * BITS[self.dtype] == 8 * self.size_bytes and not halved
+        if not fits or min(self.shape, default=1) < 1:
             raise BundleError(
                 f"tensor {self.name} has {self.size_bytes} bytes, "
                 f"its shape {list(self.shape)} of {self.dtype} does not"
@@ -202,7 +219,8 @@ class Manifest:
         version = values.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
-                f"the bundle has schema_version {version!r}, this edgekit reads {SCHEMA_VERSION}",
+                f"the bundle has schema_version {show(version)}, "
+                f"this edgekit reads {SCHEMA_VERSION}",
                 "Upgrade edgekit, or build the bundle again with this version",
             )
         if canonical_bytes(values) != data:
@@ -248,9 +266,9 @@ def check_path(path: str) -> None:
     pure = PurePosixPath(path)
     plain = bool(path) and len(path) <= MAX_PATH_CHARS and "\\" not in path
     if not plain or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
-        raise BundleError(f"path {path!r} is not a plain relative path")
+        raise BundleError(f"path {show(path)} is not a plain relative path")
     if not path.isprintable():
-        raise BundleError(f"path {path!r} has a control character")
+        raise BundleError(f"path {show(path)} has a control character")
 
 
 def _entries(kind: Any, rows: list[Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -274,13 +292,23 @@ def _check_values(values: Mapping[str, Any]) -> None:
     kinds = dict.fromkeys(exponents, "integers")
     check_fields(exponents, kinds, "manifest.json: f16_exponents")
     check_rows(values["quality"]["tensors"], _ERROR, "quality.tensors", MAX_ENTRIES)
-    if "compile_check" in values:
-        check_fields(values["compile_check"], {"status": "text"}, "manifest.json: compile_check")
+    limits = values["limits"]
+    for name in ("max_context", "max_sequences"):
+        if limits[name] > MAX_CONTEXT:
+            raise BundleError(f"manifest.json: {name} is {limits[name]}, at most {MAX_CONTEXT}")
+    _check_compile_check(values)
     lists = {"checkpoint_files": _FILE, "files": _FILE, "graphs": _GRAPH, "tensors": _TENSOR}
     for name, kinds in {**lists, "engine_plans": {}}.items():
         check_rows(values.get(name), kinds, f"manifest.json: {name}", MAX_ENTRIES)
-    for index, plan in enumerate(values["engine_plans"]):
-        check_plan(plan, f"manifest.json: engine_plans[{index}]")
+    check_plans(values["engine_plans"], values["limits"])
+
+
+def _check_compile_check(values: Mapping[str, Any]) -> None:
+    if "compile_check" in values:
+        found, where = values["compile_check"], "manifest.json: compile_check"
+        check_fields(found, {"status": "text"}, where)
+        check_choice(found["status"], tuple(_CHECKS), f"{where}: status")
+        check_fields(found, _CHECKS[found["status"]], where)
 
 
 def _check_listed(manifest: Manifest) -> None:
@@ -291,13 +319,11 @@ def _check_listed(manifest: Manifest) -> None:
         if plan["graph"] not in graphs:
             raise BundleError(
                 f"manifest.json plans an engine of {plan['graph']}, which is none of its graphs",
-                "Fetch or build the bundle again",
             )
     for path in (*(graph.path for graph in manifest.graphs), manifest.golden["path"]):
         if path not in listed:
             raise BundleError(
                 f"manifest.json names {path} but does not list it among its files",
-                "Fetch or build the bundle again",
             )
 
 
@@ -316,5 +342,5 @@ def _check_digest(digest: str, what: str) -> None:
 
 def _check_unique(names: list[str], what: str) -> None:
     if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise BundleError(f"manifest.json lists {what} {twice} twice")

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable
 
+from edgekit.contracts.fields import show
 from edgekit.errors import BundleError
 
 _RELEASE = re.compile(r"\d{1,9}(?:\.\d{1,9}){0,9}")
@@ -41,7 +42,7 @@ def in_range(version: str, wanted: str) -> bool:
     """
     release = _RELEASE.match(version)
     if release is None:
-        raise BundleError(f"{version!r} is not a version")
+        raise BundleError(f"{show(version)} is not a version", "")
     have = _numbers(release[0])
     return all(_COMPARE[sign](have, bound) for sign, bound in _parts(wanted, "version range"))
 
@@ -51,7 +52,7 @@ def _parts(text: str, where: str) -> list[tuple[str, tuple[int, ...]]]:
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         match = _PART.fullmatch(part)
         if match is None:
-            raise BundleError(f"{where} is {text!r}, not a range such as '>=10.15,<12'")
+            raise BundleError(f"{where} is {show(text)}, not a range such as '>=10.15,<12'")
         parts.append((match[1], _numbers(match[2])))
     return parts
 

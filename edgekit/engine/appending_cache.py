@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
+from edgekit.engine.checks import check_layout
 from edgekit.engine.one_by_one import Float32Array, OneByOneSession
 from edgekit.engine.ort import open_ort
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, tier_for
-from edgekit.errors import EngineError
+from edgekit.errors import EngineError, first_line
 from edgekit.models.config import ModelConfig
 
 Caches = list[npt.NDArray[Any]]
@@ -71,6 +72,7 @@ class AppendingCacheSession(OneByOneSession):
         self._outputs = [engine_io.LOGITS, *new]
         if not set(new) <= {output.name for output in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is not of the trt103 dialect")
+        check_layout(self._session, graph.name, config)
         self._caches: list[Caches] = [self._empty(0) for _ in range(max_sequences)]
 
     def _step(self, slot: int, tokens: Sequence[int], start: int, wanted: int) -> Float32Array:
@@ -90,8 +92,7 @@ class AppendingCacheSession(OneByOneSession):
         try:
             logits, *rows = self._session.run(self._outputs, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            first = str(error).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime failed in a step: {first}") from error
+            raise EngineError(f"ONNX Runtime failed in a step: {first_line(error)}") from error
         result: Float32Array = np.asarray(logits[0], np.float32)
         self._require_finite(slot, result)
         for cache, new in zip(caches, rows, strict=True):

@@ -3,8 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from edgekit.errors import ContextOverflowError, EngineError
+from edgekit.contracts import engine_io
+from edgekit.contracts.manifest import Manifest
+from edgekit.errors import FETCH_AGAIN, BundleError, ContextOverflowError, EngineError
+from edgekit.graph.weights import ROPE_COS, ROPE_SIN
+from edgekit.models.config import ModelConfig
+
+_PAST = (engine_io.past_key, engine_io.past_value)
+
+
+def check_tables(manifest: Manifest, config: ModelConfig) -> None:
+    """Refuse a manifest whose rotary tables are not as long as its context: rows would be missing.
+
+    Raises:
+        BundleError: They are not, or are not there.
+    """
+    shape = (manifest.limits["max_context"], config.head_dim // 2)
+    shapes = {entry.name: entry.shape for entry in manifest.tensors}
+    for name in (ROPE_COS, ROPE_SIN):
+        if shapes.get(name) != shape:
+            raise BundleError(f"manifest.json has no {name} of {list(shape)}, as its limits say")
+
+
+def check_layout(session: Any, graph: str, config: ModelConfig) -> None:
+    """Refuse a graph whose caches and logits have other sizes than the architecture says.
+
+    Args:
+        session: The ONNX Runtime session.
+        graph: What to call the graph in errors.
+        config: The architecture, by which caches and buffers are made.
+
+    Raises:
+        EngineError: A size is another, or the graph has another number of layers.
+    """
+    shapes = {value.name: list(value.shape) for value in session.get_inputs()}
+    layers = sum(name.startswith(engine_io.PAST_KEY) for name in shapes)
+    heads, dim = config.num_key_value_heads, config.head_dim
+    found = [shapes.get(f(i), []) for i in range(layers) for f in _PAST]
+    same = all(len(shape) == 4 and (shape[1], shape[3]) == (heads, dim) for shape in found)
+    if not same or layers != config.num_hidden_layers:
+        raise EngineError(
+            f"{graph} has not the caches of {config.num_hidden_layers} layers with {heads} heads "
+            f"of {dim}, as the manifest says",
+            FETCH_AGAIN,
+        )
+    width = {value.name: value.shape for value in session.get_outputs()}.get(engine_io.LOGITS)
+    if not width or width[-1] != config.vocab_size:
+        raise EngineError(
+            f"{graph} has not logits of {config.vocab_size} tokens, as the manifest says",
+            FETCH_AGAIN,
+        )
 
 
 def check_slot(slot: int, max_sequences: int) -> None:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from edgekit.bundle.layout import listed_files
 from edgekit.bundle.reader import Bundle, bundle_errors
 from edgekit.contracts import derived
-from edgekit.contracts.derived import DerivedTensor, derived_path, parse_derived
+from edgekit.contracts.canonical import read_limited
+from edgekit.contracts.derived import DerivedTensor, check_derived, derived_path, parse_derived
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.errors import BundleError
 
@@ -43,18 +44,14 @@ def make_derived(bundle: Bundle, entry: GraphEntry, threads: int) -> dict[str, A
     if path not in listed_files(bundle.manifest):
         raise BundleError(f"{bundle.path} does not list {path}", "Build the bundle again")
     with bundle_errors(bundle.path):
-        wanted = parse_derived((bundle.path / path).read_bytes(), path)
+        wanted = parse_derived(read_limited(bundle.path / path), path)
+    check_derived(wanted, bundle.manifest.tensors, path)
     entries = {tensor.name: tensor for tensor in bundle.manifest.tensors}
 
     def make(tensor: DerivedTensor) -> Array:
-        sources = [entries[name] for name in tensor.sources if name in entries]
-        if len(sources) != len(tensor.sources):
-            raise BundleError(f"{path}: {tensor.name} is made from a tensor that is not there")
-        try:
-            arrays = [bundle.read_tensor(source) for source in sources]
-            return make_tensor(tensor, arrays, [source.dtype for source in sources])
-        except ValueError as error:
-            raise BundleError(f"{path}: {tensor.name}: {error}") from error
+        sources = [entries[name] for name in tensor.sources]
+        arrays = [bundle.read_tensor(source) for source in sources]
+        return make_tensor(tensor, arrays, [source.dtype for source in sources])
 
     with ThreadPoolExecutor(threads) as pool:
         arrays = list(pool.map(make, wanted))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgekit.contracts import optimum_io
 from edgekit.engine.one_by_one import Float32Array, OneByOneSession
 from edgekit.engine.ort import open_ort
-from edgekit.errors import EngineError
+from edgekit.errors import EngineError, first_line
 
 LOGITS_CHUNK_BYTES = 64 * 1024 * 1024
 """Logits of a prefill step are at most this large: the graph makes those of every token."""
@@ -101,7 +101,7 @@ class GrowingCacheSession(OneByOneSession):
         try:
             results = self._session.run_with_ort_values(self._outputs, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
         logits = np.array(results[0].numpy()[0], np.float32)
         self._caches[slot], self._lengths[slot] = results[1:], start + count
         self._require_finite(slot, logits)

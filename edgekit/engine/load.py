@@ -12,6 +12,7 @@ from edgekit.bundle.verify import check_digests
 from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
+from edgekit.engine.checks import check_tables
 from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider, newest_opset
@@ -144,7 +145,7 @@ def open_session(
 
     Raises:
         EngineError: The engine is missing or refuses the graph.
-        BundleError: The graph's dialect does not go with the model.
+        BundleError: The graph's dialect, or a rotary table, does not go with the model.
     """
     graph, max_context = bundle.path / entry.path, bundle.manifest.limits["max_context"]
     if entry.dialect == optimum_io.DIALECT:
@@ -158,6 +159,7 @@ def open_session(
         )
     if not isinstance(config, ModelConfig):
         raise BundleError(f"{bundle.path} has a {entry.dialect} graph of another exporter's model")
+    check_tables(bundle.manifest, config)
     dtype: Any = entry.activation_dtype
     if entry.dialect == "ort":
         cores = options.get("threads") or len(os.sched_getaffinity(0))

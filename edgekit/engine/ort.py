@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgekit.contracts import engine_io
 from edgekit.engine.checks import (
     check_distinct,
+    check_layout,
     check_room,
     check_slot,
     check_tokens,
@@ -27,7 +28,7 @@ from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
 from edgekit.engine.ort_options import cuda_options, session_options
 from edgekit.engine.ort_step import Step
-from edgekit.errors import EngineError, MissingExtraError
+from edgekit.errors import EngineError, MissingExtraError, first_line
 from edgekit.models.config import ModelConfig
 
 Float32Array = npt.NDArray[np.float32]
@@ -93,6 +94,7 @@ class OrtSession:
         )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
             raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
+        check_layout(self._session, graph.name, config)
         self._lengths = np.zeros(max_sequences, np.int64)
         self._tiers = TIERS_TO_A_DOUBLING[provider]
         largest = tier_for(max_context, max_context, self._tiers)
@@ -270,9 +272,10 @@ def open_ort(
     providers = [(name, chosen)]
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
+        for value in (*session.get_inputs(), *session.get_outputs()):
+            value.name  # noqa: B018 - decodes it, which fails where it is no UTF-8
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        first = str(error).strip().splitlines()[0]
-        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first}") from error
+        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first_line(error)}") from error
     if name not in session.get_providers():
         raise EngineError(
             f"ONNX Runtime did not take {graph.name} to {provider}",

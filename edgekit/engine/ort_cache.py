@@ -13,6 +13,7 @@ False; numbers that are not finite never stay (``zero``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
+from edgekit.errors import EngineError
+from edgekit.units import format_bytes
 
 FIRST_TIER = 256
 """Smallest capacity where tiers double."""
@@ -50,6 +53,9 @@ class KeyValueCache:
         dtype: Activation type.
         device: ``cpu`` or ``cuda``.
         capacity: C of the first tier.
+
+    Raises:
+        EngineError: They do not fit the memory of the machine.
     """
 
     def __init__(
@@ -64,13 +70,20 @@ class KeyValueCache:
         self.slots, self.heads, _, self.dim = shape
         self.dtype = np.dtype(dtype)
         self.capacity = capacity
-        count = int(np.prod(shape))
-        self._buffers: list[_Buffer] = [
-            HostBuffer(count, self.dtype)
-            if device == "cpu"
-            else DeviceBuffer(count, self.dtype, device, session)
-            for _ in range(2 * layers)
-        ]
+        count = math.prod(shape)
+        try:
+            self._buffers: list[_Buffer] = [
+                HostBuffer(count, self.dtype)
+                if device == "cpu"
+                else DeviceBuffer(count, self.dtype, device, session)
+                for _ in range(2 * layers)
+            ]
+        except (MemoryError, ValueError) as error:  # ValueError: beyond what an address can be
+            size = format_bytes(2 * layers * count * self.dtype.itemsize)
+            raise EngineError(
+                f"{size} of caches do not fit this machine's memory",
+                "Build the bundle with a smaller --max-context",
+            ) from error
 
     def shape(self, slots: int) -> tuple[int, int, int, int]:
         """Return the shape of ``slots`` slots at the present tier."""

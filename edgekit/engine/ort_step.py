@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgekit.contracts import engine_io
 from edgekit.engine.ort_cache import KeyValueCache
 from edgekit.engine.step_inputs import step_inputs
-from edgekit.errors import EngineError
+from edgekit.errors import EngineError, first_line
 from edgekit.models.config import ModelConfig
 
 NO_GRAPH = -1
@@ -90,8 +90,7 @@ class Step:
         try:
             session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            first = str(error).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime failed in a step: {first}") from error
+            raise EngineError(f"ONNX Runtime failed in a step: {first_line(error)}") from error
         if self._device == "cpu":
             return self._host_logits
         result: npt.NDArray[Any] = self._logits.numpy()

@@ -112,7 +112,7 @@ class GoldenSet:
 
 
 def _bad(message: str) -> BundleError:
-    return BundleError(message, "Fetch or build the bundle again")
+    return BundleError(message)
 
 
 def _ids(data: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:

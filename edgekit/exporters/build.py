@@ -16,7 +16,7 @@ from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
 from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts import optimum_io
-from edgekit.contracts.manifest import GraphEntry, Manifest
+from edgekit.contracts.manifest import MAX_CONTEXT, GraphEntry, Manifest
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.errors import RecipeError, UnsupportedModelError
 from edgekit.evaluate.golden_set import GoldenSet
@@ -42,7 +42,6 @@ from edgekit.pipeline.request import BuildRequest, BuildResult
 from edgekit.plan.memory import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.report import error_report
-from edgekit.recipe import MAX_CONTEXT
 from edgekit.units import format_bytes
 
 GRAPH_NAME = "optimum.float32"

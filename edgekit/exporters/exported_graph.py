@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import version_converter
 
-from edgekit.errors import GraphError
+from edgekit.errors import GraphError, first_line
 from edgekit.graph.builder import IR_VERSION
 
 OPSET = 21
@@ -58,8 +58,9 @@ def open_exported(path: Path) -> ExportedGraph:
         if version < OPSET:
             model = version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter's and protobuf's exceptions share no base class
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GraphError(f"{path.name} cannot be read as ONNX opset {OPSET}: {first}") from error
+        raise GraphError(
+            f"{path.name} cannot be read as ONNX opset {OPSET}: {first_line(error)}"
+        ) from error
     model.ir_version = IR_VERSION
     exported = ExportedGraph(model, path.parent)
     _load_constants(model.graph, path.parent)

@@ -43,11 +43,12 @@ from edgekit.checkpoint.lazy import strips
 from edgekit.checkpoint.shard_writer import MAX_SHARD_BYTES, NewTensor, write_shards
 from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import QuantizationError, StorageError, UnsupportedModelError
-from edgekit.graph.exponents import Exponents
+from edgekit.graph.exponents import Exponents, read_exponents
 from edgekit.graph.weights import codes_name, scales_name
 from edgekit.models.config import Linear, ModelConfig, all_linears, tensor_shapes
 from edgekit.models.exported import stored_config
 from edgekit.models.hf_config import hf_config
+from edgekit.pipeline.stored_schemes import stored_schemes
 from edgekit.pipeline.stored_tensors import StoredTensors
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.packing import SMALLEST_SCALE, unpack_int4
@@ -209,7 +210,8 @@ class _Work:
             )
         config = replace(config, tie_word_embeddings=False)
         entries = {entry.name: entry for entry in bundle.manifest.tensors}
-        stored = Exponents.from_dict(bundle.manifest.f16_exponents)
+        stored_schemes(bundle.manifest.tensors, config)  # refuses codes of other shapes
+        stored = read_exponents(bundle.manifest.f16_exponents, config.num_hidden_layers)
         kept = kept_exponents(stored, config)
         undone = _difference(stored, kept, config.num_hidden_layers)
         work = cls(bundle, entries, config, kept, undone, report)

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from edgekit.errors import GraphError
+from edgekit.errors import GraphError, first_line
 from edgekit.graph.weights import codes_name, dense_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.quant.scheme import QuantScheme
@@ -51,21 +51,66 @@ def check_graph(
             quantized as planned.
     """
     try:
+        model = load_graph(path)
         onnx.checker.check_model(str(path))
-        model = onnx.load(path, load_external_data=False)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         said = " ".join(str(error).split())
         raise GraphError(f"{path.name} is not valid ONNX: {said}") from error
-    census = Counter(
-        f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node
-    )
+    census = operator_census(model)
     foreign = sorted(name for name in census if "::" in name)
     if foreign:  # the ONNX checker passes over operators of domains it does not know
         raise GraphError(f"{path.name} has the operator {foreign[0]}, which is not ONNX's own")
-    opset = next(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"})
     linears = _check_linears(model.graph, config, schemes)
-    return GraphReport(opset, dict(sorted(census.items())), linears)
+    return GraphReport(default_opset(model), census, linears)
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read a graph without its external data.
+
+    Raises:
+        GraphError: It is no ONNX.
+        OSError: It cannot be read.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's exceptions share no base class with others
+        raise GraphError(f"{path.name} is not valid ONNX: {first_line(error)}") from error
+    if not _is_text(model):
+        raise GraphError(f"{path.name} is not valid ONNX: a name in it is not UTF-8")
+    return model
+
+
+def _is_text(message: Any) -> bool:
+    """Whether every string of a protobuf message, and of those within, is UTF-8.
+
+    protobuf gives those that are not as bytes, and the ONNX checker fails to quote them.
+    """
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            values = [value] if isinstance(value, (str, bytes)) else value
+            if not all(isinstance(text, str) for text in values):
+                return False
+        if field.type == field.TYPE_MESSAGE:
+            values = [value] if hasattr(value, "ListFields") else value
+            if not all(map(_is_text, values)):
+                return False
+    return True
+
+
+def operator_census(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how many nodes of each operator a graph has, as :class:`GraphReport` keeps it."""
+    nodes = model.graph.node
+    names = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in nodes)
+    return dict(sorted(names.items()))
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a graph imports; 0 for none."""
+    imported = (o.version for o in model.opset_import if o.domain in {"", "ai.onnx"})
+    return next(imported, 0)
 
 
 def _check_linears(

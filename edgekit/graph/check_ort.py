@@ -15,10 +15,17 @@ from typing import Any
 import onnx
 
 from edgekit.contracts import derived
+from edgekit.contracts.canonical import read_limited
 from edgekit.contracts.derived import DerivedTensor, derived_path, parse_derived
 from edgekit.errors import BundleError, GraphError
 from edgekit.graph.builder import derived_tensors
-from edgekit.graph.check import GraphReport, check_codes
+from edgekit.graph.check import (
+    GraphReport,
+    check_codes,
+    default_opset,
+    load_graph,
+    operator_census,
+)
 from edgekit.graph.lowering_ort import DOMAIN
 from edgekit.graph.weights import codes_name, dense_name, scales_name
 from edgekit.models.config import Linear, ModelConfig, all_linears
@@ -38,7 +45,7 @@ def check_ort_graph(
         BundleError: The list cannot be read.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = load_graph(path)
         _check_valid(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         said = " ".join(str(error).split())
@@ -47,15 +54,13 @@ def check_ort_graph(
     _check_list(path, made)
     for tensor in model.graph.initializer:
         _check_stored(path, tensor, made)
-    nodes = model.graph.node
-    census = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in nodes)
+    census = operator_census(model)
     known = {f"{DOMAIN}::{name}" for name in OPERATORS}
     foreign = sorted(name for name in census if "::" in name and name not in known)
     if foreign:
         raise GraphError(f"{path.name} has the operator {foreign[0]}, which is not of the dialect")
-    opset = next(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"})
     linears = _check_linears(model.graph, made, config, schemes)
-    return GraphReport(opset, dict(sorted(census.items())), linears)
+    return GraphReport(default_opset(model), census, linears)
 
 
 def _check_valid(model: onnx.ModelProto) -> None:
@@ -78,7 +83,7 @@ def _check_list(path: Path, made: Mapping[str, DerivedTensor]) -> None:
     """Compare the graph's derived weights with the list that sessions read."""
     beside = path.parent / derived_path(path.name)
     try:
-        listed = parse_derived(beside.read_bytes(), beside.name)
+        listed = parse_derived(read_limited(beside), beside.name)
     except OSError as error:
         raise BundleError(f"cannot read {beside}: {error.strerror}") from error
     if {tensor.name: tensor for tensor in listed} != made or len(listed) != len(made):
@@ -126,7 +131,7 @@ def _check_nbits(
     schemes: Mapping[str, QuantScheme | None],
 ) -> list[str]:
     """Check a MatMulNBits against the plan; return the linears it multiplies by."""
-    codes, scales = (made.get(name) for name in node.input[1:3])
+    codes, scales = (made.get(name) for name in (*node.input, "", "", "")[1:3])
     if codes is None or scales is None or codes.kind != derived.CODES:
         raise GraphError(f"{node.name} multiplies by {node.input[1]}, which is not made of codes")
     suffix = codes_name("")
@@ -134,7 +139,7 @@ def _check_nbits(
     wanted = scales.kind == derived.SCALES and list(scales.sources) == list(map(scales_name, names))
     if not wanted or any(name not in linears for name in names):
         raise GraphError(f"{node.name} has codes and scales that do not belong together")
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    attributes = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
     for name in names:
         scheme = schemes[name]
         if scheme is None:

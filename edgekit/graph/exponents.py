@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edgekit.errors import UnsupportedModelError
+from edgekit.errors import BundleError, UnsupportedModelError
 from edgekit.graph.float16_range import (
     UNSCALED_HEADROOM,
     LayerMaxima,
@@ -35,6 +35,8 @@ from edgekit.graph.float16_range import (
 )
 from edgekit.quant.packing import FLOAT16_MAX
 
+MAX_EXPONENT = 149
+"""Float32's own range: 2**-149 is its smallest number."""
 _REMEDY = "Build it for a target with float32 activations: --target cpu"
 
 
@@ -144,6 +146,30 @@ class Exponents:
         residual, final_norm = (int(found.pop(name, 0)) for name in ("residual", "final_norm"))
         by_layer = {name: tuple(map(int, value)) for name, value in found.items()}
         return cls(residual=residual, final_norm=final_norm, **by_layer)
+
+
+def read_exponents(data: Mapping[str, Any], layers: int) -> Exponents:
+    """Read the ``f16_exponents`` of a manifest, which may be made to mislead.
+
+    Args:
+        data: The mapping.
+        layers: Of the manifest's architecture.
+
+    Raises:
+        BundleError: A field has another form, is not for every layer, or no float32 reaches it.
+    """
+    for name in (item.name for item in fields(Exponents) if item.name in data):
+        value = data[name]
+        where = f"manifest.json: f16_exponents: {name}"
+        single = name in {"residual", "final_norm"}
+        if single != isinstance(value, int):
+            raise BundleError(f"{where} must be {'an integer' if single else 'a list'}")
+        values = [value] if isinstance(value, int) else value
+        if not single and len(values) not in {0, layers}:
+            raise BundleError(f"{where} has {len(values)} entries for {layers} layers")
+        if any(abs(exponent) > MAX_EXPONENT for exponent in values):
+            raise BundleError(f"{where} is beyond +-{MAX_EXPONENT}")
+    return Exponents.from_dict(data)
 
 
 def choose_exponents(

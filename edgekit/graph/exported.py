@@ -9,7 +9,13 @@ from pathlib import Path
 import onnx
 
 from edgekit.errors import BundleError, GraphError
-from edgekit.graph.check import GraphReport, check_codes
+from edgekit.graph.check import (
+    GraphReport,
+    check_codes,
+    default_opset,
+    load_graph,
+    operator_census,
+)
 from edgekit.graph.weights import codes_name
 from edgekit.quant.scheme import scheme_of_label
 
@@ -27,14 +33,12 @@ def check_exported_graph(path: Path, labels: Mapping[str, str]) -> GraphReport:
         BundleError: A label names a scheme this edgekit does not know.
     """
     try:
+        graph = load_graph(path)
         onnx.checker.check_model(str(path))
-        graph = onnx.load(path, load_external_data=False)
     except onnx.checker.ValidationError as error:
         said = " ".join(str(error).split())
         raise GraphError(f"{path.name} is not valid ONNX: {said}") from error
     nodes = graph.graph.node
-    census = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in nodes)
-    opset = next(o.version for o in graph.opset_import if o.domain in {"", "ai.onnx"})
     decoders = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear"}
     products = [n for n in nodes if n.op_type in {"MatMul", "Gemm"}]
     used = [decoders[n.input[1]] for n in products if n.input[1] in decoders]
@@ -53,4 +57,4 @@ def check_exported_graph(path: Path, labels: Mapping[str, str]) -> GraphReport:
     if strange:
         raise GraphError(f"{path.name} multiplies by {strange[0]}, which the manifest lacks")
     counted = dict(sorted(Counter(labels.values()).items()))
-    return GraphReport(opset, dict(sorted(census.items())), counted)
+    return GraphReport(default_opset(graph), operator_census(graph), counted)

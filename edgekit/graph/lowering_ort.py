@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgekit.contracts import derived, engine_io
-from edgekit.contracts.derived import DerivedTensor
+from edgekit.contracts.derived import ROW_MULTIPLE, DerivedTensor
 from edgekit.graph.builder import ActivationDtype, GraphBuilder
 from edgekit.graph.lowering import AttentionBlock, Norm, Product, StandardLowering
 from edgekit.graph.weights import GraphTensor, bias_name, codes_name, scales_name
 from edgekit.models.config import ModelConfig
 
 DOMAIN = "com.microsoft"
-ROW_MULTIPLE = 64
-"""Rotary tables reach to the next multiple of this above the context: where the last cache tier
-ends, an idle slot that is full still has a position."""
 INT8_ACTIVATIONS = 4
 """``accuracy_level`` on a CPU: without it 8-bit weights run a hundred times slower."""
 _BLOCKS = (128, 64, 32, 16)

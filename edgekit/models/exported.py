@@ -7,12 +7,12 @@ by the key ``exporter``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
-from edgekit.contracts.fields import check_fields
+from edgekit.contracts.fields import check_choice, check_fields, show
 from edgekit.errors import BundleError
-from edgekit.models.config import ModelConfig
+from edgekit.models.config import ModelConfig, RopeConfig, RopeType
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,17 @@ def stored_config(data: Mapping[str, Any]) -> AnyConfig:
     check_fields(data, _NATIVE if native else {**_SHARED, "exporter": "text"}, where)
     if native:
         check_fields(data["rope"], _ROPE, f"{where}.rope")
+        check_choice(data["rope"]["rope_type"], get_args(RopeType), f"{where}.rope: rope_type")
     if data["num_hidden_layers"] > MAX_LAYERS:
         raise BundleError(f"{where} has {data['num_hidden_layers']} layers, at most {MAX_LAYERS}")
-    try:
-        if native:
-            return ModelConfig.from_dict(dict(data))
-        return ExportedConfig(**{**data, "eos_token_ids": tuple(data["eos_token_ids"])})
-    except TypeError as error:
-        raise BundleError(f"{where} has an unknown field: {error}", "Upgrade edgekit") from error
+    _refuse_unknown(data, ModelConfig if native else ExportedConfig, where)
+    if native:
+        _refuse_unknown(data["rope"], RopeConfig, f"{where}.rope")
+        return ModelConfig.from_dict(dict(data))
+    return ExportedConfig(**{**data, "eos_token_ids": tuple(data["eos_token_ids"])})
+
+
+def _refuse_unknown(data: Mapping[str, Any], kind: Any, where: str) -> None:
+    unknown = sorted(set(data) - {item.name for item in fields(kind)})
+    if unknown:
+        raise BundleError(f"{where} has an unknown field {show(unknown[0])}", "Upgrade edgekit")

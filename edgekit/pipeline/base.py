@@ -6,7 +6,7 @@ unchanged weights with it. Kept scales keep them, and the update that a fleet fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,14 @@ from edgekit.bundle.diff import diff_bundles
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import BundleError, RecipeError
-from edgekit.graph.exponents import Exponents
+from edgekit.graph.exponents import Exponents, read_exponents
 from edgekit.graph.float16_range import AttentionRange, NormRange
 from edgekit.graph.weights import codes_name, scales_name
 from edgekit.models.config import Linear, ModelConfig, all_linears
+from edgekit.models.exported import stored_config
 from edgekit.pipeline.quality import Reference
 from edgekit.pipeline.request import BuildRequest, Update
+from edgekit.pipeline.stored_schemes import stored_schemes
 from edgekit.quant.plan import Schemes
 from edgekit.quant.scheme import QuantScheme
 
@@ -36,11 +38,13 @@ class Base:
         bundle: As opened.
         entries: Its tensors by name.
         exponents: The powers of two its weights were multiplied by.
+        schemes: How each linear of its architecture is stored.
     """
 
     bundle: Bundle
     entries: dict[str, TensorEntry]
     exponents: Exponents
+    schemes: Schemes = field(default_factory=dict)
 
     def scales(self, linear: Linear, scheme: QuantScheme) -> npt.NDArray[np.float32] | None:
         """Return a linear's scales, float32 [N, G], exponents taken out again.
@@ -60,9 +64,13 @@ class Base:
 
     def matches(self, linear: Linear, scheme: QuantScheme) -> bool:
         """Whether the linear is stored here as it will be stored anew."""
-        codes = self.entries.get(codes_name(linear.name))
+        own = self.schemes.get(linear.name)
         shape = (linear.in_features, linear.out_features)
-        return codes is not None and (codes.scheme, codes.shape) == (scheme.label, shape)
+        return (
+            own is not None
+            and own.label == scheme.label
+            and self.entries[codes_name(linear.name)].shape == shape
+        )
 
     def keep_exponents(self, reference: Reference) -> Exponents:
         """Return exponents that are safe and, where they may be, the base's own."""
@@ -129,7 +137,11 @@ def open_base(request: BuildRequest, config: ModelConfig, schemes: Schemes) -> B
         )
     bundle = open_bundle(path)
     entries = {entry.name: entry for entry in bundle.manifest.tensors}
-    base = Base(bundle, entries, _read_exponents(bundle))
+    own = stored_config(bundle.manifest.model["config"])
+    base = Base(bundle, entries, Exponents())
+    if isinstance(own, ModelConfig):
+        exponents = read_exponents(bundle.manifest.f16_exponents, own.num_hidden_layers)
+        base = Base(bundle, entries, exponents, stored_schemes(bundle.manifest.tensors, own))
     planned = [(x, scheme) for x in all_linears(config) if (scheme := schemes[x.name]) is not None]
     if not any(base.matches(linear, scheme) for linear, scheme in planned):
         raise BundleError(
@@ -138,14 +150,6 @@ def open_base(request: BuildRequest, config: ModelConfig, schemes: Schemes) -> B
             "Give a bundle of an earlier version of this model, built with the same recipe",
         )
     return base
-
-
-def _read_exponents(bundle: Bundle) -> Exponents:
-    data = bundle.manifest.f16_exponents
-    try:
-        return Exponents.from_dict(data)
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"the manifest of {bundle.path} has wrong f16_exponents") from error
 
 
 def _keep(needed: int, own: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from edgekit.bundle.reader import Bundle
 from edgekit.contracts.engine_plan import EnginePlan, plan_engine
 from edgekit.contracts.manifest import GraphEntry, TensorEntry
-from edgekit.errors import MissingExtraError
+from edgekit.errors import BundleError, MissingExtraError
 from edgekit.pipeline.compile_findings import NO_TENSORRT, describe_check, not_run
 from edgekit.plan.memory import PREFILL_CHUNK_TOKENS
 from edgekit.progress import SILENT, Progress
@@ -75,16 +75,25 @@ def check_compiles(
         progress.finish("not run: no TensorRT builder is installed")
         return not_run(f"no TensorRT builder is installed. {error.remedy}")
     paths = {entry.name: folder / entry.path for entry in graphs}
-    (plan,) = plans
+    plan = plans[0]
     found = run_compile_check(CheckInput(paths[plan.graph], plan, tensors), builder, progress)
     progress.finish(describe_check(found))
     return found
 
 
 def check_bundle(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Any]:
-    """Run the check on a bundle; as :func:`check_compiles`."""
+    """Run the check on a bundle; as :func:`check_compiles`.
+
+    Raises:
+        BundleError: The bundle plans more than one engine.
+    """
     manifest = bundle.manifest
     plans = tuple(map(EnginePlan.from_dict, manifest.engine_plans))
+    if len(plans) > 1:
+        raise BundleError(
+            f"{bundle.path} has {len(plans)} engine plans, this edgekit compiles one a bundle",
+            "Upgrade edgekit, or build the bundle again with this version",
+        )
     if not plans and manifest.requirements["tensorrt"]:
         return not_run("the bundle has no engine plan: it was built by an earlier edgekit")
     return check_compiles(bundle.path, manifest.graphs, plans, manifest.tensors, progress)

@@ -10,17 +10,18 @@ from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.json_file import find_json, read_json
 from edgekit.errors import RecipeError, UnsupportedModelError
 from edgekit.graph.weights import codes_name
-from edgekit.models.config import ModelConfig, all_linears
+from edgekit.models.config import ModelConfig
 from edgekit.models.exported import stored_config
 from edgekit.models.families import model_config_from_hf
 from edgekit.models.published_shapes import find_shape
 from edgekit.pipeline.kept import kept_schemes
 from edgekit.pipeline.options import choose_context, is_local, model_name
 from edgekit.pipeline.request import BuildRequest
+from edgekit.pipeline.stored_schemes import stored_schemes
 from edgekit.plan.planner import Subject
 from edgekit.quant.plan import plan_quantization
-from edgekit.quant.scheme import QuantScheme, scheme_of_label
-from edgekit.recipe import Recipe
+from edgekit.quant.scheme import QuantScheme
+from edgekit.recipe import EmbeddingType, Recipe
 from edgekit.targets import TARGETS
 
 
@@ -102,17 +103,14 @@ def _from_bundle(bundle: Bundle) -> Subject:
             f"{bundle.path} was exported by Optimum: its shapes are not edgekit's to count",
             "Plan a model of the families edgekit builds natively",
         )
-    labels = {entry.name: entry.scheme for entry in manifest.tensors}
-    schemes = {}
-    for linear in all_linears(config):
-        label = labels.get(codes_name(linear.name))
-        schemes[linear.name] = scheme_of_label(label) if label else None
+    quantized = codes_name("model.embed_tokens") in {entry.name for entry in manifest.tensors}
+    embedding: EmbeddingType = "int8" if quantized else "float16"
     return Subject(
         manifest.name,
         config,
         manifest.recipe["name"],
-        schemes,
-        manifest.recipe["resolved"]["quant"]["embedding"]["dtype"],
+        stored_schemes(manifest.tensors, config),
+        embedding,
         manifest.limits["max_context"],
         manifest.limits["max_sequences"],
     )

@@ -11,16 +11,16 @@ from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.load import open_session
 from edgekit.engine.ort import Provider, newest_opset
 from edgekit.engine.session import InferenceSession
-from edgekit.errors import BundleError, ContextOverflowError, EngineError, MissingExtraError
+from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.weights import codes_name
-from edgekit.models.config import ModelConfig, all_linears
+from edgekit.models.config import ModelConfig
 from edgekit.models.exported import stored_config
 from edgekit.pipeline.compile_findings import not_run
+from edgekit.pipeline.stored_schemes import stored_schemes
 from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
-from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
 if TYPE_CHECKING:  # it imports onnx, which a device does without
     from edgekit.graph.check import GraphReport
@@ -116,7 +116,7 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
     config = stored_config(bundle.manifest.model["config"])
     reports = {}
     if isinstance(config, ModelConfig):
-        schemes = stored_schemes(bundle, config)
+        schemes = stored_schemes(bundle.manifest.tensors, config)
         for graph in graphs:
             progress.advance(0, graph.name)
             path = bundle.path / graph.path
@@ -131,23 +131,6 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
         progress.advance(0, graph.name)
         reports[graph.name] = check_exported_graph(bundle.path / graph.path, labels)
     return reports
-
-
-def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme | None]:
-    """Return each linear's scheme as the manifest's tensors say.
-
-    Raises:
-        BundleError: A tensor names a scheme this edgekit does not know.
-    """
-    labels = {e.name: e.scheme for e in bundle.manifest.tensors if e.role == "codes"}
-    schemes: dict[str, QuantScheme | None] = {}
-    for linear in all_linears(config):
-        label = labels.get(codes_name(linear.name))
-        try:
-            schemes[linear.name] = None if label is None else scheme_of_label(label)
-        except ValueError as error:
-            raise BundleError(f"{linear.name}: {error}", "Upgrade edgekit") from error
-    return schemes
 
 
 def _runs_on_cuda(graph: GraphEntry) -> bool:

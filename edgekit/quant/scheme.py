@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ Algorithm = Literal["rtn", "gptq", "awq", "awq-gptq"]
 ScaleSearch = Literal["absmax", "mse"]
 PER_CHANNEL = 0
 """``group_size`` of one scale per output channel."""
+_LABEL = re.compile(r"w(?P<bits>[48])-(?:channel|g(?P<size>[1-9][0-9]{0,5}))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,7 @@ def scheme_of_label(label: str) -> QuantScheme:
     Raises:
         ValueError: It is no such label.
     """
-    kind, _, group = label.partition("-")
-    bits = {"w4": 4, "w8": 8}.get(kind)
-    size = PER_CHANNEL if group == "channel" else int(group.removeprefix("g") or "-1")
-    if bits is None or size < 0:
-        raise ValueError(f"{label!r} is no scheme")
-    return QuantScheme(4 if bits == 4 else 8, size)
+    found = _LABEL.fullmatch(label)
+    if found is None:
+        raise ValueError(f"{label[:40]!r} is no scheme")
+    return QuantScheme(4 if found["bits"] == "4" else 8, int(found["size"] or PER_CHANNEL))

@@ -16,7 +16,7 @@ from edgekit.graph.exported import check_exported_graph
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
-from edgekit.pipeline.verify import stored_schemes
+from edgekit.pipeline.stored_schemes import stored_schemes
 from edgekit.recipe import load_recipe
 from edgekit.targets import TARGETS
 
@@ -136,7 +136,7 @@ def test_a_graph_that_is_not_as_planned_is_refused(
 ) -> None:
     """Each way of not applying the plan is named, in both dialects."""
     config = config_of(bundle)
-    schemes = stored_schemes(bundle, config)
+    schemes = stored_schemes(bundle.manifest.tensors, config)
     model = graph_of(bundle)
     damage(model)
     path = bundle.path / "damaged.onnx"
@@ -150,7 +150,7 @@ def test_a_graph_that_is_not_as_planned_is_refused(
 def test_a_plan_that_is_not_the_graphs_is_refused(bundle: Bundle) -> None:
     """Codes where the plan has a dense weight, and a lacking blob, are named."""
     config = config_of(bundle)
-    schemes = stored_schemes(bundle, config)
+    schemes = stored_schemes(bundle.manifest.tensors, config)
     path = bundle.path / bundle.graph("target").path
     with pytest.raises(GraphError, match=r"should multiply by .*up_proj\.weight"):
         check_graph(path, config, {**schemes, UP: None})
@@ -164,7 +164,9 @@ def test_the_census_counts_every_node(bundle: Bundle) -> None:
     """The report has the graph's operators, one DequantizeLinear and MatMul for each linear."""
     config = config_of(bundle)
     entry = bundle.graph("target")
-    report = check_graph(bundle.path / entry.path, config, stored_schemes(bundle, config))
+    report = check_graph(
+        bundle.path / entry.path, config, stored_schemes(bundle.manifest.tensors, config)
+    )
     linears, layers = len(all_linears(config)), config.num_hidden_layers
     assert report.opset == entry.opset
     assert report.linears == {"w4-g64": linears}

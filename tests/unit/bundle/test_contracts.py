@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,16 @@ from factories import make_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.contracts.canonical import canonical_bytes, parse_document
-from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest, TensorEntry, check_path
+from edgekit.contracts.canonical import canonical_bytes, parse_document, read_limited
+from edgekit.contracts.engine_plan import plan_engine
+from edgekit.contracts.manifest import (
+    MAX_ENTRIES,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    TensorEntry,
+    check_path,
+)
 from edgekit.errors import BundleError
 from edgekit.models.exported import stored_config
 from edgekit.models.families import model_config_from_hf
@@ -39,6 +48,17 @@ GRAPH = {
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+PLAN = plan_engine(
+    "standard.float32", ">=10.15,<12", max_context=64, max_sequences=1, chunk_tokens=512
+).to_dict()
+PASSED = {
+    **dict.fromkeys(("builder", "version", "sm", "graph", "attention"), "x"),
+    **dict.fromkeys(("layers", "layers_compiled"), 2),
+    "status": "passed",
+    "target_version": True,
+}
 
 
 def manifest() -> Manifest:
@@ -155,13 +175,64 @@ def test_unknown_fields_survive() -> None:
             {"files": [{"path": "x", "size_bytes": 1, "sha256": digest("x")}] * 2},
             "lists file x twice",
         ),
+        ({"engine_plans": [PLAN, PLAN]}, "two engine plans of one graph"),
+        ({"engine_plans": [PLAN | {"graph": "other"}]}, "other, which is none of its graphs"),
+        (
+            {"engine_plans": [PLAN | {"cache_capacity": 65}]},
+            "of 65, the bundle a max_context of 64",
+        ),
+        ({"engine_plans": [PLAN | {"profiles": [PLAN["profiles"][0]] * 2}]}, "of the same name"),
+        (
+            {"engine_plans": [PLAN | {"profiles": [PLAN["profiles"][0] | {"batch": 2}]}]},
+            "batch of 2, the bundle a max_sequences of 1",
+        ),
+        (
+            {"golden": {"path": "x" * 2000, "sequences": 1, "tokens": 2, "scored_by": "x"}},
+            "'path' must be a short printable string",
+        ),
+        ({"compile_check": None}, "compile_check is not a JSON object"),
+        ({"compile_check": {"status": "failed"}}, "status is 'failed', not one of not run, passed"),
+        ({"compile_check": {"status": "not run"}}, "compile_check lacks 'reason'"),
+        ({"compile_check": PASSED | {"layers": "all"}}, "'layers' must be an integer from 0"),
+        ({"limits": {"max_context": 2**53, "max_sequences": 1}}, "max_context is 9007199254740992"),
+        ({"limits": {"max_context": 64, "max_sequences": 2**30}}, "max_sequences is 1073741824"),
+        ({"graphs": [GRAPH | {"name": "a\nb"}]}, "'name' must be a short printable string"),
+        ({"graphs": [GRAPH | {"purpose": "x" * 9999}]}, "purpose is 'x{39}\\.\\.\\., not one"),
     ],
 )
 def test_bad_manifests_are_refused(change: dict[str, Any], message: str) -> None:
     """A wrong field is named."""
     values = {**manifest().to_dict(), **change}
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(BundleError, match=message) as caught:
         Manifest.from_bytes(canonical_bytes(values))
+    assert caught.value.remedy
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_plans_and_findings_that_go_with_a_manifest_are_read() -> None:
+    """An engine's plan, and what a compile check found, or why there was none."""
+    for check in (PASSED, {"status": "not run", "reason": "no TensorRT"}):
+        values = {**manifest().to_dict(), "engine_plans": [PLAN], "compile_check": check}
+        read = Manifest.from_bytes(canonical_bytes(values))
+        assert (read.engine_plans, read.compile_check) == ((PLAN,), check)
+
+
+def test_a_name_listed_twice_among_many_is_found_at_once() -> None:
+    """A manifest of as many entries as are read is refused in seconds."""
+    names = [f"f{index}" for index in range(MAX_ENTRIES - 1)]
+    files = [{"path": n, "size_bytes": 1, "sha256": digest("x")} for n in (*names, names[-1])]
+    with pytest.raises(BundleError, match=f"lists file {names[-1]} twice"):
+        Manifest.from_dict({**manifest().to_dict(), "files": files})
+
+
+def test_large_documents_are_not_read(tmp_path: Path) -> None:
+    """A file beyond the limit is refused, whatever its size is said to be."""
+    path = tmp_path / "x.json"
+    path.write_bytes(b"{}   ")
+    assert read_limited(path, 5) == b"{}   "
+    with pytest.raises(BundleError, match="larger than the 4 bytes that are read"):
+        read_limited(path, 4)
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -198,6 +269,8 @@ def test_any_mutation_is_read_or_refused(data: st.DataObject) -> None:
         ({"num_hidden_layers": 10**12}, "layers, at most"),
         ({"hidden_size": "wide"}, "'hidden_size' must be an integer from 1"),
         ({"rope": {"rope_type": "default"}}, "lacks 'rope_theta'"),
+        ({"rope": CONFIG["rope"] | {"rope_type": "su"}}, "rope_type is 'su', not one of default"),
+        ({"rope": CONFIG["rope"] | {"turns\n": 1}}, r"an unknown field 'turns\\n'"),
         ({"rotary": 1}, "unknown field"),
     ],
 )
@@ -228,6 +301,8 @@ def test_tensor_sizes_must_fit_their_shapes() -> None:
     entry = manifest().tensors[0]
     with pytest.raises(BundleError, match="its shape"):
         dataclasses.replace(entry, size_bytes=11)
+    with pytest.raises(BundleError, match="its shape"):
+        dataclasses.replace(entry, shape=(8, 3))  # two codes a byte along the last axis
     with pytest.raises(BundleError, match="dtype 'int3'"):
         dataclasses.replace(entry, dtype="int3")  # type: ignore[arg-type]
 

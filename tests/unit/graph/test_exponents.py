@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from edgekit.errors import UnsupportedModelError
-from edgekit.graph.exponents import Exponents, choose_exponents, require_float16
+from edgekit.errors import BundleError, UnsupportedModelError
+from edgekit.graph.exponents import (
+    Exponents,
+    choose_exponents,
+    read_exponents,
+    require_float16,
+)
 from edgekit.graph.float16_range import (
     COARSE_SCORE,
     HEADROOM,
@@ -238,3 +245,26 @@ def test_json_form_of_old_manifests() -> None:
     assert old.of_score(0, qk_norm=False) == 0
     chosen = Exponents(residual=2, query=(1,), key=(-2,), input_norm=(-3,), final_norm=4)
     assert Exponents.from_dict(chosen.to_dict()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"mlp": [1]}, "f16_exponents: mlp has 1 entries for 2 layers"),
+        ({"key_norm": [1, 2, 3]}, "key_norm has 3 entries for 2 layers"),
+        ({"value": 3}, "value must be a list"),
+        ({"residual": [1, 2]}, "residual must be an integer"),
+        ({"final_norm": 2**53}, "final_norm is beyond"),
+        ({"query": [0, -(2**53)]}, "query is beyond"),
+    ],
+)
+def test_exponents_that_mislead_are_refused(data: dict[str, Any], message: str) -> None:
+    """Those of a manifest are for every layer or for none, and within float32's range."""
+    with pytest.raises(BundleError, match=message):
+        read_exponents(data, 2)
+
+
+def test_exponents_of_a_manifest_are_read() -> None:
+    """Missing and empty ones are zero, unknown ones pass."""
+    read = read_exponents({"residual": 3, "mlp": [], "value": [1, 2], "later": [1]}, 2)
+    assert read == Exponents(residual=3, value=(1, 2))
