@@ -44,8 +44,12 @@ def error_console() -> Console:
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Print one JSON document on stdout.
+
+    Raises:
+        ValueError: A figure is NaN or infinite, which JSON has no word for.
+    """
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def facts_table(title: str, rows: Iterable[tuple[str | Text, str | Text]]) -> Table:

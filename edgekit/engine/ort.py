@@ -92,7 +92,10 @@ class OrtSession:
             settings=settings,
         )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
-            raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
+            raise EngineError(
+                f"{graph.name} is neither of the standard nor of the ort dialect",
+                "Run another graph with --dialect, or build the bundle again",
+            )
         self._lengths = np.zeros(max_sequences, np.int64)
         self._tiers = TIERS_TO_A_DOUBLING[provider]
         largest = tier_for(max_context, max_context, self._tiers)
@@ -272,7 +275,11 @@ def open_ort(
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         first = str(error).strip().splitlines()[0]
-        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first}") from error
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} refuses {graph.name}: {first}",
+            "`edgekit verify` says whether the graph is whole; if it is, install ONNX Runtime 1.24 "
+            "or newer",
+        ) from error
     if name not in session.get_providers():
         raise EngineError(
             f"ONNX Runtime did not take {graph.name} to {provider}",

@@ -29,7 +29,9 @@ def command(what: str, *, revision: str | None, as_json: bool) -> None:
     """  # fmt: skip
     from edgekit.bundle.reader import is_bundle  # noqa: PLC0415
     from edgekit.checkpoint.hub import local_folder  # noqa: PLC0415
+    from edgekit.pipeline.options import named_model  # noqa: PLC0415
 
+    what = named_model(what)
     path = Path(what).expanduser()
     if local_folder(what) is not None:
         refuse_idle("with a folder", "revision")

@@ -65,14 +65,16 @@ def command(bundle: Path, **options: Any) -> None:
     ]
     rows.append(("compile", describe_check(report["compile_check"])))
     rows += [(name, _describe(golden)) for name, golden in (report["golden"] or {}).items()]
+    rows += [(name, f"not run: {reason}") for name, reason in report["left_out"].items()]
     console().print(facts_table("", rows))
 
 
 def _describe(golden: dict[str, Any]) -> str:
     """Return how a graph did on the golden sequences."""
     return (
-        f"{golden['tokens']} golden tokens, KL at least "
-        f"{golden['kl_divergence_bound_nats']:.2g} nats, mean difference "
-        f"{golden['mean_abs_difference_nats']:.4f} nats, top-1 agreement "
-        f"{100 * golden['top1_agreement']:.1f} % of {golden['clear_positions']} clear ones"
+        f"answers as recorded: over {golden['tokens']} tokens log-probabilities differ by "
+        f"{golden['mean_abs_difference_nats']:.4f} nats on average, a KL divergence of "
+        f"{golden['kl_divergence_bound_nats']:.2g} nats or more; the best token is the same at "
+        f"{100 * golden['top1_agreement']:.1f} % of the {golden['clear_positions']} positions "
+        "where it leads clearly"
     )
