@@ -274,7 +274,7 @@ def open_ort(
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0].rstrip(".")
         raise EngineError(
             f"ONNX Runtime {ort.__version__} refuses {graph.name}: {first}",
             "`edgekit verify` says whether the graph is whole; if it is, install ONNX Runtime 1.24 "

@@ -15,7 +15,15 @@ from click.testing import CliRunner
 
 from edgekit.cli.commands import recipes
 from edgekit.cli.main import COMMANDS, TRACEBACK_VARIABLE, cli, main
-from edgekit.errors import BuildInterrupted
+from edgekit.cli.render import print_json
+from edgekit.errors import (
+    BuildInterrupted,
+    BundleError,
+    CheckpointError,
+    EdgekitError,
+    GraphError,
+    UnsupportedModelError,
+)
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "schemas" / "error.schema.json").read_text())
@@ -185,3 +193,18 @@ def test_interruption_at_any_moment_shows_no_frame_of_ours(moment_ms: int) -> No
     if "Traceback" not in errors:
         assert process.returncode in {0, 130, -signal.SIGINT}
         assert errors.strip() in {"", "interrupted"}
+
+
+@pytest.mark.parametrize("family", [GraphError, BundleError, CheckpointError])
+def test_a_family_has_a_usual_remedy(family: type[EdgekitError]) -> None:
+    """What is wrong in a file, a bundle or a graph is never left without a way out."""
+    assert family("x is wrong").remedy
+    assert family("x is wrong", "Do this").remedy == "Do this"
+    assert UnsupportedModelError("x is wrong").remedy == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_has_no_nan(value: float) -> None:
+    """NaN and infinity are not JSON: no document holds them."""
+    with pytest.raises(ValueError, match="JSON"):
+        print_json({"figure": value})

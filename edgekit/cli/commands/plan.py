@@ -291,8 +291,8 @@ def _cost(cost: Any) -> str:
 def _print_all(plans: list[Any]) -> None:
     """Print a line a machine, for its first row of rates."""
     out, subject, first = console(), plans[0].subject, plans[0].rates[0]
-    out.print(Text.assemble((subject.name, "bold"), f", {subject.recipe}; batch {first.batch}, "
-                            f"{first.context} tokens of context"))  # fmt: skip
+    rests = f"batch {first.batch}, {first.context} tokens of context"
+    out.print(facts_table("", [("model", f"{subject.name}, {subject.recipe}"), ("rates", rests)]))
     out.print()
     columns = ("machine", "fits", "memory", "decode tok/s", "J/token ≤", "USD/M")
     rows = [
@@ -315,5 +315,4 @@ def _print_all(plans: list[Any]) -> None:
 def _print_notes(notes: Any) -> None:
     out = console()
     out.print()
-    for note in notes:
-        out.print(Text(f"- {note}", style="dim"))
+    out.print(facts_table("", [(Text("-"), Text(note, style="dim")) for note in notes]))
