@@ -130,10 +130,11 @@ def _text(key: str, value: Any) -> str:
     if key == "f16_exponents":
         shown = [f"{name} {exponent}" for name, exponent in value.items() if np.any(exponent)]
         return ", ".join(shown) or "none needed"
-    special = {
-        "graphs": lambda: ", ".join(f"{name} ({purpose})" for name, purpose in value.items()),
-        "parameters": lambda: f"{value / 1e6:.1f} M",
-        "tensors_checked": lambda: "yes" if value else _UNCHECKED,
-        "tie_word_embeddings": lambda: "yes" if value else "no",
-    }
-    return special[key]() if key in special else str(value)
+    if key == "graphs":
+        return ", ".join(f"{name} ({purpose})" for name, purpose in value.items())
+    if key == "parameters":
+        return f"{value / 1e6:.1f} M"
+    if isinstance(value, bool):
+        unchecked = _UNCHECKED if key == "tensors_checked" else "no"
+        return "yes" if value else unchecked
+    return str(value)

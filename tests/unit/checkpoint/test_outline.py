@@ -210,16 +210,16 @@ def test_a_server_that_sends_more_is_cut_off(status: int, monkeypatch: pytest.Mo
     import huggingface_hub
 
     http = importlib.import_module(type(huggingface_hub.get_session()).__module__)
-    sent = []
+    sent: list[int] = []
 
-    class Endless(http.SyncByteStream):  # type: ignore[misc]  # the client's HTTP library varies
-        def __iter__(self) -> Iterator[bytes]:
-            for _ in range(1000):
-                sent.append(1)
-                yield bytes(65536)
-            raise AssertionError
+    def endless(_: object) -> Iterator[bytes]:
+        for count in range(1000):
+            sent.append(count)
+            yield bytes(65536)
+        raise AssertionError
 
-    answer = http.MockTransport(lambda _: http.Response(status, stream=Endless()))
+    stream = type("Stream", (http.SyncByteStream,), {"__iter__": endless})
+    answer = http.MockTransport(lambda _: http.Response(status, stream=stream()))
     with http.Client(transport=answer) as client:
         monkeypatch.setattr(huggingface_hub, "get_session", lambda: client)
         files = RemoteFiles("a/b", COMMIT, {"model.safetensors": 1 << 40})

@@ -7,7 +7,6 @@ import io
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from rich.text import Text
 
 from edgekit.cli.commands.recipes import command as recipes
 from edgekit.cli.render import console, facts_table, grid_table
@@ -86,7 +85,7 @@ def test_a_fact_goes_on_beside_its_name() -> None:
     assert facts(60, []) == []
 
 
-def facts(width: int, rows: list[tuple[str | Text, str | Text]]) -> list[str]:
+def facts(width: int, rows: list[tuple[str, str]]) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=width).print(facts_table("", rows))
     return out.getvalue().splitlines()
