@@ -49,14 +49,16 @@ class EdgekitError(Exception):
 
     Args:
         message: What is wrong, and where: one clause, no trailing full stop.
-        remedy: What to do about it; empty when the message says it already.
+        remedy: What to do about it; empty for the family's usual one, if it has one, or when the
+            message says it already.
     """
 
     exit_code = 1
+    usual_remedy = ""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         self.message = _one_line(message)
-        self.remedy = _one_line(remedy)
+        self.remedy = _one_line(remedy or self.usual_remedy)
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -73,12 +75,14 @@ class CheckpointError(EdgekitError):
     """A checkpoint folder is damaged, incomplete or not a checkpoint."""
 
     exit_code = 4
+    usual_remedy = "Restore the file as its publisher has it"
 
 
 class UnsupportedModelError(CheckpointError):
     """A model that edgekit does not build; the remedy names what to use instead."""
 
     exit_code = 5
+    usual_remedy = ""
 
 
 class HubError(EdgekitError):
@@ -103,20 +107,14 @@ class GraphError(EdgekitError):
     """The exported graph is not the planned one, or an engine's parser refuses it."""
 
     exit_code = 9
+    usual_remedy = "Build it again with this edgekit; if it fails again, report the model"
 
 
 class BundleError(EdgekitError):
-    """A bundle is damaged, incomplete or of an unknown version.
-
-    Args:
-        message: As of every error.
-        remedy: Likewise; what helps against damage unless it is said otherwise.
-    """
+    """A bundle is damaged, incomplete or of an unknown version."""
 
     exit_code = 10
-
-    def __init__(self, message: str, remedy: str = FETCH_AGAIN) -> None:
-        super().__init__(message, remedy)
+    usual_remedy = FETCH_AGAIN
 
 
 class DigestMismatchError(BundleError):

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import reprlib
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -338,17 +339,37 @@ def load_recipe(name: str) -> Recipe:
     if path.suffix != ".toml":
         shipped = shipped_recipes()
         if name not in shipped:
-            near = difflib.get_close_matches(name, shipped, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "`edgekit recipes` lists them"
-            raise RecipeError(f"there is no recipe named {name!r}", hint)
+            raise RecipeError(f"there is no recipe named {name!r}", _near_recipes(name, shipped))
         path = shipped[name]
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes")
+            raise RecipeError(
+                f"{path} is larger than {MAX_RECIPE_BYTES} bytes",
+                "Give a recipe: recipes/README.md describes its fields",
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {path}: {error}") from error
+        said = getattr(error, "strerror", None) or error
+        raise RecipeError(
+            f"cannot read recipe {path}: {said}",
+            "Check the path; `edgekit recipes` lists those that have a name",
+        ) from error
     return parse_recipe(text, path.name)
+
+
+def _near_recipes(name: str, shipped: Collection[str]) -> str:
+    """Return which recipes an unknown name may mean: those that begin with it, else like it."""
+    names = {other.lower(): other for other in shipped}
+    begin = [other for other in names if name and other.startswith(name.lower())]
+    # The published models' own are many of one form, and would hide the general ones.
+    general = [other for other in begin if f".{DEFAULT_RECIPE}." not in other] or begin
+    found = difflib.get_close_matches(name.lower(), general or names, 3, 0.0 if general else 0.6)
+    near = sorted((names[other] for other in found), key=lambda other: other != DEFAULT_RECIPE)
+    listed = "`edgekit recipes` lists them"
+    if not near:
+        return listed
+    meant = f"{', '.join(near[:-1])} or {near[-1]}" if near[1:] else near[0]
+    return f"Did you mean {meant}? {listed}"
 
 
 def default_recipe(model: str, target: str) -> str:

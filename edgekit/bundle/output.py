@@ -45,8 +45,10 @@ def require_free(out: Path, *, overwrite: bool) -> None:
         if not out.exists() and not out.is_symlink():
             return
         if not overwrite:
+            bundle = (out / MANIFEST).is_file()
             raise StorageError(
-                f"{out} exists already", "Choose another --out, or replace it with --overwrite"
+                f"{out} exists already{'' if bundle else ' and is not a bundle'}",
+                f"Choose another --out{', or replace it with --overwrite' if bundle else ''}",
             )
         if not (out / MANIFEST).is_file():
             raise StorageError(f"{out} is not a bundle and is not replaced", "Choose another --out")

@@ -157,9 +157,7 @@ def open_bundle(path: Path) -> Bundle:
             or has the wrong size.
     """
     if not is_bundle(path):
-        raise BundleError(
-            f"{path} is not a bundle: it has no {MANIFEST}", "Make one with `edgekit build`"
-        )
+        raise _no_bundle(path)
     with bundle_errors(path):
         data = read_limited(path / MANIFEST)
         with (path / MANIFEST_DIGEST).open("rb") as file:
@@ -175,6 +173,17 @@ def open_bundle(path: Path) -> Bundle:
         for entry in listed_files(bundle.manifest).values():
             _check_size(path, entry.path, entry.size_bytes)
     return bundle
+
+
+def _no_bundle(path: Path) -> BundleError:
+    """Say what is at a path where a bundle should be."""
+    if path.is_file():
+        return BundleError(f"{path} is a file, and a bundle a folder", "Give the folder it is in")
+    if not path.exists():
+        return BundleError(f"there is no {path}", "Check the path, or make one: `edgekit build`")
+    return BundleError(
+        f"{path} is not a bundle: it has no {MANIFEST}", "Make one with `edgekit build`"
+    )
 
 
 def _check_size(root: Path, relative: str, size_bytes: int) -> None:

@@ -17,8 +17,14 @@ _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
-    """Turn an OSError about ``path`` into a StorageError that says what to do."""
+def storage_errors(path: Path, needed_bytes: int = 0, *, option: str = "--out") -> Iterator[None]:
+    """Turn an OSError about ``path`` into a StorageError that says what to do.
+
+    Args:
+        path: What is written.
+        needed_bytes: Room that it takes, where that is known.
+        option: What chooses another place.
+    """
     try:
         yield
     except OSError as error:
@@ -30,9 +36,10 @@ def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
             ) from error
         if error.errno in _NO_PERMISSION:
             raise StorageError(
-                f"no permission to write {path}", "Choose another --out, or change its owner"
+                f"no permission to write {path}", f"Choose another {option}, or change its owner"
             ) from error
-        remedy = "Choose a shorter --out" if error.errno == errno.ENAMETOOLONG else ""
+        other = "a shorter" if error.errno == errno.ENAMETOOLONG else "another"
+        remedy = f"Choose {other} {option}"
         raise StorageError(f"cannot write {path}: {error.strerror or error}", remedy) from error
 
 
@@ -53,9 +60,9 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, option: str = "--out") -> None:
     """Write a small file so that it is either whole or not there, on disk when this returns."""
-    with storage_errors(path, len(data)):
+    with storage_errors(path, len(data), option=option):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
         try:

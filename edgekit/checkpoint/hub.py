@@ -7,6 +7,7 @@ Only data files are fetched; remote code is never fetched and never run. Downloa
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.checkpoint.files import is_folder, is_present, shown
+from edgekit.checkpoint.shards import has_every_shard
+from edgekit.checkpoint.tokenizer_files import has_tokenizer
 from edgekit.errors import CheckpointError, HubError, MissingExtraError, first_line
+from edgekit.models.names import near_names
 from edgekit.progress import SILENT, Progress
 from edgekit.units import format_bytes
 
@@ -26,6 +30,8 @@ PICKLED_PATTERNS = ("pytorch_model*.bin",)
 SUBFOLDERS = "*/*"
 """Left out: other precisions and frameworks, which no checkpoint needs."""
 
+_TRUE = {"1", "ON", "YES", "TRUE"}
+"""What the hub's client takes for a set variable. Source: huggingface_hub's ``constants.py``."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -59,9 +65,10 @@ def local_folder(model: str) -> Path | None:
     if is_present(path):
         raise CheckpointError(f"{model} is a file", "Point MODEL at the folder it is in")
     if not _HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
+        example = "give an id like deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
         raise CheckpointError(
             f"{shown(model)} is neither a folder nor a hub id (owner/name)",
-            "Check the path, or give an id like deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+            f"{near_names(model)}Check the path, or {example}",
         )
     return None
 
@@ -77,11 +84,16 @@ def fetch_description(model: str, revision: str | None, progress: Progress = SIL
 
 
 def cached_weights(model: str, commit: str) -> Path | None:
-    """Return the folder of a hub id's commit if all that a build fetches is in the cache."""
+    """Return the folder of a hub id's commit if all that a build needs is in the cache.
+
+    What an interrupted download has left there is not all: the hub's client returns it as well.
+    """
     try:
-        return _fetch_weights(model, commit, None)
+        folder = _fetch_weights(model, commit, None)
     except HubError:
         return None
+    whole = folder is not None and has_tokenizer(folder) and has_every_shard(folder)
+    return folder if whole else None
 
 
 def _fetch_weights(model: str, revision: str | None, bar: type | None) -> Path | None:
@@ -183,12 +195,24 @@ def hub_errors(model: str, revision: str | None, remedy: str) -> Iterator[None]:
     except errors.RepositoryNotFoundError as error:
         raise HubError(
             f"the hub has no model {model}, or it is private, and there is no such folder here",
-            "Check the path or the id, or `hf auth login`",
+            f"{near_names(model)}Check the path or the id, or `hf auth login`",
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(
             f"{at} is not, or not wholly, in the cache, and the hub cannot be reached",
-            "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder: there is none of this name",
+            f"{_way_online()}, or point MODEL at a folder: there is none of this name",
         ) from error
     except (http_error, OSError, ValueError) as error:
         raise HubError(f"fetching {at} failed: {first_line(error)}", remedy) from error
+
+
+def _way_online() -> str:
+    """Return what lets the hub's client ask the hub: a variable to unset, if one forbids it."""
+    from huggingface_hub import constants  # noqa: PLC0415 - optional, and slow to import
+
+    if not constants.HF_HUB_OFFLINE:
+        return "Connect this machine"
+    # The client takes either, and does not say which.
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    given = [name for name in names if os.environ.get(name, "").upper() in _TRUE]
+    return f"Unset {' and '.join(given) or names[0]}"

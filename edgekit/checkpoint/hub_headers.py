@@ -6,6 +6,7 @@ module's (``hub.py``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,14 +83,24 @@ class RemoteFiles:
                 if response.is_error:
                     response.read()  # the client's error repeats it
                 hub.hf_raise_for_status(response)
-                whole = response.status_code == PARTIAL_CONTENT
-                data = response.read() if whole else b""
+                given = response.status_code == PARTIAL_CONTENT
+                data = _at_most(response.iter_bytes(), stop - start) if given else b""
         if len(data) != stop - start:
             raise HubError(
                 f"the hub does not give bytes {start} to {stop} of {self.model}'s {name}",
                 f"Fetch it whole: hf download {self.model}",
             )
-        return bytes(data)
+        return data
+
+
+def _at_most(chunks: Iterable[bytes], wanted: int) -> bytes:
+    """Join what arrives until it is more than was asked for: a server may send gigabytes."""
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > wanted:
+            break
+    return bytes(data)
 
 
 def list_files(model: str, commit: str) -> RemoteFiles:

@@ -83,16 +83,26 @@ def read_shards(
     )
 
 
+def has_every_shard(folder: Path) -> bool:
+    """Tell whether every file of the weights that would be read is in the folder, unopened.
+
+    Raises:
+        CheckpointError: An index that is damaged, or names a file outside the folder.
+    """
+    for form in (_SAFETENSORS, _PICKLED):
+        if contained_file(folder, form.index) is not None:
+            names = set(_indexed(folder, form).values())
+            return all(contained_file(folder, name) is not None for name in names)
+        if contained_file(folder, form.single) is not None:
+            return True
+    return False
+
+
 def _read_indexed(
     folder: Path, form: _Format, absent: Reader | None
 ) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
-    index = form.index
-    weight_map = read_json(folder / index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map")
-    names = sorted({_contained(shard, form) for shard in weight_map.values()})
-    if len(names) > MAX_SHARDS:
-        raise CheckpointError(f"{index} names {len(names)} shards, at most {MAX_SHARDS} are read")
+    index, weight_map = form.index, _indexed(folder, form)
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if contained_file(folder, name) is None]
     if missing and absent is None:
         raise CheckpointError(
@@ -116,6 +126,23 @@ def _read_indexed(
                 "The checkpoint mixes files of two versions: download it again",
             )
     return tensors, tuple(folder / name for name in names)
+
+
+def _indexed(folder: Path, form: _Format) -> dict[str, str]:
+    """Read an index: a shard's file name by tensor."""
+    weight_map = read_json(folder / form.index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{form.index} has no weight_map", "Fetch that file of the checkpoint again"
+        )
+    placed = {key: _contained(shard, form) for key, shard in weight_map.items()}
+    count = len(set(placed.values()))
+    if count > MAX_SHARDS:
+        raise CheckpointError(
+            f"{form.index} names {count} shards, at most {MAX_SHARDS} are read",
+            "Save the checkpoint in larger shards",
+        )
+    return placed
 
 
 def _contained(shard: object, form: _Format) -> str:

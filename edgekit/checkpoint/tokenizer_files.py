@@ -22,6 +22,16 @@ class TokenizerFiles:
     files: dict[str, Path]
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether the files that every tokenizer has are in the folder, unopened.
+
+    Raises:
+        CheckpointError: One is a link out of the folder.
+    """
+    needed = (TOKENIZER, TOKENIZER_CONFIG)
+    return all(contained_file(folder, name) is not None for name in needed)
+
+
 def find_tokenizer(folder: Path) -> TokenizerFiles:
     """Locate the tokenizer of a checkpoint.
 

@@ -7,19 +7,21 @@ With ``--json`` each is a JSON document on stdout, too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from edgekit import __version__
-from edgekit.cli.render import error_console
+from edgekit.cli.render import ReaderGoneError, error_console, is_utf8
 from edgekit.errors import INTERRUPTED_EXIT_CODE, BuildInterrupted, EdgekitError
 
 TRACEBACK_VARIABLE = "EDGEKIT_TRACEBACK"
@@ -105,12 +107,26 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not is_utf8(stream):
+            stream.reconfigure(errors="replace")  # a sign that a terminal lacks is no fault
     try:
         code = _run(arguments, as_json="--json" in arguments)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output is gone: nothing to tell it
+    except (
+        BrokenPipeError,
+        ReaderGoneError,
+    ):  # the reader of our output is gone: nothing to tell it
+        _drop_output(sys.stdout, sys.stderr)
         code = 0
     sys.exit(code)
+
+
+def _drop_output(*streams: TextIO) -> None:
+    """Let what is still to be written go nowhere: Python writes it when it ends, and would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file
+            os.dup2(nowhere, stream.fileno())
 
 
 def _run(arguments: list[str], *, as_json: bool) -> int:
@@ -130,7 +146,7 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
     except EdgekitError as error:
         kind = type(error).__name__
         return _explain(kind, error.message, error.remedy, error.exit_code, as_json=as_json)
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         raise
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
         return _explain_fault(error, as_json=as_json)
@@ -177,7 +193,10 @@ def _explain(kind: str, message: str, remedy: str, exit_code: int, *, as_json: b
 def _print_error(kind: str, message: str, remedy: str, exit_code: int) -> None:
     """Print an error as JSON on stdout (``docs/schemas/error.schema.json``)."""
     body = {"kind": kind, "message": message, "remedy": remedy, "exit_code": exit_code}
-    click.echo(json.dumps({"error": body}, ensure_ascii=False))
+    try:
+        click.echo(json.dumps({"error": body}, ensure_ascii=not is_utf8(sys.stdout)))
+    except OSError:  # nobody can read it there; the line on stderr is still to come
+        _drop_output(sys.stdout)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -93,7 +93,10 @@ class OrtSession:
             settings=settings,
         )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
-            raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
+            raise EngineError(
+                f"{graph.name} is neither of the standard nor of the ort dialect",
+                "Run another graph with --dialect, or build the bundle again",
+            )
         check_layout(self._session, graph.name, config)
         self._lengths = np.zeros(max_sequences, np.int64)
         self._tiers = TIERS_TO_A_DOUBLING[provider]
@@ -275,7 +278,11 @@ def open_ort(
         for value in (*session.get_inputs(), *session.get_outputs()):
             value.name  # noqa: B018 - decodes it, which fails where it is no UTF-8
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise EngineError(f"ONNX Runtime refuses {graph.name}: {first_line(error)}") from error
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} refuses {graph.name}: {first_line(error).rstrip('.')}",
+            "`edgekit verify` says whether the graph is whole; if it is, install ONNX Runtime 1.24 "
+            "or newer",
+        ) from error
     if name not in session.get_providers():
         raise EngineError(
             f"ONNX Runtime did not take {graph.name} to {provider}",

@@ -90,7 +90,10 @@ class Step:
         try:
             session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise EngineError(f"ONNX Runtime failed in a step: {first_line(error)}") from error
+            raise EngineError(
+                f"ONNX Runtime failed in a step: {first_line(error)}",
+                "Free memory, or ask for less context; `edgekit verify` runs every graph",
+            ) from error
         if self._device == "cpu":
             return self._host_logits
         result: npt.NDArray[Any] = self._logits.numpy()

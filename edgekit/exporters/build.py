@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle.output import require_free
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
@@ -86,6 +87,7 @@ def build_exported(
             ``request.out``.
     """
     refuse_options(request)
+    require_free(request.out, overwrite=request.overwrite)  # before gigabytes are fetched
     optimum = find_optimum(python, request.threads)
     progress.start("open", 0)
     source = open_source(resolve_model(request.model, revision=request.revision, progress=progress))

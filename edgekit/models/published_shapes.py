@@ -5,12 +5,10 @@ A shape has no rope and no tokens: those decide what a graph computes, not its s
 
 from __future__ import annotations
 
-import difflib
-
 from edgekit.errors import CheckpointError
 from edgekit.models.config import ModelConfig, count_parameters
 from edgekit.models.families import refuse_parameters
-from edgekit.models.published import PUBLISHED
+from edgekit.models.names import OWNER, near_names, published_model, refuse_sparse_name
 
 
 def shape_config(
@@ -64,10 +62,16 @@ _SIZES: dict[str, _Sizes] = {
 }
 """Those that are not of the shape of deepseek-llm-7b."""
 
+_LLAMA_67B: _Sizes = (8192, 22016, 95, 64, 8, 102400)
+_CODER_33B: _Sizes = (7168, 19200, 62, 56, 8, 32256)
 _TOO_LARGE: dict[str, tuple[str, _Sizes]] = {
     "DeepSeek-R1-Distill-Qwen-14B": ("qwen2", (5120, 13824, 48, 40, 8, 152064)),
     "DeepSeek-R1-Distill-Qwen-32B": ("qwen2", (5120, 27648, 64, 40, 8, 152064)),
     "DeepSeek-R1-Distill-Llama-70B": ("llama", (8192, 28672, 80, 64, 8, 128256)),
+    "deepseek-llm-67b-base": ("llama", _LLAMA_67B),
+    "deepseek-llm-67b-chat": ("llama", _LLAMA_67B),
+    "deepseek-coder-33b-base": ("llama", _CODER_33B),
+    "deepseek-coder-33b-instruct": ("llama", _CODER_33B),
 }
 """Their siblings of 13 B and more, so that their refusal names their size."""
 
@@ -80,23 +84,34 @@ def find_shape(name: str) -> ModelConfig:
 
     Raises:
         CheckpointError: It is not in the table.
-        UnsupportedModelError: It has 13 B parameters or more.
+        UnsupportedModelError: It has 13 B parameters or more, or is sparse.
     """
-    base = name.removeprefix("deepseek-ai/")
+    refuse_name(name)
+    model = published_model(name)
+    if model is not None:
+        sizes = _SIZES.get(model.hub_id.removeprefix(OWNER), _LLAMA_7B)
+        return _config(model.family, sizes, model.context)
+    raise CheckpointError(
+        f"{name} is neither a folder nor a published model",
+        f"{near_names(name)}`edgekit recipes` lists the published models; of any other, give a "
+        "folder with its config.json",
+    )
+
+
+def refuse_name(name: str) -> None:
+    """Refuse a DeepSeek model that no build takes, by its name alone.
+
+    Args:
+        name: Its hub id, with or without the owner.
+
+    Raises:
+        UnsupportedModelError: It has 13 B parameters or more, or is sparse.
+    """
+    refuse_sparse_name(name)
+    base = name.removeprefix(OWNER)
     if base in _TOO_LARGE:
         family, sizes = _TOO_LARGE[base]
         refuse_parameters(count_parameters(_config(family, sizes, 4096)))
-    for model in PUBLISHED:
-        if model.hub_id == f"deepseek-ai/{base}":
-            return _config(model.family, _SIZES.get(base, _LLAMA_7B), model.context)
-    names = [model.hub_id.partition("/")[2] for model in PUBLISHED]
-    near = difflib.get_close_matches(base, names, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise CheckpointError(
-        f"{name} is neither a folder nor a published model",
-        f"{hint}`edgekit recipes` lists the published models; of any other, give a folder with "
-        "its config.json",
-    )
 
 
 def _config(family: str, sizes: _Sizes, context: int) -> ModelConfig:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle.output import require_free
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
@@ -87,6 +88,7 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
             ``request.out``.
     """
     refuse_idle_options(request)
+    require_free(request.out, overwrite=request.overwrite)  # before gigabytes are fetched
     progress.start("open", 0)
     folder = resolve_model(request.model, revision=request.revision, progress=progress)
     checkpoint = open_checkpoint(folder, adapter=request.adapter)

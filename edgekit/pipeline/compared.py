@@ -19,6 +19,7 @@ from edgekit.checkpoint.files import read_errors
 from edgekit.checkpoint.hub import resolve_model
 from edgekit.errors import CheckpointError, UnsupportedModelError
 from edgekit.models.families import FAMILIES
+from edgekit.pipeline.options import named_model
 from edgekit.progress import SILENT, Progress
 
 SHAPE_KEYS = (
@@ -76,7 +77,7 @@ def open_reference(
             "Leave it out; the build's own check against the exported graph is in `inspect`",
         )
     progress.start("compare", 0)
-    checkpoint = open_checkpoint(resolve_model(model, progress=progress))
+    checkpoint = open_checkpoint(resolve_model(named_model(model), progress=progress))
     own, other = bundle.manifest.model["config"], checkpoint.config.to_dict()
     _require_shapes(own, other)
     differing = sorted(key for key in own.keys() & other.keys() if own[key] != other[key])
@@ -109,7 +110,9 @@ def _compare_files(
     try:
         digests = dict(hash_files(found, threads=threads, progress=progress))
     except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise CheckpointError(
+            f"cannot read {error.filename}: {error.strerror}", "Change its owner or mode"
+        ) from error
     changed = sorted(name for name, digest in digests.items() if built.get(name) != digest)
     # An adapter's files, most likely: what it added is measured as if quantization had done it.
     missing = sorted(built.keys() - found.keys())

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from edgekit.checkpoint.files import is_folder
 from edgekit.errors import CheckpointError, EdgekitError, RecipeError, UnsupportedModelError
+from edgekit.models.names import published_model
+from edgekit.models.published_shapes import refuse_name
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import MIN_CONTEXT
 
@@ -47,6 +49,20 @@ def is_local(model: str) -> bool:
         CheckpointError: The system does not let one look.
     """
     return is_folder(Path(model).expanduser())
+
+
+def named_model(model: str) -> str:
+    """Return MODEL, a published model's bare name completed to its hub id.
+
+    Raises:
+        UnsupportedModelError: No folder, and the name of a model that is not built.
+        CheckpointError: The system does not let one look for the folder.
+    """
+    if is_local(model):
+        return model
+    refuse_name(model)
+    published = published_model(model)
+    return model if published is None else published.hub_id
 
 
 def model_name(model: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle.reader import Bundle
@@ -69,6 +70,8 @@ def verify_bundle(
         progress.start("graphs", 0)
         reports = check_graphs(bundle, progress)
         progress.finish(", ".join(reports))
+    found = _compile(bundle, graphs=graphs, run=run, progress=progress)
+    left_out = _left_out(bundle, provider) if run else {}
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
@@ -76,8 +79,9 @@ def verify_bundle(
         "blobs": digests.blobs,
         "checked_bytes": digests.checked_bytes,
         "graphs": reports and {name: report.to_dict() for name, report in reports.items()},
-        "compile_check": _compile(bundle, graphs=graphs, run=run, progress=progress),
-        "golden": _run_golden(bundle, provider, threads, progress) if run else None,
+        "compile_check": found,
+        "golden": _run_golden(bundle, provider, threads, left_out, progress) if run else None,
+        "left_out": left_out,
         "machine": read_machine().to_dict(),
     }
 
@@ -133,21 +137,38 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
     return reports
 
 
+def _left_out(bundle: Bundle, provider: Provider) -> dict[str, str]:
+    """Return why a graph does not run here, by the graph's name.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    newest = newest_opset()
+    reasons = {}
+    for graph in bundle.manifest.graphs:
+        if graph.opset > newest:
+            reasons[graph.name] = (
+                f"this ONNX Runtime takes opset {newest} at most, and it is of opset {graph.opset}"
+            )
+        elif provider == "cuda" and not _runs_on_cuda(graph):
+            reasons[graph.name] = "on CUDA only the target's graph runs"
+    return reasons
+
+
 def _runs_on_cuda(graph: GraphEntry) -> bool:
     return graph.purpose == "target" and graph.dialect != "trt103"
 
 
 def _run_golden(
-    bundle: Bundle, provider: Provider, threads: int, progress: Progress
+    bundle: Bundle,
+    provider: Provider,
+    threads: int,
+    left_out: Collection[str],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
     golden = GoldenSet.from_dict(bundle.golden())
-    newest = newest_opset()
-    graphs = [
-        graph
-        for graph in bundle.manifest.graphs
-        if graph.opset <= newest and (provider == "cpu" or _runs_on_cuda(graph))
-    ]
+    graphs = [graph for graph in bundle.manifest.graphs if graph.name not in left_out]
     if not graphs:
         raise EngineError(
             f"no graph of the bundle runs on {provider} with this ONNX Runtime",

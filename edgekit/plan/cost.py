@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,12 +37,26 @@ class CostAssumptions:
     energy_usd_per_kwh: float = 0.15
 
     def usd_per_million_tokens(self, tokens_per_s: float) -> float:
-        """Return the cost of a million tokens generated at a rate."""
-        hardware_usd_per_s = self.price_usd / (self.lifetime_years * HOURS_PER_YEAR * 3600)
-        energy_usd_per_s = (
-            self.power_w * self.energy_overhead * self.energy_usd_per_kwh / JOULES_PER_KWH
-        )
-        return (hardware_usd_per_s + energy_usd_per_s) / (self.utilization * tokens_per_s) * 1e6
+        """Return the cost of a million tokens generated at a rate.
+
+        Raises:
+            EdgekitError: It is beyond what a float holds.
+        """
+        try:
+            hardware_usd_per_s = self.price_usd / (self.lifetime_years * HOURS_PER_YEAR * 3600)
+            energy_usd_per_s = (
+                self.power_w * self.energy_overhead * self.energy_usd_per_kwh / JOULES_PER_KWH
+            )
+            usd_per_s = hardware_usd_per_s + energy_usd_per_s
+            usd = usd_per_s / (self.utilization * tokens_per_s) * 1e6
+        except ZeroDivisionError:  # a denominator too small for a float
+            usd = math.inf
+        if not math.isfinite(usd):
+            raise EdgekitError(
+                "with these options a token's cost is no finite number",
+                "Give --price-usd, --lifetime-years, --utilization and the energy's as they are",
+            )
+        return usd
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

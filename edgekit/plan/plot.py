@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import EdgekitError, MissingExtraError, StorageError
+from edgekit.errors import EdgekitError, MissingExtraError
 from edgekit.plan.planner import PROJECTION, Plan
 
 SUFFIXES = (".png", ".html")
@@ -22,13 +22,16 @@ INTENSITIES = (0.5, 20000.0)
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
 
 
-def draw_roofline(plans: Sequence[Plan], path: Path) -> None:
-    """Write the roofline of every plan's machine, its decode steps and its prompts on it.
+def draw_roofline(plans: Sequence[Plan], path: Path) -> bytes:
+    """Return the roofline of every plan's machine, its decode steps and its prompts on it.
+
+    Args:
+        plans: Of one model.
+        path: File it is for: its suffix says the format.
 
     Raises:
         EdgekitError: The file's suffix is neither ``.png`` nor ``.html``.
         MissingExtraError: There is no matplotlib.
-        StorageError: The file cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise EdgekitError(
@@ -37,15 +40,11 @@ def draw_roofline(plans: Sequence[Plan], path: Path) -> None:
         )
     figure = _figure(plans)
     data = io.BytesIO()
-    try:
-        if path.suffix.lower() == ".png":
-            figure.savefig(data, format="png", dpi=150)
-            path.write_bytes(data.getvalue())
-        else:
-            figure.savefig(data, format="svg", metadata={"Date": None})
-            path.write_text(_page(plans, data.getvalue().decode()), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    if path.suffix.lower() == ".png":
+        figure.savefig(data, format="png", dpi=150)
+        return data.getvalue()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return _page(plans, data.getvalue().decode()).encode()
 
 
 def _figure(plans: Sequence[Plan]) -> Any:
@@ -70,6 +69,7 @@ def _figure(plans: Sequence[Plan]) -> Any:
     axes.set_title(
         f"{first.subject.name}, {first.subject.recipe}, as {first.engine.name}: a projection",
         fontsize="medium",
+        parse_math=False,  # a dollar sign of a folder's name is no formula
     )
     axes.grid(visible=True, which="major", alpha=0.3)
     _legend(axes, plans)

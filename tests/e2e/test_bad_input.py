@@ -290,9 +290,24 @@ def test_existing_output_is_kept(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     arguments = ["build", checkpoint, "--target", "cpu", "--out", tmp_path / "mine"]
-    fails(capsys, 13, "exists already", *arguments)
+    said = fails(capsys, 13, "exists already and is not a bundle. Choose another --out", *arguments)
+    assert "--overwrite" not in said
+    # Before anything is fetched: nobody waits an hour for this answer.
+    arguments[1] = "nobody/nothing"
+    assert fails(capsys, 13, "exists already", *arguments).count("\n") == 1
+    arguments[1] = checkpoint
     fails(capsys, 13, "is not a bundle and is not replaced", *arguments, "--overwrite")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_what_is_no_bundle_is_called_what_it_is(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing there, a file, a folder of something else: each in its own words."""
+    fails(capsys, 10, f"there is no {tmp_path / 'b'}. Check the path", "run", tmp_path / "b", "hi")
+    file = checkpoint / "config.json"
+    fails(capsys, 10, f"{file} is a file, and a bundle a folder. Give", "verify", file)
+    fails(capsys, 10, f"{checkpoint} is not a bundle: it has no", "diff", checkpoint, checkpoint)
 
 
 def test_error_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

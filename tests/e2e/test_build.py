@@ -192,15 +192,22 @@ def test_answer_as_json(bundle: Path) -> None:
     assert short["decode_tokens_per_s"] == 0
 
 
-def test_empty_prompt_is_a_prompt(bundle: Path) -> None:
-    """An empty PROMPT, given or read from standard input, is answered: no chat begins."""
-    command = [sys.executable, "-m", "edgekit", "run", str(bundle), "--max-tokens", "2"]
-    for prompt in ("", "-"):
-        result = subprocess.run(
-            [*command, prompt], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-        )
-        assert not result.stdout.startswith("> ")
-        assert "2 tokens at" in result.stderr
+@pytest.mark.parametrize(
+    ("prompt", "given"),
+    [("", b""), ("  ", b""), ("-", b""), ("-", b"\n"), ("-", b"\xff\xfe"), (b"\xff", b"")],
+)
+def test_what_is_no_prompt_is_refused(bundle: Path, prompt: str | bytes, given: bytes) -> None:
+    """Nothing to ask, or no text, is wrong usage; no model is loaded and no chat begins."""
+    result = subprocess.run(
+        [sys.executable, "-m", "edgekit", "run", str(bundle), prompt, "--no-digests"],
+        input=given, capture_output=True, check=False,
+    )  # fmt: skip
+    said = result.stderr.decode()
+    assert (result.returncode, result.stdout) == (2, b"")
+    where = "standard input" if prompt == "-" else "PROMPT"
+    no_text = b"\xff" in {given[:1], prompt}
+    problem = "is not UTF-8 text" if no_text else "is empty: ask something"
+    assert f"Error: {where} {problem}" in said
 
 
 def test_standard_input_is_the_same_prompt(bundle: Path) -> None:

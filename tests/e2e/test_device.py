@@ -12,6 +12,7 @@ import pytest
 from factories import EXAMPLE
 
 from edgekit.bundle.reader import open_bundle
+from edgekit.cli.main import main
 from edgekit.engine import load
 from edgekit.engine.load import graph_to_run
 from edgekit.engine.ort import newest_opset
@@ -72,6 +73,26 @@ def test_graphs_are_never_left_out_silently(bundle: Path) -> None:
     assert "--no-graphs" in error["remedy"]
 
 
+AN_OLD_ONE = "this ONNX Runtime takes opset 23 at most, and it is of opset 24"
+
+
+def test_verify_names_the_graphs_it_leaves_out(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table a line each with the reason; with every graph run, none and an empty object."""
+    opened = open_bundle(bundle)
+    assert verify_bundle(opened, graphs=False)["left_out"] == {}
+    assert verify_bundle(opened, graphs=False, run=False)["left_out"] == {}
+    monkeypatch.setattr(verify, "newest_opset", lambda: 23)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        main(["verify", str(bundle), "--no-graphs"])
+    out = capsys.readouterr().out
+    for name in ("standard.float16", "standard.float32"):
+        assert f"{name}  not run: {AN_OLD_ONE}" in out
+    assert "Answers to 128 recorded tokens" in out
+
+
 def test_old_onnxruntime_runs_the_older_graph(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +102,9 @@ def test_old_onnxruntime_runs_the_older_graph(
     assert graph_to_run(jp62, "cpu").name == "ort.float32"
     assert graph_to_run(jp62, "cuda").name == "ort.float16"
     monkeypatch.setattr(verify, "newest_opset", lambda: 23)
-    golden = verify_bundle(jp62)["golden"]
+    report = verify_bundle(jp62)
+    golden, left_out = report["golden"], report["left_out"]
+    assert left_out == {"standard.float32": AN_OLD_ONE}
     names = {"trt103.float16", "ort.float16", "ort.float32"}
     assert {name: report["passed"] for name, report in golden.items()} == dict.fromkeys(names, True)
     for newest, name in ((23, "ort.float32"), (21, "trt103.float16")):

@@ -143,6 +143,15 @@ def test_options_change_what_they_name(capsys: Capture) -> None:
         (("--target", "orin", "--recipe", "w4"), 3, "there is no recipe named"),
         (("--target", "orin", "--utilization", 0), 2, "0<x<=1"),
         (("--target", "orin", "--plot", "roof.pdf"), 2, "Use .png or .html"),
+        (("--target", "orin", "--price-usd", "nan"), 2, "nan is no finite number"),
+        (("--target", "orin", "--price-usd", "inf"), 2, "inf is no finite number"),
+        (("--target", "orin", "--price-usd", "-1"), 2, "-1.0 is not in the range"),
+        (("--target", "orin", "--lifetime-years", "nan"), 2, "nan is no finite number"),
+        (("--target", "orin", "--utilization", "nan"), 2, "nan is no finite number"),
+        (("--target", "orin", "--power-w", "inf"), 2, "inf is no finite number"),
+        (("--target", "orin", "--energy-overhead", "inf"), 2, "inf is no finite number"),
+        (("--target", "orin", "--energy-usd-per-kwh", "nan"), 2, "nan is no finite number"),
+        (("--target", "orin", "--lifetime-years", "1e-320"), 2, "cost is no finite number"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(
@@ -188,3 +197,32 @@ def test_plots_are_drawn(tmp_path: Path, capsys: Capture) -> None:
     assert "cannot write" in error(
         capsys, EXAMPLE, "--target", "orin", "--plot", tmp_path / "no/roof.png", code=13
     )
+
+
+def test_a_plot_says_where_it_is_and_is_whole(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stderr names the file, stdout stays one document; what fails in between leaves the old."""
+    page = tmp_path / "roof.html"
+    base = ("DeepSeek-R1-Distill-Qwen-7B", "--target", "orin", "--plot", page)
+    out, err = run(capsys, *base, "--json")
+    jsonschema.validate(json.loads(out), SCHEMA)
+    assert err == f"the roofline is in {page}\n"
+    before = page.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    said = error(capsys, *base[:-1], page, "--context", 100, code=13)
+    assert f"no space left to write {page}" in said
+    assert page.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path: Path, capsys: Capture) -> None:
+    """A folder's name is text, not matplotlib's mathematics."""
+    model = folder(tmp_path, "DeepSeek-R1-Distill-Qwen-7B").rename(tmp_path / "a$b_c^$")
+    page = tmp_path / "roof.html"
+    run(capsys, model, "--target", "orin", "--plot", page)
+    assert "edgekit plan: a$b_c^$" in page.read_text()

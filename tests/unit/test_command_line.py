@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -15,7 +17,15 @@ from click.testing import CliRunner
 
 from edgekit.cli.commands import recipes
 from edgekit.cli.main import COMMANDS, TRACEBACK_VARIABLE, cli, main
-from edgekit.errors import BuildInterrupted
+from edgekit.cli.render import print_json
+from edgekit.errors import (
+    BuildInterrupted,
+    BundleError,
+    CheckpointError,
+    EdgekitError,
+    GraphError,
+    UnsupportedModelError,
+)
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "schemas" / "error.schema.json").read_text())
@@ -185,3 +195,58 @@ def test_interruption_at_any_moment_shows_no_frame_of_ours(moment_ms: int) -> No
     if "Traceback" not in errors:
         assert process.returncode in {0, 130, -signal.SIGINT}
         assert errors.strip() in {"", "interrupted"}
+
+
+@pytest.mark.parametrize("family", [GraphError, BundleError, CheckpointError])
+def test_a_family_has_a_usual_remedy(family: type[EdgekitError]) -> None:
+    """What is wrong in a file, a bundle or a graph is never left without a way out."""
+    assert family("x is wrong").remedy
+    assert family("x is wrong", "Do this").remedy == "Do this"
+    assert UnsupportedModelError("x is wrong").remedy == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_has_no_nan(value: float) -> None:
+    """NaN and infinity are not JSON: no document holds them."""
+    with pytest.raises(ValueError, match="JSON"):
+        print_json({"figure": value})
+
+
+def edgekit(arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "edgekit", *arguments.split()]
+    return subprocess.run(command, stderr=subprocess.PIPE, check=False, timeout=60, **options)
+
+
+@pytest.mark.parametrize("arguments", ["recipes", "recipes --json", "nothing-like-it --json"])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: str) -> None:
+    """What cannot be written is told on stderr: no traceback, no fault of edgekit's own."""
+    with Path("/dev/full").open("wb") as full:
+        done = edgekit(arguments, stdout=full)
+    said = done.stderr.decode()
+    assert "Traceback" not in said
+    if arguments.startswith("recipes"):
+        assert done.returncode == 13
+        assert said.startswith("error: standard output cannot be written: No space left on device.")
+    else:
+        assert done.returncode == 2
+        assert "No such command" in said
+
+
+@pytest.mark.parametrize("arguments", ["recipes", "recipes --json"])
+def test_a_reader_that_is_gone_is_no_error(arguments: str) -> None:
+    """A table and a document that nobody reads to its end, as in ``| head``, exit with 0."""
+    read, write = os.pipe()
+    os.close(read)
+    done = edgekit(arguments, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_terminal_without_unicode_is_written_to() -> None:
+    """Signs that an encoding lacks are replaced in tables, and escaped in JSON."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    table = edgekit("plan R1-Distill-Qwen-7B --target orin", stdout=-1, env=environment)
+    assert (table.returncode, b"J/token ?" in table.stdout) == (0, True)
+    failed = edgekit("build modèle --target cpu --json", stdout=-1, env=environment)
+    assert json.loads(failed.stdout)["error"]["message"].startswith("modèle is neither")

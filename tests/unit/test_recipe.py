@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,22 @@ def test_numbers_at_the_ends_of_their_ranges_are_read() -> None:
     assert (agreement, type(agreement)) == (1.0, float)
 
 
-def test_unknown_recipe_name_suggests_the_nearest() -> None:
-    """A misspelt recipe name is answered with the nearest one."""
-    with pytest.raises(RecipeError, match="Did you mean w4a16-g64"):
-        load_recipe("w4a16_g64")
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("w4a16_g64", "Did you mean w4a16-g64,"),
+        ("w4a16", "Did you mean w4a16-g64, w4a16-g32 or w4a16-g128?"),
+        ("W8A16", "Did you mean w8a16?"),
+        ("mixed", "Did you mean mixed-4.3-gptq or mixed-4.3-gptq-segments?"),
+        ("DeepSeek-R1-Distill-Qwen-7B", "Did you mean DeepSeek-R1-Distill-Qwen-7B.w4a16-g64.orin,"),
+        ("zzz", "zzz'. `edgekit recipes` lists them"),
+        ("", "''. `edgekit recipes` lists them"),
+    ],
+)
+def test_unknown_recipe_name_suggests_the_nearest(name: str, meant: str) -> None:
+    """A misspelt recipe name is answered with the nearest, a beginning with what begins so."""
+    with pytest.raises(RecipeError, match=re.escape(meant)):
+        load_recipe(name)
 
 
 def test_unreadable_recipe_file(tmp_path: Path) -> None:

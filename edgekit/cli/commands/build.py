@@ -87,7 +87,7 @@ from edgekit.units import format_bytes
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(**options: Any) -> None:
-    r"""Quantize, export, check and bundle MODEL, a checkpoint folder or a hub id.
+    r"""Quantize, export, check and bundle MODEL: a checkpoint folder, a hub id, a published name.
 
     Interrupted and run again, it takes up where it stopped and gives the same bytes.
 
@@ -97,19 +97,22 @@ def command(**options: Any) -> None:
     edgekit build ./mistral --target cpu --exporter optimum
     """  # fmt: skip
     from edgekit.pipeline.build import build  # noqa: PLC0415 - heavy
-    from edgekit.pipeline.options import model_name  # noqa: PLC0415
+    from edgekit.pipeline.options import model_name, named_model  # noqa: PLC0415
     from edgekit.pipeline.request import BuildRequest  # noqa: PLC0415
     from edgekit.recipe import default_recipe, load_recipe  # noqa: PLC0415
 
     if options["exporter"] == "native":
         refuse_idle("without --exporter optimum", "optimum_python")
     as_json, target = options["as_json"], TARGETS[options["target_name"]]
-    recipe = options["recipe_name"] or default_recipe(model_name(options["model"]), target.name)
+    model = named_model(options["model"])
+    recipe = options["recipe_name"]
+    if recipe is None:
+        recipe = default_recipe(model_name(model), target.name)
     request = BuildRequest(
-        model=options["model"],
+        model=model,
         target=target,
         recipe=load_recipe(recipe),
-        out=options["out"] or default_out(options["model"], target.name),
+        out=options["out"] or default_out(model, target.name),
         revision=options["revision"],
         adapter=options["adapter"],
         calibration=options["calibration"],

@@ -27,6 +27,8 @@ def command(a: Path, b: Path, *, as_json: bool) -> None:
         return
     share = 100 * diff.transfer_bytes / diff.full_bytes
     rows = [
+        ("from", str(a)),
+        ("to", str(b)),
         ("full", format_bytes(diff.full_bytes)),
         ("transfer", f"{format_bytes(diff.transfer_bytes)} ({share:.1f} %)"),
         ("tensors", f"{len(diff.tensors)} differ, {diff.same_tensors} are the same"),
@@ -34,10 +36,12 @@ def command(a: Path, b: Path, *, as_json: bool) -> None:
         ("manifest", ", ".join(diff.fields) or "the same"),
     ]
     out = console()
-    out.print(facts_table(f"{a} → {b}", rows))
+    out.print(facts_table("", rows))
     if diff.tensors:
         shown = [(c.name, c.change, format_bytes(c.new_bytes)) for c in diff.tensors[:SHOWN]]
         out.print()
-        out.print(grid_table(("tensor", "change", "new"), shown, numbers=("new",)))
+        out.print(
+            grid_table(("tensor", "change", "new"), shown, numbers=("new",), telling=("change",))
+        )
     if len(diff.tensors) > SHOWN:
         out.print(f"... and {len(diff.tensors) - SHOWN} more (--json lists all)", style="dim")

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from rich.table import Table
 from rich.text import Text
 
-from edgekit.cli.render import console, print_json
+from edgekit.cli.render import console, facts_table, print_json
+from edgekit.cli.tables import FactsTable
 from edgekit.errors import MissingExtraError, MissingInterpreterError
 from edgekit.exporters.optimum import find_optimum
 from edgekit.power import Jetson, NotJetson, read_machine
@@ -82,18 +82,15 @@ def command(*, device: bool, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-def _table(findings: list[Finding]) -> Table:
+def _table(findings: list[Finding]) -> FactsTable:
     marks = {"ok": ("✓", "green"), "missing": ("-", "yellow"), "problem": ("✗", "red")}
-    table = Table(title="edgekit doctor", title_justify="left", show_header=False, box=None)
-    table.add_column()
-    table.add_column(style="bold", min_width=16)
-    table.add_column(overflow="fold", min_width=20)
+    rows: list[tuple[str | Text, str | Text]] = []
     for finding in findings:
         detail = Text(finding.detail)
         if finding.remedy:
             detail.append(f"\n{finding.remedy}", style="dim")
-        table.add_row(Text(*marks[finding.state]), finding.what, detail)
-    return table
+        rows.append((Text.assemble(marks[finding.state], " ", finding.what), detail))
+    return facts_table("edgekit doctor", rows)
 
 
 def _machine(*, device: bool) -> list[Finding]:
@@ -144,7 +141,8 @@ def _compile_check() -> Finding:
     try:
         builder = find_builder()
     except MissingExtraError as error:
-        return Finding(what, "missing", "without a TensorRT builder", error.remedy)
+        remedy = f"Install one with: pip install 'edgekit[{error.extra}]'"
+        return Finding(what, "missing", "without a TensorRT builder", remedy)
     return Finding(what, "ok", f"{builder.name} {builder.version} for SM {builder.sm}")
 
 

@@ -13,6 +13,7 @@ from edgekit.cli.render import StageProgress, console, facts_table, grid_table, 
 from edgekit.units import format_bytes
 
 WORST_SHOWN = 8
+_UNCHECKED = "no: such weights are looked into once they are fetched"
 
 
 @click.command("inspect")
@@ -29,7 +30,9 @@ def command(what: str, *, revision: str | None, as_json: bool) -> None:
     """  # fmt: skip
     from edgekit.bundle.reader import is_bundle  # noqa: PLC0415
     from edgekit.checkpoint.hub import local_folder  # noqa: PLC0415
+    from edgekit.pipeline.options import named_model  # noqa: PLC0415
 
+    what = named_model(what)
     path = Path(what).expanduser()
     if local_folder(what) is not None:
         refuse_idle("with a folder", "revision")
@@ -45,7 +48,7 @@ def command(what: str, *, revision: str | None, as_json: bool) -> None:
     if worst:
         columns = ("worst tensors", "scheme", "relative RMSE", "SQNR dB")
         cells = [
-            (row["name"], row["scheme"], str(row["relative_rmse"]), str(row["sqnr_db"]))
+            (row["name"], row["scheme"], str(row["relative_rmse"]), str(row["sqnr_db"] or "-"))
             for row in worst
         ]
         out.print()
@@ -69,7 +72,8 @@ def _checkpoint_facts(model: str, revision: str | None) -> dict[str, Any]:
         "num_hidden_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
-        "heads": f"{config.num_attention_heads} / {config.num_key_value_heads} key-value",
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
@@ -105,7 +109,7 @@ def _bundle_facts(path: Path) -> dict[str, Any]:
         "max_context": manifest.limits["max_context"],
         "max_sequences": manifest.limits["max_sequences"],
         "cache_bytes_per_token": _cache_bytes(config),
-        "graphs": ", ".join(f"{g.name} ({g.purpose})" for g in manifest.graphs),
+        "graphs": {graph.name: graph.purpose for graph in manifest.graphs},
         "tensors": len(manifest.tensors),
         "f16_exponents": manifest.f16_exponents,
         "kl_divergence_nats": quality.get("kl_divergence_nats"),
@@ -120,13 +124,17 @@ def _cache_bytes(config: Any) -> int:
 
 
 def _text(key: str, value: Any) -> str:
+    """Return a value of the JSON as the table shows it."""
     if key.endswith("bytes"):
         return f"{format_bytes(value)} ({value})"
-    if key == "tensors_checked":
-        return "yes" if value else "no: such weights are looked into once they are fetched"
-    if key == "parameters":
-        return f"{value / 1e6:.1f} M"
     if key == "f16_exponents":
         shown = [f"{name} {exponent}" for name, exponent in value.items() if np.any(exponent)]
         return ", ".join(shown) or "none needed"
+    if key == "graphs":
+        return ", ".join(f"{name} ({purpose})" for name, purpose in value.items())
+    if key == "parameters":
+        return f"{value / 1e6:.1f} M"
+    if isinstance(value, bool):
+        unchecked = _UNCHECKED if key == "tensors_checked" else "no"
+        return "yes" if value else unchecked
     return str(value)

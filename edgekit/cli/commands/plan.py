@@ -11,8 +11,9 @@ from typing import Any
 import click
 from rich.text import Text
 
+from edgekit.cli.figures import Figure
 from edgekit.cli.render import console, error_console, facts_table, grid_table, print_json
-from edgekit.errors import EdgekitError, UnsupportedModelError
+from edgekit.errors import EdgekitError, StorageError, UnsupportedModelError
 from edgekit.plan.hardware import ALIASES, find_machine, machines, scenarios
 from edgekit.plan.roofline import DEFAULT_ENGINE, ENGINES
 from edgekit.recipe import MIN_CONTEXT
@@ -27,7 +28,7 @@ COST_OPTIONS = (
     "energy_overhead",
     "energy_usd_per_kwh",
 )
-_POSITIVE = click.FloatRange(0, min_open=True)
+_POSITIVE = Figure(0, min_open=True)
 
 
 @click.command("plan")
@@ -64,16 +65,16 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     help="Where the machine stands: sets --utilization, --energy-overhead. [default: the "
     "machine's]",
 )
-@click.option("--price-usd", type=click.FloatRange(0), help="Of the machine.")
+@click.option("--price-usd", type=Figure(0), help="Of the machine.")
 @click.option("--lifetime-years", type=_POSITIVE, help="Over which it is paid. [default: 3]")
 @click.option(
     "--utilization",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Figure(0, 1, min_open=True),
     help="Share of the time it generates.",
 )
 @click.option("--power-w", type=_POSITIVE, help="Drawn by it. [default: the mode's budget]")
-@click.option("--energy-overhead", type=click.FloatRange(1), help="Grid power over its own (PUE).")
-@click.option("--energy-usd-per-kwh", type=click.FloatRange(0), help="[default: 0.15]")
+@click.option("--energy-overhead", type=Figure(1), help="Grid power over its own (PUE).")
+@click.option("--energy-usd-per-kwh", type=Figure(0), help="[default: 0.15]")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="F.png|F.html", help="Draw the roofline."
 )
@@ -94,16 +95,15 @@ def command(model: str, target_name: str | None, *, all_targets: bool, **options
         raise click.UsageError("--power-mode is one machine's: give --target T with it")
     plans = _plans(model, list(machines()) if all_targets else [str(target_name)], options)
     if options["plot"]:
-        from edgekit.plan.plot import draw_roofline  # noqa: PLC0415 - an extra
-
-        with _wrong_usage():
-            draw_roofline(plans, options["plot"])
+        _plot(plans, options["plot"])
     if options["as_json"]:
         print_json(_document(plans))
     elif all_targets:
         _print_all(plans)
     else:
         _print_one(plans[0])
+    if options["plot"]:
+        error_console().print(Text(f"the roofline is in {options['plot']}"), soft_wrap=True)
     if not any(plan.fits for plan in plans):
         if not options["as_json"]:
             error_console().print(Text(f"does not fit: {_problem(plans[0])}", style="bold red"))
@@ -112,12 +112,12 @@ def command(model: str, target_name: str | None, *, all_targets: bool, **options
 
 def _plans(model: str, names: list[str], options: dict[str, Any]) -> list[Any]:
     from edgekit.bundle.reader import is_bundle  # noqa: PLC0415 - heavy
-    from edgekit.pipeline.options import is_local, model_name  # noqa: PLC0415 - heavy
+    from edgekit.pipeline.options import is_local, model_name, named_model  # noqa: PLC0415 - heavy
     from edgekit.pipeline.subject import open_subject  # noqa: PLC0415
     from edgekit.plan.planner import PlanOptions, make_plan  # noqa: PLC0415
     from edgekit.recipe import default_recipe, load_recipe  # noqa: PLC0415
 
-    name = options["recipe_name"]
+    model, name = named_model(model), options["recipe_name"]
     if name is None and not (is_local(model) and is_bundle(Path(model).expanduser())):
         # The recipes of a model differ by target in what they expect, not in what they build.
         name = default_recipe(model_name(model), names[0] if len(names) == 1 else "")
@@ -139,6 +139,25 @@ def _plans(model: str, names: list[str], options: dict[str, Any]) -> list[Any]:
         if options["power_mode"]:
             found = [machine.in_mode(options["power_mode"]) for machine in found]
         return [make_plan(subject, machine, chosen) for machine in found]
+
+
+def _plot(plans: list[Any], path: Path) -> None:
+    """Draw the roofline into a file, which is whole or as it was.
+
+    Raises:
+        UsageError: The file's name says no format.
+        StorageError: It cannot be written.
+    """
+    from edgekit.bundle.storage import write_atomic  # noqa: PLC0415 - heavy
+    from edgekit.plan.plot import draw_roofline  # noqa: PLC0415 - an extra
+
+    with _wrong_usage():
+        drawn = draw_roofline(plans, path)
+    if not path.parent.is_dir():
+        raise StorageError(
+            f"cannot write {path}: there is no folder {path.parent}", "Make it, or choose another"
+        )
+    write_atomic(path, drawn, option="--plot")
 
 
 @contextmanager
@@ -272,8 +291,8 @@ def _cost(cost: Any) -> str:
 def _print_all(plans: list[Any]) -> None:
     """Print a line a machine, for its first row of rates."""
     out, subject, first = console(), plans[0].subject, plans[0].rates[0]
-    out.print(Text.assemble((subject.name, "bold"), f", {subject.recipe}; batch {first.batch}, "
-                            f"{first.context} tokens of context"))  # fmt: skip
+    rests = f"batch {first.batch}, {first.context} tokens of context"
+    out.print(facts_table("", [("model", f"{subject.name}, {subject.recipe}"), ("rates", rests)]))
     out.print()
     columns = ("machine", "fits", "memory", "decode tok/s", "J/token ≤", "USD/M")
     rows = [
@@ -296,5 +315,4 @@ def _print_all(plans: list[Any]) -> None:
 def _print_notes(notes: Any) -> None:
     out = console()
     out.print()
-    for note in notes:
-        out.print(Text(f"- {note}", style="dim"))
+    out.print(facts_table("", [(Text("-"), Text(note, style="dim")) for note in notes]))

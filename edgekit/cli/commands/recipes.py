@@ -48,8 +48,8 @@ def command(*, as_json: bool) -> None:
     out.print()
     out.print(grid_table(columns, rows, numbers=("size", "context", "cache")))
     out.print(
-        "\nEach published model has one for each Orin target, NAME.RECIPE.TARGET, with the size "
-        "and rate to expect: build takes it by default",
+        "\nEach published model has a recipe of its own for each Orin target, NAME.RECIPE.TARGET, "
+        "with the size and rate to expect: build takes it by default",
         style="dim",
     )
     out.print("\ncache: float16 keys and values of one token", style="dim")

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from edgekit.cli.figures import Figure
 from edgekit.cli.render import StageProgress, console, error_console, print_json
 from edgekit.power import read_machine
 
@@ -19,8 +20,8 @@ from edgekit.power import read_machine
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("--system", help="System message.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy. [default: bundle's]")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Nucleus. [default: bundle's]")
+@click.option("--temperature", type=Figure(0, 2), help="0 is greedy. [default: bundle's]")
+@click.option("--top-p", type=Figure(0, 1), help="Nucleus. [default: bundle's]")
 @click.option("--top-k", type=click.IntRange(0), help="0 keeps every token. [default: bundle's]")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
@@ -52,6 +53,7 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     """  # fmt: skip
     if options["as_json"] and prompt is None:
         raise click.UsageError("--json needs a PROMPT: a chat is not one document")
+    text = None if prompt is None else read_prompt(prompt)
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.engine.generate import TextGenerator  # noqa: PLC0415
     from edgekit.engine.load import load_bundle  # noqa: PLC0415
@@ -76,9 +78,7 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     if options["system"]:
         messages.append({"role": "system", "content": options["system"]})
     hide = options["hide_reasoning"]
-    if prompt is not None:
-        # The newline that ends the input is the shell's, not the prompt's.
-        text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    if text is not None:
         rendered = model.prompt([*messages, {"role": "user", "content": text}])
         if options["as_json"]:
             done = generator.complete(rendered, params)
@@ -88,6 +88,26 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
             warn_of_speed()
         return
     chat(model, generator, params, messages, hide_reasoning=hide)
+
+
+def read_prompt(prompt: str) -> str:
+    """Return what is asked: PROMPT, or where it is ``-`` standard input.
+
+    Raises:
+        UsageError: There is nothing in it, or it is no text.
+    """
+    where = "PROMPT"
+    try:
+        if prompt == "-":
+            where = "standard input"
+            # The newline that ends the input is the shell's, not the prompt's.
+            prompt = sys.stdin.read().removesuffix("\n")
+        prompt.encode()  # Python hands bytes that are no text over as lone surrogates
+    except UnicodeError as error:
+        raise click.UsageError(f"{where} is not UTF-8 text") from error
+    if not prompt.strip():
+        raise click.UsageError(f"{where} is empty: ask something, or leave PROMPT out to chat")
+    return prompt
 
 
 def chat(

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from edgekit.cli.idle import refuse_idle
-from edgekit.cli.render import StageProgress, console, facts_table, print_json
+from edgekit.cli.render import StageProgress, console, facts_table, grid_table, print_json
 from edgekit.units import format_bytes
 
 
@@ -64,15 +65,36 @@ def command(bundle: Path, **options: Any) -> None:
         ("graphs", ", ".join(report["graphs"] or ["not checked (--no-graphs)"])),
     ]
     rows.append(("compile", describe_check(report["compile_check"])))
-    rows += [(name, _describe(golden)) for name, golden in (report["golden"] or {}).items()]
+    rows += [(name, f"not run: {reason}") for name, reason in report["left_out"].items()]
     console().print(facts_table("", rows))
+    if report["golden"]:
+        _print_golden(report["golden"])
 
 
-def _describe(golden: dict[str, Any]) -> str:
-    """Return how a graph did on the golden sequences."""
-    return (
-        f"{golden['tokens']} golden tokens, KL at least "
-        f"{golden['kl_divergence_bound_nats']:.2g} nats, mean difference "
-        f"{golden['mean_abs_difference_nats']:.4f} nats, top-1 agreement "
-        f"{100 * golden['top1_agreement']:.1f} % of {golden['clear_positions']} clear ones"
+def _print_golden(reports: dict[str, dict[str, Any]]) -> None:
+    """Print how each graph did on the golden sequences, and what the figures are."""
+    from edgekit.pipeline.verify import ENGINE_LIMITS  # noqa: PLC0415
+
+    out, columns = console(), ("graph run", "difference", "KL divergence", "same best token")
+    rows = [
+        (
+            name,
+            f"{golden['mean_abs_difference_nats']:.4f} nats",
+            f"≥ {golden['kl_divergence_bound_nats']:.1e} nats",
+            f"{100 * golden['top1_agreement']:.1f} % of {golden['clear_positions']}",
+        )
+        for name, golden in reports.items()
+    ]
+    out.print()
+    out.print(grid_table(columns, rows, numbers=columns[1:]))
+    tokens = next(iter(reports.values()))["tokens"]
+    out.print()
+    out.print(
+        Text(
+            f"Answers to {tokens} recorded tokens. Difference: of the next token's log-probability "
+            "from the recorded one, on average. KL divergence: at least this. Same best token: at "
+            f"the positions where the recorded one leads by {ENGINE_LIMITS.margin_nats:g} nats or "
+            "more.",
+            style="dim",
+        )
     )

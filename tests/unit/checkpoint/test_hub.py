@@ -93,7 +93,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(tmp_path: Path) -> None:
         "a/gated is gated. Accept its terms",
         "a/b has no revision v9. Check --revision",
         "a/flax publishes no weights that edgekit reads",
-        "the hub cannot be reached",
+        "the hub cannot be reached. Connect this machine, or point MODEL at a folder",
     ]
     for result, text in zip(results, expected, strict=True):
         assert result["kind"] == "HubError"
@@ -130,10 +130,23 @@ def test_a_path_too_long_is_no_traceback() -> None:
 
 
 def test_offline_and_not_cached_names_both_ways_out(tmp_path: Path) -> None:
-    """Offline without a cached copy says so, and what to do."""
+    """Offline without a cached copy says so, and which variable to unset."""
     (result,) = resolve(tmp_path / "hf", "http://127.0.0.1:9", [("a/b", COMMIT)], offline=True)
     assert f"a/b at revision {COMMIT} is not, or not wholly, in the cache" in result["error"]
-    assert "unset HF_HUB_OFFLINE" in result["error"]
+    assert "Unset HF_HUB_OFFLINE, or point MODEL at a folder" in result["error"]
+
+
+def test_a_name_that_is_nearly_a_published_one_is_told(tmp_path: Path) -> None:
+    """With the owner the hub has to say that there is none; without, nothing is asked."""
+    with serve({}) as (endpoint, requests):
+        name = "deepseek-r1-distil-qwen-7b"
+        cases: list[tuple[str, str | None]] = [(f"deepseek-ai/{name}", None), (name, None)]
+        owned, bare = resolve(tmp_path / "hf", endpoint, cases)
+    for result in (owned, bare):
+        meant = "Did you mean deepseek-ai/DeepSeek-R1-Distill-Qwen-7B? Check the path"
+        assert meant in result["error"]
+    assert requests
+    assert all(f"deepseek-ai/{name}" in request for request in requests)
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "tiny", "a/b/c", "../a/b", ""])

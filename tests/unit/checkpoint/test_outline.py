@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fake_hub import COMMIT, Repositories, environment, serve
 from edgekit.checkpoint import hub_headers
 from edgekit.checkpoint.hub_headers import RemoteFiles
 from edgekit.checkpoint.outline import read_outline
+from edgekit.errors import HubError
 
 # The hub's client reads its endpoint and cache when it is imported.
 _PROGRAM = """
@@ -79,13 +82,37 @@ def test_what_is_cached_needs_no_network(tmp_path: Path) -> None:
     lacking, requests = inspect(tmp_path, repositories, "a/b", offline=True)
     assert "not wholly, in the cache, and the hub cannot be reached" in lacking["error"]["message"]
     assert (lacking["error"]["exit_code"], requests) == (6, [])
-    fetch = "import sys; from edgekit.checkpoint.hub import *; resolve_model('a/b')"
-    with serve(repositories) as (endpoint, _):
-        env = environment(tmp_path / "hf", endpoint)
-        subprocess.run([sys.executable, "-c", fetch], env=env, check=True, timeout=60)
+    fetch(tmp_path, repositories)
     assert inspect(tmp_path, repositories, "a/b", offline=True) == (online, [])
     _, requests = inspect(tmp_path, repositories, "a/b")
     assert not any(".safetensors" in request for request in requests)
+
+
+def fetch(tmp_path: Path, repositories: Repositories) -> Path:
+    """Fetch ``a/b`` into the cache; returns its folder there."""
+    program = "from edgekit.checkpoint.hub import *; print(resolve_model('a/b'))"
+    with serve(repositories) as (endpoint, _):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment(tmp_path / "hf", endpoint),
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+    return Path(done.stdout.strip())
+
+
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
+def test_a_half_fetched_cache_asks_the_hub(tmp_path: Path, lost: str) -> None:
+    """What a download left unfinished is no model: headers come from the hub, as with no cache."""
+    repositories = {"a/b": files_of(write_checkpoint(tmp_path / "m", shards=2))}
+    online, _ = inspect(tmp_path, repositories, "a/b")
+    (fetch(tmp_path, repositories) / lost).unlink()
+    again, requests = inspect(tmp_path, repositories, "a/b")
+    assert again == online
+    asked = [request.split()[1].rpartition("/")[2] for request in requests if "bytes=" in request]
+    assert asked == ([lost] if lost.endswith(".safetensors") else [])
+    lacking, requests = inspect(tmp_path, repositories, "a/b", offline=True)
+    assert (lacking["error"]["kind"], lacking["error"]["exit_code"]) == ("HubError", 6)
+    assert "Unset HF_HUB_OFFLINE" in lacking["error"]["remedy"]
+    assert not requests
 
 
 def test_weights_that_are_not_looked_into_say_so(tmp_path: Path) -> None:
@@ -175,3 +202,28 @@ def test_a_long_header_takes_a_second_request(
     end = 8 + struct.unpack("<Q", data[:8])[0]
     assert asked == [("model.safetensors", 0, 100), ("model.safetensors", 100, end)]
     assert "model.embed_tokens.weight" in tensors
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_a_server_that_sends_more_is_cut_off(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an endless body no more than the range and a chunk is read, whatever it is called."""
+    import huggingface_hub
+
+    http = importlib.import_module(type(huggingface_hub.get_session()).__module__)
+    sent: list[int] = []
+
+    def endless(_: object) -> Iterator[bytes]:
+        for count in range(1000):
+            sent.append(count)
+            yield bytes(65536)
+        raise AssertionError
+
+    stream = type("Stream", (http.SyncByteStream,), {"__iter__": endless})
+    answer = http.MockTransport(lambda _: http.Response(status, stream=stream()))
+    with http.Client(transport=answer) as client:
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda: client)
+        files = RemoteFiles("a/b", COMMIT, {"model.safetensors": 1 << 40})
+        with pytest.raises(HubError, match="does not give bytes 0 to 131072 of a/b's") as caught:
+            files.read_header(Path("model.safetensors"))
+    assert "hf download a/b" in caught.value.remedy
+    assert len(sent) == (3 if status == 206 else 0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgekit.cli.main import main
+from edgekit.errors import MissingExtraError
 from edgekit.power import Clock, Jetson
 
 BUILD_ONLY = {"onnx", "numba", "torch", "huggingface_hub", "tensorrt"}
@@ -89,3 +90,25 @@ def test_power_and_clocks_are_reported(
     assert power["state"] == "missing"
     assert power["detail"] == "AGX, power mode 30W, GPU up to 612 MHz, clocks pinned"
     assert "sudo nvpmodel -m 0" in power["remedy"]
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_findings_are_whole_at_any_width(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command or a variable to copy stands in one line, and no line is wider than asked for."""
+    without(monkeypatch, {"tensorrt", "tensorrt_rtx"})
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("edgekit.cli.commands.doctor.find_builder", no_builder)
+    monkeypatch.delenv("EDGEKIT_OPTIMUM_PYTHON", raising=False)
+    with pytest.raises(SystemExit):
+        main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("EDGEKIT_OPTIMUM_PYTHON=DIR/bin/python" in line for line in lines)
+    said = " ".join(line.strip() for line in lines)
+    assert "without a TensorRT builder Install one with: pip install 'edgekit[trt-check]'" in said
+
+
+def no_builder() -> None:
+    raise MissingExtraError("the TensorRT compile check", "trt-check")

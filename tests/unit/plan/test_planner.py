@@ -79,7 +79,9 @@ def test_models_of_13_b_are_refused_as_by_the_build() -> None:
     data = json.loads((CONFIGS / "DeepSeek-R1-Distill-Qwen-14B.json").read_text())
     with pytest.raises(UnsupportedModelError, match=r"14\.8 B parameters; edgekit builds models"):
         model_config_from_hf(data)
-    with pytest.raises(CheckpointError, match="Did you mean DeepSeek-R1-Distill-Qwen-7B"):
+    with pytest.raises(
+        CheckpointError, match="Did you mean deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    ):
         find_shape("DeepSeek-R1-Distill-Qwen-7")
 
 
