@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_compile
 import numpy as np
 import onnx
 import pytest
@@ -21,6 +22,7 @@ from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.errors import EngineError, GraphError
 from edgekit.pipeline import compiled as stage
 from edgekit.pipeline.compile_findings import describe_check
+from edgekit.trt import engine
 from edgekit.trt.compile_check import WORKER, judge, run_compile_check
 from edgekit.trt.engine import build_engine
 from edgekit.trt.module import NoBuilderError, find_builder
@@ -216,6 +218,33 @@ def test_a_refused_graph_has_a_remedy_of_its_command(
     said = " ".join(capsys.readouterr().err.split())
     assert "refuses it. This is TensorRT-RTX" in said
     assert "--no-compile-check leaves the check out" in said
+
+
+def test_the_engine_is_of_the_sm_that_the_findings_name(
+    whole_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX's engine names the SM it is set to, which the manifest says, and no other."""
+    builder = find_builder(">=99")  # TensorRT, if it is here, is passed over
+    monkeypatch.setattr(engine, "require_version", lambda *_: None)
+    plan = EnginePlan.from_dict(whole_bundle.manifest.engine_plans[0])
+    path = whole_bundle.path / whole_bundle.graph("target").path
+    model = onnx.load(path, load_external_data=False)
+    parts: list[bytes] = []
+    build_engine(
+        model, path, plan, builder, profiles=["decode-1"], sink=lambda d: parts.append(bytes(d))
+    )
+    written = b"".join(parts)
+    names = {name for name in (b"sm75", b"sm80", b"sm86", b"sm89", b"sm120") if name in written}
+    found = run_compile_check(check_input(whole_bundle), builder)
+    assert names == {b"sm" + found["sm"].replace(".", "").encode()}
+
+
+def test_the_benchmark_of_the_check_runs(whole_bundle: Bundle) -> None:
+    """It compiles a bundle in a process of its own, and measures that."""
+    row = bench_compile.measure(whole_bundle.path, "full")
+    assert (row["bundle"], row["layers_compiled"], row["attention"]) == ("bundle", 4, "fused")
+    assert row["peak_resident_bytes"] > row["peak_anonymous_bytes"] > 50_000_000
+    assert row["wall_s"] > 0
 
 
 def test_what_was_passed_over_is_said(
