@@ -73,6 +73,39 @@ def read_outline(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a checkpoint's configuration says, its weights aside.
+
+    Attributes:
+        config: Its architecture.
+        packed: Whether it brings codes of its own, which a build may keep.
+        weights: The folder with its weights; None where they are not on this machine.
+    """
+
+    config: ModelConfig
+    packed: bool
+    weights: Path | None
+
+
+def read_description(model: str, progress: Progress = SILENT) -> Description:
+    """Read the configuration of MODEL, a folder or a hub id; what the cache has is not fetched.
+
+    Raises:
+        UnsupportedModelError: An architecture, key or quantization that edgekit does not build.
+        CheckpointError: Neither a folder nor a hub id, or its configuration is damaged.
+        HubError: The repository is not found, gated, or offline and not cached.
+    """
+    folder = local_folder(model)
+    described = folder or fetch_description(model, None, progress)
+    hf_config, _, config = read_config(described)
+    packed = is_packed(hf_config.get("quantization_config"))
+    if folder is None:
+        return Description(config, packed, cached_weights(model, hub_commit(described) or ""))
+    there = any(any(folder.glob(name)) for name in ("*.safetensors", PICKLED_PATTERNS[0]))
+    return Description(config, packed, folder if there else None)
+
+
 def _outline_remote(model: str, commit: str, folder: Path) -> Outline:
     """Look at a repository of which only the description is in ``folder``."""
     hf_config, _, config = read_config(folder)

@@ -38,7 +38,7 @@ from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_man
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
 from edgekit.pipeline.options import choose_context, refuse_idle_options
-from edgekit.pipeline.quality import quality_summary, require_quality
+from edgekit.pipeline.quality import quality_report, quality_summary, require_quality
 from edgekit.pipeline.request import BuildRequest, BuildResult
 from edgekit.plan.memory import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.progress import SILENT, Progress
@@ -250,8 +250,7 @@ def _store(
     max_sequences = request.max_sequences or recipe.graph.max_sequences
     fit = predict_exported(request, source, exported.config, weights, max_context, max_sequences)
     require_fit(fit, request.target)
-    quality, golden = _judge(request, exported, writer.work / GRAPH_FILE, progress)
-    quality["tensors"] = error_report(weights.errors, weights.schemes)
+    measured, golden = _judge(request, exported, writer.work / GRAPH_FILE, progress)
     return Contents(
         tensors=weights.entries,
         graphs=(entry,),
@@ -259,7 +258,7 @@ def _store(
         report=replace(report, linears=weights.labels),
         exponents=Exponents(),
         fit=fit,
-        quality=quality,
+        quality=quality_report(measured, error_report(weights.errors, weights.schemes)),
         golden=golden,
         max_context=max_context,
         max_sequences=max_sequences,
@@ -293,16 +292,18 @@ def predict_exported(
 
 def _judge(
     request: BuildRequest, exported: Exported, graph: Path, progress: Progress
-) -> tuple[dict[str, Any], GoldenSet]:
+) -> tuple[dict[str, Any] | None, GoldenSet]:
     """Run the golden sequences through the written graph and compare.
+
+    Returns:
+        The figures, None without a check; and the sequences, scored.
 
     Raises:
         QualityError: The recipe's limits are missed.
     """
     windows = exported.windows
     if not request.check:
-        report = {"checked": False, "reason": "built with --no-check"}
-        return report, record_windows(windows, exported.logits)
+        return None, record_windows(windows, exported.logits)
     progress.start("check", 0)
     session = open_exact(graph, windows, exported.config.vocab_size)
     try:
@@ -312,4 +313,4 @@ def _judge(
     quality = compare_graphs(windows, exported.logits, logits)
     require_quality(quality, request.recipe.acceptance)
     progress.finish(quality_summary(quality))
-    return {"checked": True, **quality}, record_windows(windows, logits)
+    return quality, record_windows(windows, logits)

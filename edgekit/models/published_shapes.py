@@ -76,6 +76,12 @@ _TOO_LARGE: dict[str, tuple[str, _Sizes]] = {
 """Their siblings of 13 B and more, so that their refusal names their size."""
 
 
+def has_shape(name: str) -> bool:
+    """Whether the table has a model of this name, with or without the owner."""
+    base = name.removeprefix("deepseek-ai/")
+    return base in _TOO_LARGE or any(m.hub_id == f"deepseek-ai/{base}" for m in PUBLISHED)
+
+
 def find_shape(name: str) -> ModelConfig:
     """Return the shape of a published model.
 
@@ -93,8 +99,8 @@ def find_shape(name: str) -> ModelConfig:
         return _config(model.family, sizes, model.context)
     raise CheckpointError(
         f"{name} is neither a folder nor a published model",
-        f"{near_names(name)}`edgekit recipes` lists the published models; of any other, give a "
-        "folder with its config.json",
+        f"{near_names(name)}`edgekit recipes` lists the published models; of any other, give its "
+        "hub id (owner/name) or a folder with its config.json",
     )
 
 

@@ -29,7 +29,6 @@ from edgekit.pipeline.calibrated import (
     kept_stream_bytes,
     mix_schemes,
     read_calibration,
-    refuse_requantizing,
     store_calibrated,
 )
 from edgekit.pipeline.compile_findings import not_run
@@ -37,12 +36,13 @@ from edgekit.pipeline.compiled import Compiled, check_compiles, plan_engines
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
 from edgekit.pipeline.graphs import write_graphs
-from edgekit.pipeline.kept import kept_schemes
+from edgekit.pipeline.kept import kept_schemes, refuse_requantizing
 from edgekit.pipeline.options import choose_context, refuse_idle_options
 from edgekit.pipeline.quality import (
     Reference,
     judge_stored,
     make_reference,
+    quality_report,
     quality_summary,
     record_golden,
     require_quality,
@@ -135,7 +135,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
     """
     recipe, config = request.recipe, checkpoint.config
     kept = kept_schemes(checkpoint)
-    refuse_requantizing(request, kept)
+    refuse_requantizing(recipe, kept)
     schemes = {**plan_quantization(config, recipe.rules()), **kept}
     calibration = read_calibration(request, checkpoint)
     if calibration is not None and recipe.quant.mixed_bits_per_weight:
@@ -244,9 +244,8 @@ def _write_graphs(
     )
     progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
     compiled = _compile(request, plan, writer, graphs, model, progress)
-    quality, golden = _judge(request, config, reference, model, writer, progress)
-    quality["warnings"] = list(reference.warnings)
-    quality["tensors"] = error_report(model.errors, plan.schemes)
+    measured, golden = _judge(request, config, reference, model, writer, progress)
+    tensors = error_report(model.errors, plan.schemes)
     return Contents(
         tensors=tuple(model.entries),
         graphs=graphs,
@@ -254,7 +253,7 @@ def _write_graphs(
         report=report,
         exponents=reference.exponents,
         fit=plan.fit,
-        quality=quality,
+        quality=quality_report(measured, tensors, reference.warnings),
         golden=golden,
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
@@ -291,8 +290,11 @@ def _judge(
     model: StoredModel,
     writer: BundleWriter,
     progress: Progress,
-) -> tuple[dict[str, Any], GoldenSet]:
+) -> tuple[dict[str, Any] | None, GoldenSet]:
     """Judge the stored weights on the golden sequences, by the recipe's limits.
+
+    Returns:
+        The figures, None without a check; and the sequences, scored.
 
     Raises:
         QualityError: The limits are missed.
@@ -302,14 +304,14 @@ def _judge(
         if sample.reference is None or sample.states is None:
             raise AssertionError
         golden = record_golden(sample.reference, sample.windows, sample.states)
-        return {"checked": False, "reason": "built with --no-check"}, golden
+        return None, golden
     entries = {entry.name: entry for entry in model.entries}
     untied = replace(config, tie_word_embeddings=False)
     stored = StoredTensors(writer.work, entries, untied, reference.exponents)
     quality, golden = judge_stored(reference, stored, request.threads, progress)
     require_quality(quality, request.recipe.acceptance)
     progress.finish(quality_summary(quality))
-    return {"checked": True, **quality}, golden
+    return quality, golden
 
 
 def _identity(checkpoint: Checkpoint, base: Base | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -120,24 +120,6 @@ def run_facts(request: BuildRequest, calibration: CalibrationSet | None) -> dict
         return None
     torch_version = importlib.metadata.version("torch")
     return {"threads": request.threads, "device": request.device, "torch": torch_version}
-
-
-def refuse_requantizing(request: BuildRequest, kept: Collection[str]) -> None:
-    """Refuse to calibrate a checkpoint that brings codes of its own.
-
-    Args:
-        request: The build.
-        kept: Linears whose codes the checkpoint brings and the bundle would keep.
-
-    Raises:
-        RecipeError: There are some, and the recipe chooses codes or schemes by calibration.
-    """
-    if request.recipe.needs_calibration and kept:
-        raise RecipeError(
-            f"{len(kept)} linears of the checkpoint are quantized already (the first is "
-            f"{min(kept)}), recipe {request.recipe.name} would choose their codes anew",
-            "Use a recipe without calibration, which keeps them, or the unquantized checkpoint",
-        )
 
 
 def kept_stream_bytes(

@@ -22,7 +22,8 @@ def describe_check(found: Mapping[str, Any]) -> str:
         return f"not run: {found['reason']}"
     other = "" if found["target_version"] else ", another TensorRT than the target's"
     layers = f"{found['layers_compiled']} of {found['layers']} layers"
+    passed_over = found.get("passed_over")
     return (
         f"{found['builder']} {found['version']} for SM {found['sm']}{other}: {layers}, "
-        f"attention {found['attention']}"
+        f"attention {found['attention']}{f'; {passed_over}' if passed_over else ''}"
     )

@@ -9,13 +9,16 @@ from typing import Any
 from edgekit.bundle.reader import Bundle
 from edgekit.contracts.engine_plan import EnginePlan, plan_engine
 from edgekit.contracts.manifest import GraphEntry, TensorEntry
-from edgekit.errors import BundleError, MissingExtraError
+from edgekit.errors import BundleError, EdgekitError, EngineError, GraphError
 from edgekit.pipeline.compile_findings import NO_TENSORRT, describe_check, not_run
 from edgekit.plan.memory import PREFILL_CHUNK_TOKENS
 from edgekit.progress import SILENT, Progress
 from edgekit.targets import Target
 from edgekit.trt.compile_check import CheckInput, run_compile_check
-from edgekit.trt.module import find_builder
+from edgekit.trt.module import BuilderInfo, NoBuilderError, find_builder
+
+LEAVE_OUT = "--no-compile-check leaves the check out"
+"""Of ``build`` and of ``verify``: whatever stops the check, the rest can be had without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +72,38 @@ def check_compiles(
     if not plans:
         return not_run(NO_TENSORRT)
     progress.start("compile", 0)
+    (plan,) = plans
     try:
-        builder = find_builder()
-    except MissingExtraError as error:
-        progress.finish("not run: no TensorRT builder is installed")
-        return not_run(f"no TensorRT builder is installed. {error.remedy}")
+        builder = find_builder(plan.tensorrt)
+    except NoBuilderError as error:
+        progress.finish(f"not run: {error.reason}")
+        return not_run(f"{error.reason}. {error.remedy}")
     paths = {entry.name: folder / entry.path for entry in graphs}
-    plan = plans[0]
-    found = run_compile_check(CheckInput(paths[plan.graph], plan, tensors), builder, progress)
+    try:
+        found = run_compile_check(CheckInput(paths[plan.graph], plan, tensors), builder, progress)
+    except (EngineError, GraphError) as error:
+        raise with_remedy(error, builder, plan.tensorrt) from error
     progress.finish(describe_check(found))
     return found
+
+
+def with_remedy(error: EdgekitError, builder: BuilderInfo, wanted: str) -> EdgekitError:
+    """Return an error of the check with what to do about it, which both commands can do.
+
+    Args:
+        error: What the check raised.
+        builder: What it ran.
+        wanted: TensorRT's versions that the device has.
+    """
+    remedy = error.remedy
+    if not remedy and builder.meets(wanted):
+        remedy = "The device would fail alike: use another recipe, and report it"
+    elif not remedy:
+        remedy = (
+            f"This is {builder.name}, the device has TensorRT {wanted}, which may take it: check "
+            "there, and report it"
+        )
+    return type(error)(error.message, f"{remedy}; {LEAVE_OUT}")
 
 
 def check_bundle(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Any]:

@@ -7,6 +7,7 @@ replaces the recipe's for that linear.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
@@ -14,11 +15,12 @@ import numpy as np
 from edgekit.checkpoint.checkpoint import Checkpoint
 from edgekit.checkpoint.lazy import LazyTensor
 from edgekit.checkpoint.prequantized import PrequantizedTensor, kept_codes
-from edgekit.errors import CheckpointError
+from edgekit.errors import CheckpointError, RecipeError
 from edgekit.models.config import all_linears
 from edgekit.quant.packing import pack_codes
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight
+from edgekit.recipe import Recipe
 
 GROUP_SIZES = (32, 64, 128)
 
@@ -41,6 +43,24 @@ def kept_scheme(tensor: LazyTensor) -> QuantScheme | None:
     bits: Literal[4, 8] = 4 if codes.bits == 4 else 8
     fits = codes.group_size in GROUP_SIZES or (bits == 8 and codes.group_size == 0)
     return QuantScheme(bits, codes.group_size, "absmax") if fits else None
+
+
+def refuse_requantizing(recipe: Recipe, kept: Collection[str]) -> None:
+    """Refuse to calibrate a checkpoint that brings codes of its own.
+
+    Args:
+        recipe: How it is to be built.
+        kept: Linears whose codes the checkpoint brings and the bundle would keep.
+
+    Raises:
+        RecipeError: There are some, and the recipe chooses codes or schemes by calibration.
+    """
+    if recipe.needs_calibration and kept:
+        raise RecipeError(
+            f"{len(kept)} linears of the checkpoint are quantized already (the first is "
+            f"{min(kept)}), recipe {recipe.name} would choose their codes anew",
+            "Use a recipe without calibration, which keeps them, or the unquantized checkpoint",
+        )
 
 
 def kept_weight(tensor: LazyTensor, exponent: int) -> QuantizedWeight | None:

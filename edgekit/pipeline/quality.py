@@ -123,6 +123,27 @@ def record_golden(
     return golden_from_scores(windows, model.scores(states.windows, following, top_k=2))
 
 
+def quality_report(
+    measured: Mapping[str, Any] | None,
+    tensors: Sequence[Mapping[str, Any]],
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return a manifest's ``quality``, of the same keys whoever made the graph.
+
+    Args:
+        measured: Figures on the golden sequences; None where ``--no-check`` left them out.
+        tensors: Error of each linear.
+        warnings: Sentences on what the target's activation type holds badly; a float32 graph, as
+            Optimum's are, has none.
+    """
+    checked: Mapping[str, Any] = (
+        {"checked": False, "reason": "built with --no-check"}
+        if measured is None
+        else {"checked": True, **measured}
+    )
+    return {**checked, "warnings": list(warnings), "tensors": list(tensors)}
+
+
 def require_quality(quality: Mapping[str, Any], limits: Acceptance) -> None:
     """Hold a quality report to a recipe's limits; a limit of 0 is off.
 

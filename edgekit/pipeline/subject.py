@@ -1,4 +1,4 @@
-"""From MODEL to what ``edgekit plan`` plans: a bundle, a folder with a config.json, a name."""
+"""From MODEL to what ``edgekit plan`` plans: a bundle, a config.json here or on the hub, a name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 
 from edgekit.bundle.reader import Bundle, is_bundle, open_bundle
 from edgekit.checkpoint.checkpoint import open_checkpoint
-from edgekit.checkpoint.json_file import find_json, read_json
+from edgekit.checkpoint.outline import read_description
 from edgekit.errors import RecipeError, UnsupportedModelError
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig
 from edgekit.models.exported import stored_config
-from edgekit.models.families import model_config_from_hf
-from edgekit.models.published_shapes import find_shape
-from edgekit.pipeline.kept import kept_schemes
+from edgekit.models.published_shapes import find_shape, has_shape
+from edgekit.pipeline.kept import kept_schemes, refuse_requantizing
 from edgekit.pipeline.options import choose_context, is_local, model_name
 from edgekit.pipeline.request import BuildRequest
 from edgekit.pipeline.stored_schemes import stored_schemes
@@ -35,15 +34,18 @@ def open_subject(
     """Return what is to be planned.
 
     Args:
-        model: A bundle, a folder with at least a ``config.json``, or a published model's name.
+        model: A bundle, a folder with at least a ``config.json``, a published model's name, or the
+            hub id of any other; of that the configuration alone is fetched.
         recipe: How it would be quantized; None for a bundle only, which brings its own.
         max_context: Overrides the recipe's, or the bundle's.
         max_sequences: Likewise.
 
     Raises:
-        RecipeError: A recipe for a bundle, or one that does not fit the model.
+        RecipeError: A recipe for a bundle, or one that does not fit the model or would choose
+            anew what is quantized already.
         CheckpointError: MODEL is nothing of these, or is damaged.
         UnsupportedModelError: A model that ``build`` refuses, too.
+        HubError: A hub id that is not found, gated, or offline and not cached.
     """
     path = Path(model).expanduser()
     if is_local(model) and is_bundle(path):
@@ -58,11 +60,8 @@ def open_subject(
         return replace(subject, max_context=context, max_sequences=sequences)
     if recipe is None:
         raise AssertionError
-    kept: dict[str, QuantScheme] = {}
-    if is_local(model):
-        config, kept = _read_folder(path)
-    else:
-        config = find_shape(model)
+    config, kept, notes = _read(model, recipe)
+    refuse_requantizing(recipe, kept)
     request = BuildRequest(model, TARGETS["orin"], recipe, Path(), max_context=max_context)
     return Subject(
         model_name(model),
@@ -72,17 +71,33 @@ def open_subject(
         recipe.quant.embedding.dtype,
         choose_context(request, config.max_position_embeddings),
         max_sequences or recipe.graph.max_sequences,
-        _notes(recipe),
+        (*notes, *_notes(recipe)),
     )
 
 
-def _read_folder(path: Path) -> tuple[ModelConfig, dict[str, QuantScheme]]:
-    """Read a configuration, and the schemes of weights that are quantized already."""
-    hf_config = read_json(path / "config.json")
-    config = model_config_from_hf(hf_config, find_json(path / "generation_config.json"))
-    if "quantization_config" not in hf_config or not any(path.glob("*.safetensors")):
-        return config, {}
-    return config, kept_schemes(open_checkpoint(path))
+def _read(
+    model: str, recipe: Recipe
+) -> tuple[ModelConfig, dict[str, QuantScheme], tuple[str, ...]]:
+    """Read a configuration and the schemes that a build keeps; with what must be said of them."""
+    if not is_local(model) and (has_shape(model) or "/" not in model):
+        return find_shape(model), {}, ()
+    described = read_description(model)
+    if not described.packed:
+        return described.config, {}, ()
+    if described.weights is None:
+        note = (
+            f"{model_name(model)} is quantized already, and its weights are not here: counted by "
+            f"{recipe.name}; a build keeps codes of its own that edgekit can store, and is of "
+            "their size"
+        )
+        return described.config, {}, (note,)
+    kept = kept_schemes(open_checkpoint(described.weights))
+    labels = "".join(f" {label}" for label in sorted({x.label for x in kept.values()}))
+    note = (
+        f"{len(kept)} of {len(all_linears(described.config))} linears keep the checkpoint's own "
+        f"codes{labels}, as in a build; the others are counted by {recipe.name}"
+    )
+    return described.config, kept, (note,)
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:

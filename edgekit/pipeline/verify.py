@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle.reader import Bundle
@@ -43,11 +43,13 @@ def verify_bundle(
     threads: int = 2,
     graphs: bool = True,
     run: bool = True,
+    compiling: bool = True,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Check digests, with ``graphs`` the graphs and with ``run`` the golden sequences.
 
-    With both the target's graph is compiled, too, where this machine has a TensorRT builder.
+    With both and ``compiling`` the target's graph is compiled, too, where this machine has a
+    TensorRT builder.
 
     On a CPU every graph runs: float32 ones as `edgekit run` runs them, float16 ones as they are
     written, so that what would overflow float16 on the device does here. On CUDA the target's run.
@@ -65,12 +67,13 @@ def verify_bundle(
     if graphs:
         _require_onnx()
     digests = verify_digests(bundle, threads=threads, progress=progress)
+    asked = {"--no-graphs": graphs, "--no-run": run, "--no-compile-check": compiling}
     reports = None
     if graphs:
         progress.start("graphs", 0)
         reports = check_graphs(bundle, progress)
         progress.finish(", ".join(reports))
-    found = _compile(bundle, graphs=graphs, run=run, progress=progress)
+    found = _compile(bundle, asked, progress)
     left_out = _left_out(bundle, provider) if run else {}
     return {
         "bundle": str(bundle.path),
@@ -86,9 +89,15 @@ def verify_bundle(
     }
 
 
-def _compile(bundle: Bundle, *, graphs: bool, run: bool, progress: Progress) -> dict[str, Any]:
-    """Compile the target's graph; returns the findings, or why it was not compiled."""
-    for wanted, option in ((graphs, "--no-graphs"), (run, "--no-run")):
+def _compile(bundle: Bundle, asked: Mapping[str, bool], progress: Progress) -> dict[str, Any]:
+    """Compile the target's graph; returns the findings, or which option left it out.
+
+    Args:
+        bundle: The bundle.
+        asked: Options that leave it out, and whether each was not given.
+        progress: Told about the stage.
+    """
+    for option, wanted in asked.items():
         if not wanted:
             return not_run(f"verified with {option}")
     from edgekit.pipeline.compiled import check_bundle  # noqa: PLC0415 - imports onnx

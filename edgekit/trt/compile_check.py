@@ -99,6 +99,7 @@ def findings(answer: dict[str, Any], plan: EnginePlan, builder: BuilderInfo) -> 
         "version": builder.version,
         "sm": builder.sm,
         "target_version": builder.meets(plan.tensorrt),
+        **({"passed_over": builder.passed_over} if builder.passed_over else {}),
         "graph": plan.graph,
         "profiles": answer["profiles"],
         "strongly_typed": plan.strongly_typed,
@@ -199,10 +200,9 @@ def ended_early(status: int, builder: BuilderInfo, phase: str, said: str) -> Eng
     if status == -signal.SIGKILL:
         return EngineError(
             f"{builder.name} {builder.version} was killed{where}: most likely memory ran out",
-            "Free memory, or build with --no-compile-check",
+            "Free memory",
         )
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
     return EngineError(
-        f"{builder.name} {builder.version} ended {how}{where}{': ' if said else ''}{said}",
-        "Build with --no-compile-check to leave the check out",
+        f"{builder.name} {builder.version} ended {how}{where}{': ' if said else ''}{said}"
     )

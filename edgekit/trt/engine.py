@@ -219,7 +219,7 @@ class _Build:
         if any(word in everything for word in _OUT_OF_MEMORY):
             return EngineError(
                 f"{self.info.name} ran out of memory building {self.plan.graph}: {said}",
-                "Free memory, or lower --max-context",
+                "Free memory, or build the bundle with a smaller --max-context",
             )
         return EngineError(
             f"{self.info.name} {self.info.version} cannot build {self.plan.graph}: {said}"

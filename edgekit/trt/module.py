@@ -36,31 +36,54 @@ class BuilderInfo:
         name: ``TensorRT`` or ``TensorRT-RTX``.
         version: Of the installed distribution.
         sm: Compute capability it compiles for, ``8.6``.
+        passed_over: Why a builder that comes before it was not taken; empty where none was there.
     """
 
     module: str
     name: Literal["TensorRT", "TensorRT-RTX"]
     version: str
     sm: str
+    passed_over: str = ""
 
     def meets(self, wanted: str) -> bool:
         """Whether it is a TensorRT of the versions a plan wants."""
         return self.name == "TensorRT" and in_range(self.version, wanted)
 
 
-def find_builder() -> BuilderInfo:
+class NoBuilderError(MissingExtraError):
+    """No builder is installed that a plan takes.
+
+    Args:
+        passed_over: Why one that is installed was not taken; empty where none is.
+        wanted: TensorRT's versions that the plan takes.
+    """
+
+    def __init__(self, passed_over: str = "", wanted: str = "") -> None:
+        otherwise = f"or TensorRT {wanted}" if passed_over else ""
+        super().__init__("the TensorRT compile check", "trt-check", otherwise)
+        self.reason = passed_over or "no TensorRT builder is installed"
+
+
+def find_builder(wanted: str = "") -> BuilderInfo:
     """Return this machine's builder.
 
+    Args:
+        wanted: TensorRT's versions that a plan takes, another is passed over; empty takes any.
+            TensorRT-RTX, which only checks, has versions of its own.
+
     Raises:
-        MissingExtraError: None is installed.
+        NoBuilderError: None is installed, or a TensorRT of other versions alone.
     """
-    sm = gpu_sm()
+    sm, passed_over = gpu_sm(), ""
     if sm is not None and importlib.util.find_spec("tensorrt") is not None:
-        return BuilderInfo("tensorrt", "TensorRT", _version("tensorrt"), sm)
+        found = BuilderInfo("tensorrt", "TensorRT", _version("tensorrt"), sm)
+        if found.meets(wanted):
+            return found
+        passed_over = f"TensorRT {found.version} is installed, the engine plan takes {wanted}"
     for module in _RTX_MODULES:
         if importlib.util.find_spec(module) is not None:
-            return BuilderInfo(module, "TensorRT-RTX", _version(module), RTX_SM)
-    raise MissingExtraError("the TensorRT compile check", "trt-check")
+            return BuilderInfo(module, "TensorRT-RTX", _version(module), RTX_SM, passed_over)
+    raise NoBuilderError(passed_over, wanted)
 
 
 def gpu_sm() -> str | None:

@@ -33,7 +33,9 @@ def compile_one(folder: Path, *, full: bool | None) -> dict[str, Any]:
     manifest = bundle.manifest
     (plan,) = plan_engines(TARGETS[manifest.target["name"]], manifest.graphs, **manifest.limits)
     graph = bundle.path / bundle.graph("target").path
-    return run_compile_check(CheckInput(graph, plan, manifest.tensors, full), find_builder())
+    return run_compile_check(
+        CheckInput(graph, plan, manifest.tensors, full), find_builder(plan.tensorrt)
+    )
 
 
 def measure(folder: Path, mode: str) -> dict[str, Any]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_compile
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from trt_cases import changed, compiled, small_bundle
+from trt_cases import changed, check_input, compiled, small_bundle
 
 from edgekit.bundle.reader import Bundle
 from edgekit.cli.main import main
 from edgekit.contracts.engine_plan import EnginePlan
-from edgekit.errors import EngineError, GraphError, MissingExtraError
+from edgekit.errors import EngineError, GraphError
 from edgekit.pipeline import compiled as stage
-from edgekit.trt.compile_check import WORKER, judge
+from edgekit.pipeline.compile_findings import describe_check
+from edgekit.trt import engine
+from edgekit.trt.compile_check import WORKER, judge, run_compile_check
 from edgekit.trt.engine import build_engine
-from edgekit.trt.module import find_builder
+from edgekit.trt.module import NoBuilderError, find_builder
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +184,89 @@ def test_build_and_verify_say_what_was_compiled(
     assert cli(capsys, "verify", tmp_path / "b")["compile_check"] == built["compile_check"]
     found = cli(capsys, "verify", tmp_path / "b", "--no-run")["compile_check"]
     assert found == {"status": "not run", "reason": "verified with --no-run"}
+    report = cli(capsys, "verify", tmp_path / "b", "--no-compile-check")
+    assert report["compile_check"]["reason"] == "verified with --no-compile-check"
+    assert report["golden"]
+    for option in ("--no-run", "--no-graphs"):
+        with pytest.raises(SystemExit):
+            main(["verify", str(tmp_path / "b"), option, "--no-compile-check"])
+        assert f"does nothing with {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["build", "verify"])
+def test_a_refused_graph_has_a_remedy_of_its_command(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line with what to do, naming an option that the command has."""
+    bundle = small_bundle(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise GraphError("TensorRT-RTX's parser refuses it")
+
+    monkeypatch.setattr(stage, "run_compile_check", refuse)
+    arguments = {
+        "verify": ("verify", bundle.path),
+        "build": ("build", tmp_path / "checkpoint", "--target", "orin", "--recipe", "w4a16-g32",
+                  "--max-context", 64, "--no-check", "--out", tmp_path / "x"),
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, arguments[command])])
+    assert caught.value.code == GraphError.exit_code
+    said = " ".join(capsys.readouterr().err.split())
+    assert "refuses it. This is TensorRT-RTX" in said
+    assert "--no-compile-check leaves the check out" in said
+
+
+def test_the_engine_is_of_the_sm_that_the_findings_name(
+    whole_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX's engine names the SM it is set to, which the manifest says, and no other."""
+    builder = find_builder(">=99")  # TensorRT, if it is here, is passed over
+    monkeypatch.setattr(engine, "require_version", lambda *_: None)
+    plan = EnginePlan.from_dict(whole_bundle.manifest.engine_plans[0])
+    path = whole_bundle.path / whole_bundle.graph("target").path
+    model = onnx.load(path, load_external_data=False)
+    parts: list[bytes] = []
+    build_engine(
+        model, path, plan, builder, profiles=["decode-1"], sink=lambda d: parts.append(bytes(d))
+    )
+    written = b"".join(parts)
+    names = {name for name in (b"sm75", b"sm80", b"sm86", b"sm89", b"sm120") if name in written}
+    found = run_compile_check(check_input(whole_bundle), builder)
+    assert names == {b"sm" + found["sm"].replace(".", "").encode()}
+
+
+def test_the_benchmark_of_the_check_runs(whole_bundle: Bundle) -> None:
+    """It compiles a bundle in a process of its own, and measures that."""
+    row = bench_compile.measure(whole_bundle.path, "full")
+    assert (row["bundle"], row["layers_compiled"], row["attention"]) == ("bundle", 4, "fused")
+    assert row["peak_resident_bytes"] > row["peak_anonymous_bytes"] > 50_000_000
+    assert row["wall_s"] > 0
+
+
+def test_what_was_passed_over_is_said(
+    whole_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The findings and their line have why the host's TensorRT was not taken."""
+    found = run_compile_check(
+        check_input(whole_bundle), replace(find_builder(), passed_over="TensorRT 8.6.1 is old")
+    )
+    assert found["passed_over"] == "TensorRT 8.6.1 is old"
+    assert describe_check(found).endswith("; TensorRT 8.6.1 is old")
+    assert "passed_over" not in compiled(whole_bundle)
+    seen: list[str] = []
+
+    def none(wanted: str) -> None:
+        seen.append(wanted)
+        raise NoBuilderError("TensorRT 8.6.1 is installed", wanted)
+
+    monkeypatch.setattr(stage, "find_builder", none)
+    reason = stage.check_bundle(whole_bundle)["reason"]
+    assert reason.startswith("TensorRT 8.6.1 is installed. Install")
+    assert seen == [">=10.15,<12"]
 
 
 def test_check_that_was_not_run_says_why(
@@ -187,8 +274,8 @@ def test_check_that_was_not_run_says_why(
 ) -> None:
     """Without a builder, by option, or without TensorRT on the target: never silently."""
 
-    def none() -> None:
-        raise MissingExtraError("the TensorRT compile check", "trt-check")
+    def none(_: str) -> None:
+        raise NoBuilderError
 
     small_bundle(tmp_path)
     monkeypatch.setattr(stage, "find_builder", none)

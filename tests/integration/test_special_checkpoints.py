@@ -13,6 +13,7 @@ from factories import make_config, random_tensors, write_checkpoint, write_safet
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.lazy import read_all
+from edgekit.cli.main import main
 from edgekit.errors import RecipeError
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
@@ -70,6 +71,70 @@ def test_codes_of_a_gptq_checkpoint_are_kept(tmp_path: Path) -> None:
     report = verify_bundle(bundle)
     assert report["graphs"]["standard.float16"]["linears"] == {"w4-g32": 1, "w4-g64": 14}
     assert all(golden["passed"] for golden in report["golden"].values())
+
+
+def test_a_plan_counts_kept_codes_as_the_build_stores_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its weights the plan's bytes are the bundle's; of a config.json alone it says it is not.
+
+    A method that a build refuses, and a recipe that it refuses for the codes' sake, a plan refuses.
+    """
+    path, _, _ = write_gptq_checkpoint(tmp_path / "gptq")
+    stored = make(path, tmp_path / "b").manifest.size
+    plan, warnings = planned(capsys, path)
+    assert plan["memory"]["linear_bytes"] == stored["linear_bytes"]
+    note = "1 of 15 linears keep the checkpoint's own codes w4-g32, as in a build; the others"
+    assert any(note in warning for warning in warnings)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_text((path / "config.json").read_text())
+    plan, warnings = planned(capsys, alone)
+    assert plan["memory"]["linear_bytes"] < stored["linear_bytes"]
+    note = "alone is quantized already, and its weights are not here: counted by w4a16-g64"
+    assert any(note in warning for warning in warnings)
+    main_exit(capsys, "plan", alone, "--target", "orin", text=note)
+    main_exit(capsys, "plan", path, "--target", "orin", "--recipe", "w4a16-gptq-g64", code=3,
+              text="would choose their codes anew")  # fmt: skip
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (alone / "config.json").write_text(json.dumps(config))
+    main_exit(capsys, "plan", alone, "--target", "orin", code=5, text="'bitsandbytes'; edgekit")
+
+
+def test_fp8_is_counted_by_the_recipe_as_it_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An fp8 weight is quantized anew, so a plan has nothing to add."""
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    folder = tmp_path / "fp8"
+    folder.mkdir()
+    config = make_config(vocab=4096)
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = planned(capsys, folder)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": fp8}))
+    assert planned(capsys, folder) == plain
+
+
+def planned(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the plan of a model on an Orin, and its warnings."""
+    out = main_exit(capsys, "plan", model, "--target", "orin", "--json")
+    plan: dict[str, Any] = json.loads(out)["plans"][0]
+    return plan, tuple(plan["warnings"])
+
+
+def main_exit(
+    capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0, text: str = ""
+) -> str:
+    """Run a command and hold it to its exit code and to what it prints, lines joined."""
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, arguments)])
+    said = capsys.readouterr()
+    assert caught.value.code == code, said
+    assert text in " ".join((said.err if code else said.out).split())
+    return said.out
 
 
 @pytest.mark.calibrate

@@ -39,11 +39,14 @@ def small_bundle(
 
 def compiled(bundle: Bundle, *, full: bool | None = None, **options: Any) -> dict[str, Any]:
     """Run the real builder on a bundle's target graph."""
-    manifest = bundle.manifest
-    plan = EnginePlan.from_dict(manifest.engine_plans[0])
+    return run_compile_check(check_input(bundle, full=full), find_builder(), **options)
+
+
+def check_input(bundle: Bundle, *, full: bool | None = None) -> CheckInput:
+    """Return what a check of a bundle's target graph is made of."""
+    plan = EnginePlan.from_dict(bundle.manifest.engine_plans[0])
     path = bundle.path / bundle.graph("target").path
-    check = CheckInput(path, plan, manifest.tensors, full)
-    return run_compile_check(check, find_builder(), **options)
+    return CheckInput(path, plan, bundle.manifest.tensors, full)
 
 
 def changed(bundle: Bundle, change: Callable[[onnx.GraphProto], None]) -> Bundle:

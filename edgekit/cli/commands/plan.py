@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
@@ -29,6 +29,27 @@ COST_OPTIONS = (
     "energy_usd_per_kwh",
 )
 _POSITIVE = Figure(0, min_open=True)
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # generic since click 8.2 only
+    _Choice = click.Choice
+
+
+class _MachineName(_Choice):
+    """A machine's name; ``cpu``, a build target but no machine, is refused with the reason."""
+
+    name = "machine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "cpu":
+            self.fail(
+                "'cpu' is any host: it has no bandwidth of its own, and no engine's rates on it "
+                "are published to project from. `edgekit build --target cpu` counts its memory, "
+                "`edgekit run` measures its rates",
+                param,
+                ctx,
+            )
+        return str(super().convert(value, param, ctx))
 
 
 @click.command("plan")
@@ -36,7 +57,7 @@ _POSITIVE = Figure(0, min_open=True)
 @click.option(
     "--target",
     "target_name",
-    type=click.Choice([*ALIASES, *machines()]),
+    type=_MachineName([*ALIASES, *machines()]),
     help="A build target, or a machine of comparison.",
 )
 @click.option("--all-targets", is_flag=True, help="Every machine, a line each.")
@@ -82,8 +103,8 @@ _POSITIVE = Figure(0, min_open=True)
 def command(model: str, target_name: str | None, *, all_targets: bool, **options: Any) -> None:
     r"""Project memory, rates, energy and cost of MODEL before it is built.
 
-    MODEL is a folder with a config.json, a checkpoint, a bundle, or a published model's name. Exits
-    with 5 when it fits no machine asked for.
+    MODEL is a folder with a config.json, a checkpoint, a bundle, a published model's name or a hub
+    id, of which the configuration is fetched. Exits with 5 when it fits no machine asked for.
 
     \b
     edgekit plan DeepSeek-R1-Distill-Qwen-7B --target orin

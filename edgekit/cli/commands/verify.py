@@ -19,6 +19,11 @@ from edgekit.units import format_bytes
 @click.option("--no-graphs", is_flag=True, help="Leave the graphs' plan out; needs no onnx.")
 @click.option("--no-run", is_flag=True, help="Run nothing; load no engine.")
 @click.option(
+    "--no-compile-check",
+    is_flag=True,
+    help="Do not compile the graph with this machine's TensorRT builder.",
+)
+@click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
@@ -45,7 +50,9 @@ def command(bundle: Path, **options: Any) -> None:
     from edgekit.pipeline.verify import verify_bundle  # noqa: PLC0415
 
     if options["no_run"]:
-        refuse_idle("with --no-run", "provider")
+        refuse_idle("with --no-run", "provider", "no_compile_check")
+    if options["no_graphs"]:
+        refuse_idle("with --no-graphs", "no_compile_check")
     with StageProgress() as progress:
         report = verify_bundle(
             open_bundle(bundle),
@@ -53,6 +60,7 @@ def command(bundle: Path, **options: Any) -> None:
             threads=options["threads"],
             graphs=not options["no_graphs"],
             run=not options["no_run"],
+            compiling=not options["no_compile_check"],
             progress=progress,
         )
     if options["as_json"]:

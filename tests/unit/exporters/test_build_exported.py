@@ -54,6 +54,7 @@ def test_bundle_serves_every_command(
     report = json.loads(edgekit(capsys, *options(source, python, out), "--json"))
     jsonschema.validate(report, schema("build"))
     assert report["quality"]["checked"]
+    assert report["quality"]["warnings"] == []
     manifest = json.loads((out / "manifest.json").read_text())
     jsonschema.validate(manifest, schema("manifest"))
     assert manifest["size"]["linears"] == {"w4-g32": 6 * LAYERS + 1}

@@ -7,11 +7,25 @@ from typing import Any
 
 import pytest
 
+from edgekit.cli.commands import build, verify
 from edgekit.contracts.engine_plan import EnginePlan, input_shapes, plan_engine
 from edgekit.contracts.versions import in_range
-from edgekit.errors import BundleError, EngineError, GraphError, MissingExtraError
+from edgekit.errors import (
+    BundleError,
+    EdgekitError,
+    EngineError,
+    GraphError,
+    MissingExtraError,
+)
+from edgekit.pipeline.compiled import with_remedy
 from edgekit.trt import module
-from edgekit.trt.module import BuilderInfo, MessageLog, find_builder, require_version
+from edgekit.trt.module import (
+    BuilderInfo,
+    MessageLog,
+    NoBuilderError,
+    find_builder,
+    require_version,
+)
 from edgekit.trt.worker import error_from
 
 
@@ -146,6 +160,46 @@ def test_tensorrt_with_a_gpu_comes_first(
     )
     builder = find_builder()
     assert (builder.module, builder.name, builder.sm) == found
+
+
+@pytest.mark.parametrize("installed", [{"tensorrt", "tensorrt_rtx"}, {"tensorrt"}])
+def test_tensorrt_of_other_versions_is_passed_over(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TensorRT outside the plan's versions is not taken; what is taken instead says why."""
+    monkeypatch.setattr(module, "gpu_sm", lambda: "8.7")
+    monkeypatch.setattr(module, "_version", {"tensorrt": "8.6.1", "tensorrt_rtx": "1.7"}.get)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    assert find_builder(">=8,<9") == BuilderInfo("tensorrt", "TensorRT", "8.6.1", "8.7")
+    why = "TensorRT 8.6.1 is installed, the engine plan takes >=10.15,<12"
+    if "tensorrt_rtx" in installed:
+        other = BuilderInfo("tensorrt_rtx", "TensorRT-RTX", "1.7", "8.6", why)
+        assert find_builder(">=10.15,<12") == other
+        return
+    with pytest.raises(NoBuilderError, match=r"\[trt-check\]', or TensorRT >=10.15,<12") as caught:
+        find_builder(">=10.15,<12")
+    assert caught.value.reason == why
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (EngineError("m", "Free memory"), "Free memory; --no-compile-check leaves"),
+        (GraphError("m"), "This is TensorRT-RTX, the device has TensorRT >=10.15,<12, which may"),
+    ],
+)
+def test_a_failed_check_says_what_to_do(error: EdgekitError, remedy: str) -> None:
+    """Every error of the check has a remedy, with an option that build and verify both have."""
+    found = with_remedy(error, BuilderInfo("m", "TensorRT-RTX", "1.7", "8.6"), ">=10.15,<12")
+    assert type(found) is type(error)
+    assert found.remedy.startswith(remedy)
+    assert found.remedy.endswith("--no-compile-check leaves the check out")
+    own = with_remedy(GraphError("m"), BuilderInfo("m", "TensorRT", "11.0", "8.7"), ">=10.15,<12")
+    assert own.remedy.startswith("The device would fail alike")
+    for command in (build.command, verify.command):
+        assert "--no-compile-check" in [name for x in command.params for name in x.opts]
 
 
 def test_no_builder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
