@@ -17,8 +17,14 @@ _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
-    """Turn an OSError about ``path`` into a StorageError that says what to do."""
+def storage_errors(path: Path, needed_bytes: int = 0, *, option: str = "--out") -> Iterator[None]:
+    """Turn an OSError about ``path`` into a StorageError that says what to do.
+
+    Args:
+        path: What is written.
+        needed_bytes: Named where there is no space; 0 for unknown.
+        option: What the user chose the path with.
+    """
     try:
         yield
     except OSError as error:
@@ -30,9 +36,9 @@ def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
             ) from error
         if error.errno in _NO_PERMISSION:
             raise StorageError(
-                f"no permission to write {path}", "Choose another --out, or change its owner"
+                f"no permission to write {path}", f"Choose another {option}, or change its owner"
             ) from error
-        remedy = "Choose a shorter --out" if error.errno == errno.ENAMETOOLONG else ""
+        remedy = f"Choose a shorter {option}" if error.errno == errno.ENAMETOOLONG else ""
         raise StorageError(f"cannot write {path}: {error.strerror or error}", remedy) from error
 
 
