@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from edgekit.cli.main import main
 from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.errors import EngineError, GraphError, MissingExtraError
 from edgekit.pipeline import compiled as stage
-from edgekit.trt.compile_check import WORKER, judge
+from edgekit.trt.client import WORKER
+from edgekit.trt.compile_check import judge
 from edgekit.trt.engine import build_engine
 from edgekit.trt.module import find_builder
 
@@ -162,7 +164,7 @@ def test_engine_to_keep_needs_its_plans_tensorrt(whole_bundle: Bundle) -> None:
     model = onnx.load(path, load_external_data=False)
     kept: list[memoryview] = []
     with pytest.raises(EngineError, match="needs TensorRT >=99"):
-        build_engine(model, path, plan, find_builder(), sink=kept.append)
+        build_engine(model, path, plan, replace(find_builder(), name="TensorRT"), sink=kept.append)
     assert not kept
 
 

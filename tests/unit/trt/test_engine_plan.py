@@ -11,8 +11,8 @@ from edgekit.contracts.engine_plan import EnginePlan, input_shapes, plan_engine
 from edgekit.contracts.versions import in_range
 from edgekit.errors import BundleError, EngineError, GraphError, MissingExtraError
 from edgekit.trt import module
+from edgekit.trt.client import error_from
 from edgekit.trt.module import BuilderInfo, MessageLog, find_builder, require_version
-from edgekit.trt.worker import error_from
 
 
 def plan(context: int = 4096, sequences: int = 8) -> EnginePlan:
