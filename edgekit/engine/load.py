@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edgekit.bundle.layout import TOKENIZER_FOLDER
 from edgekit.bundle.reader import Bundle
@@ -22,6 +22,9 @@ from edgekit.models.exported import AnyConfig, stored_config
 from edgekit.progress import SILENT, Progress
 from edgekit.text.chat_template import ChatTemplate, Message
 from edgekit.text.tokenizer import Tokenizer
+
+AnyProvider = Literal["cpu", "cuda", "tensorrt"]
+"""ONNX Runtime's, and TensorRT without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class LoadedModel:
 def load_bundle(
     bundle: Bundle,
     *,
-    provider: Provider = "cpu",
+    provider: AnyProvider = "cpu",
     threads: int | None = None,
     max_sequences: int = 1,
     digests: bool = True,
@@ -65,11 +68,11 @@ def load_bundle(
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
-    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`.
+    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`, or in TensorRT.
 
     Args:
         bundle: An opened bundle.
-        provider: ``cpu`` or ``cuda``.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, which builds its engine if it must.
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
         digests: Check every byte against the manifest first; off only where that was just done.
@@ -85,12 +88,16 @@ def load_bundle(
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    entry = graph_to_run(bundle, provider, dialect)
     config = stored_config(bundle.manifest.model["config"])
-    options = {**options, "max_sequences": max_sequences, "threads": threads}
-    progress.start("load", 0)
-    session = open_session(bundle, entry, config, provider, options)
-    progress.finish(f"{entry.name} on {provider}")
+    session: InferenceSession
+    if provider == "tensorrt":
+        session = open_engine(bundle, config, dialect, progress, max_sequences, **options)
+    else:
+        entry = graph_to_run(bundle, provider, dialect)
+        options = {**options, "max_sequences": max_sequences, "threads": threads}
+        progress.start("load", 0)
+        session = open_session(bundle, entry, config, provider, options)
+        progress.finish(f"{entry.name} on {provider}")
     folder = bundle.path / TOKENIZER_FOLDER
     return LoadedModel(
         bundle,
@@ -99,6 +106,34 @@ def load_bundle(
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
     )
+
+
+def open_engine(
+    bundle: Bundle,
+    config: AnyConfig,
+    dialect: str | None,
+    progress: Progress,
+    max_sequences: int,
+    **options: Any,
+) -> InferenceSession:
+    """Open a bundle's TensorRT engine; see ``engine.tensorrt.open_tensorrt`` for the errors.
+
+    Raises:
+        EngineError: ``dialect`` is not the one that the bundle plans an engine of.
+    """
+    from edgekit.engine.tensorrt import open_tensorrt  # noqa: PLC0415 - for a device only
+
+    if not isinstance(config, ModelConfig):
+        raise EngineError(
+            "bundles built with --exporter optimum do not run on tensorrt",
+            "Run it with --provider cpu",
+        )
+    planned = {plan["graph"] for plan in bundle.manifest.engine_plans}
+    if dialect is not None and bundle.graph("target", dialect).name not in planned:
+        raise EngineError(
+            f"the bundle plans no engine of its {dialect} graph", "Leave --dialect out"
+        )
+    return open_tensorrt(bundle, config, max_sequences=max_sequences, progress=progress, **options)
 
 
 def graph_to_run(bundle: Bundle, provider: Provider, dialect: str | None = None) -> GraphEntry:

@@ -139,7 +139,7 @@ class TensorRTSession:
         steps = list(zip(slots, tokens, positions, strict=True))
         if len(slots) == 1 or self._full_beside(slots):
             # An idle slot that is full has no row to write to: nobody is idle in a batch of one.
-            logits = np.concatenate([self._decode(slot, 1, [row]) for row in steps for slot in row[:1]])
+            logits = np.concatenate([self._decode(row[0], 1, [row]) for row in steps])
         else:
             logits = self._decode(0, self._bucket(max(slots) + 1), steps)
         self._lengths[list(slots)] = np.asarray(positions) + 1
@@ -161,9 +161,7 @@ class TensorRTSession:
         self._runtime.close()
         self._release()
 
-    def _decode(
-        self, first: int, batch: int, rows: Sequence[tuple[int, int, int]]
-    ) -> Float32Array:
+    def _decode(self, first: int, batch: int, rows: Sequence[tuple[int, int, int]]) -> Float32Array:
         """Run (slot, token, position) rows among ``batch`` slots from ``first``."""
         step = self._steps.get((first, batch))
         if step is None:

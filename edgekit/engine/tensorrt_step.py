@@ -47,7 +47,9 @@ class DeviceCache:
         """Return where the caches begin for slots from ``first``: output and input are one."""
         at = first * self._slot_bytes
         return {
-            name: address + at for past, present, address in self._buffers for name in (past, present)
+            name: address + at
+            for past, present, address in self._buffers
+            for name in (past, present)
         }
 
     def shapes(self, slots: int) -> dict[str, Shape]:

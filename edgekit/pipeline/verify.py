@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
-from edgekit.engine.load import open_session
-from edgekit.engine.ort import Provider, newest_opset
+from edgekit.engine.load import AnyProvider, open_engine, open_session
+from edgekit.engine.ort import newest_opset
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
@@ -36,7 +36,7 @@ ROW_SCHEME = "w8-row"
 def verify_bundle(
     bundle: Bundle,
     *,
-    provider: Provider = "cpu",
+    provider: AnyProvider = "cpu",
     threads: int = 2,
     graphs: bool = True,
     run: bool = True,
@@ -47,7 +47,8 @@ def verify_bundle(
     With both the target's graph is compiled, too, where this machine has a TensorRT builder.
 
     On a CPU every graph runs: float32 ones as `edgekit run` runs them, float16 ones as they are
-    written, so that what would overflow float16 on the device does here. On CUDA the target's run.
+    written, so that what would overflow float16 on the device does here. On CUDA the target's run,
+    on TensorRT the engine of this machine, built if it must be.
 
     Returns:
         The report of ``docs/schemas/verify.schema.json``.
@@ -152,10 +153,12 @@ def _runs_on_cuda(graph: GraphEntry) -> bool:
 
 
 def _run_golden(
-    bundle: Bundle, provider: Provider, threads: int, progress: Progress
+    bundle: Bundle, provider: AnyProvider, threads: int, progress: Progress
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
     golden = GoldenSet.from_dict(bundle.golden())
+    if provider == "tensorrt":
+        return _run_golden_on_tensorrt(bundle, golden, progress)
     newest = newest_opset()
     graphs = [
         graph
@@ -178,6 +181,20 @@ def _run_golden(
         reports[graph.name] = _check(session, golden, graph, progress)
     progress.finish(f"{golden.tokens} tokens on {provider}: {', '.join(reports)}")
     return {name: report.to_dict() for name, report in reports.items()}
+
+
+def _run_golden_on_tensorrt(
+    bundle: Bundle, golden: GoldenSet, progress: Progress
+) -> dict[str, Any]:
+    """Run the golden sequences on this machine's engine of the bundle."""
+    config = stored_config(bundle.manifest.model["config"])
+    session = open_engine(bundle, config, None, progress, 1)
+    plan = bundle.manifest.engine_plans[0]
+    entry = next(graph for graph in bundle.manifest.graphs if graph.name == plan["graph"])
+    progress.start("golden", golden.tokens, "tokens")
+    report = _check(session, golden, entry, progress)
+    progress.finish(f"{golden.tokens} tokens on tensorrt: {entry.name}")
+    return {entry.name: report.to_dict()}
 
 
 def _check(

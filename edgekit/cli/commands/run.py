@@ -25,7 +25,7 @@ from edgekit.cli.render import StageProgress, console, error_console, print_json
 @click.option("--hide-reasoning", is_flag=True, help="Show the answer only.")
 @click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
     default="cpu",
     show_default=True,
     help="Where to run.",
