@@ -125,7 +125,7 @@ echo "$got"
 say "the health check: whole, then with one byte changed"
 check='edgekit verify --no-graphs --no-run "$EDGEKIT_BUNDLE"'
 as_device "$check" >/dev/null 2>&1 || die "the health check fails on a whole bundle"
-blob=$(find "$state/bundle/blobs" -type f | head -1)
+blob=$(find "$state/bundle/blobs" -type f -print -quit)
 printf 'damaged' | dd of="$blob" conv=notrunc status=none
 if as_device "$check"; then die "the health check passes a damaged bundle"; fi
 say "arm64: all as on $(uname -m)"

@@ -12,49 +12,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.checkpoint.decode import FLOAT_DTYPES, FloatTensor
-from edgekit.checkpoint.lazy import Float32Array
 from edgekit.checkpoint.prequantized import (
     Int8Array,
     PrequantizedTensor,
     centre,
-    check_part,
     none_if_zero,
-    part,
-    unpack_words,
+    unpack_channels,
+)
+from edgekit.checkpoint.qweight import (
+    QweightParts,
+    check_groups,
+    open_parts,
+    packed_modules,
 )
 from edgekit.checkpoint.safetensors import StoredTensor
-from edgekit.errors import CheckpointError, UnsupportedModelError
+from edgekit.errors import UnsupportedModelError
 
-PARTS = ("qweight", "qzeros", "scales")
 NIBBLE_OF_CHANNEL = (0, 4, 1, 5, 2, 6, 3, 7)
 """Nibble that holds each of a word's channels; inverse of AutoAWQ's (0, 2, 4, 6, 1, 3, 5, 7)."""
 
 
 @dataclass(frozen=True, slots=True)
-class AwqLayout:
+class AwqLayout(QweightParts):
     """The parts of one module; see the module's docstring."""
-
-    qweight: StoredTensor
-    qzeros: StoredTensor
-    scale: StoredTensor
 
     @property
     def shape(self) -> tuple[int, int]:
         """Logical shape [N, K]."""
         return self.qweight.shape[1] * 8, self.qweight.shape[0]
-
-    @property
-    def groups(self) -> int:
-        """G."""
-        return self.scale.shape[0]
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of all its parts."""
-        return self.qweight.size_bytes + self.qzeros.size_bytes + self.scale.size_bytes
 
     def codes(self, start: int, stop: int) -> Int8Array:
         """Return the centred codes of rows, int8 [rows, K]."""
@@ -64,17 +50,10 @@ class AwqLayout:
         """Return the centred zero points of rows, int8 [rows, G]; None when all are 0."""
         return none_if_zero(_channels(self.qzeros, start, stop))
 
-    def scales(self, start: int, stop: int) -> Float32Array:
-        """Return the scales of rows, float32 [rows, G]."""
-        return np.ascontiguousarray(FloatTensor(self.scale).columns(start, stop).T)
-
 
 def _channels(packed: StoredTensor, start: int, stop: int) -> Int8Array:
     """Unpack output channels ``start:stop``, centred int8 [channels, first dimension]."""
-    first, last = start // 8, -(-stop // 8)
-    nibbles: npt.NDArray[np.uint8] = unpack_words(packed.mapped()[:, first:last], 4)
-    words = nibbles.reshape(nibbles.shape[0], last - first, 8)[:, :, NIBBLE_OF_CHANNEL]
-    channels = words.reshape(nibbles.shape[0], -1)[:, start - first * 8 : stop - first * 8]
+    channels = unpack_channels(packed.mapped(), 4, start, stop, NIBBLE_OF_CHANNEL)
     return centre(np.ascontiguousarray(channels.T), 4)
 
 
@@ -95,19 +74,10 @@ def read_awq(
             "version gemm",
             "Use the unquantized checkpoint",
         )
-    modules = [name[: -len(".qweight")] for name in stored if name.endswith(".qweight")]
-    return {f"{name}.weight": _open(stored, name) for name in modules}
+    return {f"{name}.weight": _open(stored, name) for name in packed_modules(stored)}
 
 
 def _open(stored: Mapping[str, StoredTensor], module: str) -> PrequantizedTensor:
-    qweight, qzeros, scale = (part(stored, f"{module}.{name}") for name in PARTS)
-    if len(qweight.shape) != 2 or len(scale.shape) != 2 or qweight.shape[0] % scale.shape[0]:
-        raise CheckpointError(
-            f"{qweight.name} {list(qweight.shape)} and {scale.name} {list(scale.shape)} are not "
-            "a packed weight and its scales"
-        )
-    groups, words = scale.shape[0], qweight.shape[1]
-    check_part(qweight, qweight.shape)
-    check_part(qzeros, (groups, words))
-    check_part(scale, (groups, words * 8), FLOAT_DTYPES)
-    return PrequantizedTensor(f"{module}.weight", AwqLayout(qweight, qzeros, scale), 4)
+    layout = AwqLayout(*open_parts(stored, module, bits=4, along_rows=True))
+    check_groups(module, layout.shape[1], layout.groups)
+    return PrequantizedTensor(f"{module}.weight", layout, 4)

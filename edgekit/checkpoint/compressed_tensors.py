@@ -34,6 +34,7 @@ from edgekit.checkpoint.prequantized import (
     none_if_zero,
     part,
     read_order,
+    unpack_channels,
     unpack_words,
 )
 from edgekit.checkpoint.safetensors import StoredTensor
@@ -101,11 +102,8 @@ class CompressedLayout:
         stored = self.zero_point.mapped()
         if self.zero_point.dtype == "I8":
             return none_if_zero(np.array(stored[start:stop]))
-        words = 32 // self.bits
-        first, last = start // words, -(-stop // words)
-        columns = unpack_words(stored[first:last].T, self.bits)
-        columns = columns[:, start - first * words : stop - first * words]
-        return none_if_zero(centre(np.ascontiguousarray(columns.T), self.bits))
+        zeros = unpack_channels(stored.T, self.bits, start, stop)
+        return none_if_zero(centre(np.ascontiguousarray(zeros.T), self.bits))
 
     def scales(self, start: int, stop: int) -> Float32Array:
         """Return the scales of rows, float32 [rows, G]."""

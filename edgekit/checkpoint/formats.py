@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.checkpoint import awq, compressed_tensors, gptq
+from edgekit.checkpoint import awq, compressed_tensors, gptq, qweight
 from edgekit.checkpoint.decode import (
     FLOAT_DTYPES,
     BlockScaledFp8Tensor,
@@ -46,7 +46,7 @@ def open_weights(stored: Mapping[str, StoredTensor], quantization: Any) -> dict[
     elif method == "gptq":
         weights, parts = {**gptq.read_gptq(stored, quantization)}, _suffixes(gptq.PARTS)
     elif method == "awq":
-        weights, parts = {**awq.read_awq(stored, quantization)}, _suffixes(awq.PARTS)
+        weights, parts = {**awq.read_awq(stored, quantization)}, _suffixes(qweight.PARTS)
     elif method == "compressed-tensors":
         weights = compressed_tensors.read_compressed(stored, quantization)
         parts = _suffixes(compressed_tensors.PARTS)

@@ -11,7 +11,7 @@ groups), hands out the codes themselves so that they can be kept as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -151,6 +151,30 @@ def unpack_words(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     np.bitwise_and(octets, 15, out=nibbles[..., 0])
     np.right_shift(octets, 4, out=nibbles[..., 1])
     return nibbles.reshape(*octets.shape[:-1], -1)
+
+
+def unpack_channels(
+    words: npt.NDArray[Any], bits: int, start: int, stop: int, place: Sequence[int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Unpack channels ``start:stop`` of words that are packed along the last axis.
+
+    Args:
+        words: int32 [..., W].
+        bits: 4 or 8.
+        start: First channel.
+        stop: One past the last.
+        place: Where in a word each of its channels stands; None: in order, the lowest bits first.
+
+    Returns:
+        uint8 [..., stop - start].
+    """
+    per_word = 32 // bits
+    first, last = start // per_word, -(-stop // per_word)
+    codes = unpack_words(words[..., first:last], bits)
+    if place is not None:
+        by_word = codes.reshape(*codes.shape[:-1], -1, per_word)
+        codes = by_word[..., place].reshape(codes.shape)
+    return codes[..., start - first * per_word : stop - first * per_word]
 
 
 def centre(codes: npt.NDArray[np.uint8], bits: int) -> Int8Array:

@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "Check a bundle: digests, graph, golden prompts.",
     "eval": "Measure a bundle's quality on data.",
     "engine": "Build a bundle's TensorRT engine for this machine.",
+    "export": "Write a bundle's weights for another engine.",
     "diff": "Show what changed between two bundles and what a device would fetch.",
     "plan": "Project memory, rates, energy and cost before a build.",
     "recipes": "List the recipes and the published models.",

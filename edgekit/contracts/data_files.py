@@ -36,27 +36,33 @@ def read_text(path: Path) -> str:
             ) from error
 
 
-def read_json_lines(path: Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file of JSON lines, each with ``file:line``; blank lines are skipped.
+def read_json_lines(
+    path: Path, remedy: str, limit: int | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a file of JSON lines, each with ``file:line``; blank lines are skipped.
 
     Args:
-        path: One JSON object a line, UTF-8. It is read as far as rows are taken.
+        path: One JSON object a line, UTF-8.
         remedy: The form of a row, for errors.
+        limit: Most rows to take; what follows them is not read.
 
     Raises:
         CalibrationError: It cannot be read, is too large, has no rows, or a line is not an object.
     """
-    rows = read_bytes = 0
+    rows: list[tuple[str, dict[str, Any]]] = []
+    read_bytes = 0
     with _read_errors(path), path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(rows) == limit:
+                break
             read_bytes += len(line)
             _require_size(path, read_bytes)
             if line.strip() or len(line) > MAX_LINE_BYTES:
                 where = f"{path}:{number}"
-                yield where, _parse(line, where, remedy)
-                rows += 1
+                rows.append((where, _parse(line, where, remedy)))
     if not rows:
         raise CalibrationError(f"{path} has no rows", remedy)
+    return rows
 
 
 def text_field(

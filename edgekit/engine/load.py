@@ -139,8 +139,8 @@ def open_engine(
 def graph_to_run(bundle: Bundle, provider: Provider, dialect: str | None = None) -> GraphEntry:
     """Return a bundle's fastest host graph on a CPU, its fastest target graph on CUDA.
 
-    On a CPU, an ONNX Runtime too old for the host graph's opset gets the target's if that is
-    older: JetPack 6.2's Python ends at one that refuses opset 24, its bundles bring opset 21.
+    On a CPU, an ONNX Runtime too old for one gets an older one: JetPack 6.2's Python ends at 1.23,
+    which refuses the standard graph's opset 24, takes 23 (``ort``) and 21 (``trt103``).
 
     Raises:
         BundleError: The bundle has no graph.

@@ -6,7 +6,6 @@ the answer, what stands after ``</think>``, is compared; white space around it d
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +91,7 @@ def read_rows(path: Path, limit: int | None = None) -> list[EvalRow]:
     Raises:
         CalibrationError: The file cannot be read, has no rows, or a line has another form.
     """
-    rows = itertools.islice(read_json_lines(path, _REMEDY), limit)
+    rows = read_json_lines(path, _REMEDY, limit)
     return [_row(row, where) for where, row in rows]
 
 

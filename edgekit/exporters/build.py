@@ -31,7 +31,8 @@ from edgekit.graph.exported import check_exported_graph
 from edgekit.models.exported import ExportedConfig
 from edgekit.models.families import token_id
 from edgekit.pipeline.calibrated import check_device
-from edgekit.pipeline.compiled import NO_TENSORRT, Compiled, not_run
+from edgekit.pipeline.compile_findings import NO_TENSORRT, not_run
+from edgekit.pipeline.compiled import Compiled
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests
 from edgekit.pipeline.golden_windows import windows_of_tokenizer

@@ -31,7 +31,8 @@ from edgekit.pipeline.calibrated import (
     refuse_requantizing,
     store_calibrated,
 )
-from edgekit.pipeline.compiled import Compiled, check_compiles, not_run, plan_engines
+from edgekit.pipeline.compile_findings import not_run
+from edgekit.pipeline.compiled import Compiled, check_compiles, plan_engines
 from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
 from edgekit.pipeline.graphs import write_graphs

@@ -89,6 +89,8 @@ def check_device(request: BuildRequest) -> None:
         MissingExtraError: torch is not installed.
         QuantizationError: torch finds no such device.
     """
+    if request.recipe.needs_calibration:
+        require_torch("Calibrated quantization")
     if request.device == "cpu":
         return
     if not request.recipe.needs_calibration:
@@ -96,7 +98,6 @@ def check_device(request: BuildRequest) -> None:
             f"recipe {request.recipe.name} is not calibrated and takes no --device",
             "Leave --device out, or use a recipe that needs calibration",
         )
-    require_torch("Calibrated quantization")
     from edgekit.quant.torch_run import torch_device  # noqa: PLC0415 - needs torch
 
     torch_device(request.device)
@@ -162,8 +163,9 @@ def mix_schemes(
     budget = request.recipe.quant.mixed_bits_per_weight
     mixed_plan(checkpoint.config, schemes, dict.fromkeys(schemes, 1.0), budget)  # is it enough?
     windows = calibration.windows[: max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])]
+    windows = windows[:, :SENSITIVITY_TOKENS]
     sample = CalibrationSet(windows, calibration.digest, calibration.source_tokens)
-    progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config, schemes))
+    progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config))
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         key = _sensitivity_key(request, checkpoint, schemes, sample)
         noted = writer.resume(key)
@@ -224,6 +226,7 @@ def store_calibrated(
         emit_dense=calibrated.emit_dense,
         keeper=calibrated,
         options=calibration_options(request),
+        exponents={name: store.exponents.of_weight(name) for name in schemes},
         progress=store.progress,
     )
     calibrated.finish()
@@ -252,7 +255,7 @@ class _Calibrated:
         self,
         name: str,
         codes: npt.NDArray[np.int8],
-        scales: npt.NDArray[np.float16],
+        scales: npt.NDArray[np.float32],
         error: WeightError,
     ) -> None:
         """Store and note a finished linear."""

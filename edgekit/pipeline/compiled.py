@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from edgekit.bundle.reader import Bundle
 from edgekit.contracts.engine_plan import EnginePlan, plan_engine
 from edgekit.contracts.manifest import GraphEntry, TensorEntry
 from edgekit.errors import MissingExtraError
+from edgekit.pipeline.compile_findings import NO_TENSORRT, describe_check, not_run
 from edgekit.plan.memory import PREFILL_CHUNK_TOKENS
 from edgekit.progress import SILENT, Progress
 from edgekit.targets import Target
 from edgekit.trt.compile_check import CheckInput, run_compile_check
 from edgekit.trt.module import find_builder
-
-NO_TENSORRT = "the target runs no TensorRT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +41,6 @@ def plan_engines(
         chunk_tokens=PREFILL_CHUNK_TOKENS,
     )
     return (plan,)
-
-
-def not_run(reason: str) -> dict[str, Any]:
-    """Return the findings of a check that was not run."""
-    return {"status": "not run", "reason": reason}
 
 
 def check_compiles(
@@ -95,15 +88,3 @@ def check_bundle(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Any]:
     if not plans and manifest.requirements["tensorrt"]:
         return not_run("the bundle has no engine plan: it was built by an earlier edgekit")
     return check_compiles(bundle.path, manifest.graphs, plans, manifest.tensors, progress)
-
-
-def describe_check(found: Mapping[str, Any]) -> str:
-    """Return one line about the findings for a person."""
-    if found["status"] != "passed":
-        return f"not run: {found['reason']}"
-    other = "" if found["target_version"] else ", another TensorRT than the target's"
-    layers = f"{found['layers_compiled']} of {found['layers']} layers"
-    return (
-        f"{found['builder']} {found['version']} for SM {found['sm']}{other}: {layers}, "
-        f"attention {found['attention']}"
-    )

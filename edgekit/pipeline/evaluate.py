@@ -25,6 +25,7 @@ from edgekit.evaluate.exact_match import (
 from edgekit.evaluate.reference import ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, measure_session, split_windows
 from edgekit.pipeline.compared import Compared, open_reference
+from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import Messages, reasoned_text
 
@@ -105,6 +106,7 @@ def evaluate_bundle(
             report |= _divergence(model, windows, compared, request.threads, progress)
     finally:
         model.session.close()
+    report["machine"] = read_machine().to_dict()
     return report
 
 

@@ -17,6 +17,8 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
+from edgekit.pipeline.compile_findings import not_run
+from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
 
@@ -77,16 +79,17 @@ def verify_bundle(
         "graphs": reports and {name: report.to_dict() for name, report in reports.items()},
         "compile_check": _compile(bundle, graphs=graphs, run=run, progress=progress),
         "golden": _run_golden(bundle, provider, threads, progress) if run else None,
+        "machine": read_machine().to_dict(),
     }
 
 
 def _compile(bundle: Bundle, *, graphs: bool, run: bool, progress: Progress) -> dict[str, Any]:
     """Compile the target's graph; returns the findings, or why it was not compiled."""
-    from edgekit.pipeline.compiled import check_bundle, not_run  # noqa: PLC0415 - imports onnx
-
     for wanted, option in ((graphs, "--no-graphs"), (run, "--no-run")):
         if not wanted:
             return not_run(f"verified with {option}")
+    from edgekit.pipeline.compiled import check_bundle  # noqa: PLC0415 - imports onnx
+
     return check_bundle(bundle, progress)
 
 

@@ -30,6 +30,7 @@ def search_channel_scales(
     schemes: Sequence[QuantScheme],
     hessian: torch.Tensor,
     *,
+    exponents: Sequence[int],
     share: int = 1,
     heads: int = 0,
 ) -> torch.Tensor:
@@ -42,6 +43,7 @@ def search_channel_scales(
         weights: float32 [N_i, K].
         schemes: Theirs.
         hessian: float32 [K, K].
+        exponents: Each linear's scales are stored multiplied by ``2**exponent``.
         share: Consecutive blocks of K that must have the same scales (the query heads of one
             key/value head, for o_proj).
         heads: Channels of one block when ``share`` > 1 (head_dim).
@@ -56,8 +58,8 @@ def search_channel_scales(
         scale = energy ** (step / STEPS)
         scale = scale / (scale.max() * scale.min()).sqrt()
         loss = sum(
-            _loss(weight, scheme, hessian, scale)
-            for weight, scheme in zip(weights, schemes, strict=True)
+            _loss(weight, scheme, hessian, scale, exponent)
+            for weight, scheme, exponent in zip(weights, schemes, exponents, strict=True)
         )
         if loss < least:
             best, least = scale, float(loss)
@@ -71,10 +73,15 @@ def _shared(energy: torch.Tensor, share: int, head_dim: int) -> torch.Tensor:
 
 
 def _loss(
-    weight: torch.Tensor, scheme: QuantScheme, hessian: torch.Tensor, scale: torch.Tensor
+    weight: torch.Tensor,
+    scheme: QuantScheme,
+    hessian: torch.Tensor,
+    scale: torch.Tensor,
+    exponent: int,
 ) -> float:
     """Return the output error of rounding ``weight * scale``, mean over tokens, sum over N."""
     scaled = weight * scale
     importance = hessian.diagonal() / scale.square()
-    rounded = round_to_nearest(scaled, search_scales(scaled, scheme, importance), scheme)
+    scales = search_scales(scaled, scheme, importance, exponent=exponent)
+    rounded = round_to_nearest(scaled, scales, scheme)
     return output_error(rounded.dequantize() / scale - weight, hessian)

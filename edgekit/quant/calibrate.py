@@ -12,7 +12,7 @@ worked on in strips of rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -38,10 +38,14 @@ class EmitLinear(Protocol):
         self,
         name: str,
         codes: npt.NDArray[np.int8],
-        scales: npt.NDArray[np.float16],
+        scales: Float32Array,
         error: WeightError,
     ) -> None:
-        """Store codes [N, K] and scales [N, G]; ``error`` is the distance from the weight."""
+        """Store codes [N, K] and scales [N, G]; ``error`` is the distance from the checkpoint's.
+
+        Scales are those an engine reads, before they are multiplied by the linear's power of two;
+        then float16 holds them exactly.
+        """
 
 
 class StreamKeeper(Protocol):
@@ -116,7 +120,7 @@ class CalibrationReport:
         tokens: Calibration tokens used.
         digest: Of the calibration set.
         output_error: Linear to relative squared output error on the calibration inputs,
-            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens.
+            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens, W being the checkpoint's weight.
     """
 
     algorithm: CalibratedAlgorithm
@@ -151,6 +155,7 @@ def calibrate_model(
     emit_dense: EmitDense,
     keeper: StreamKeeper | None = None,
     options: CalibrationOptions | None = None,
+    exponents: Mapping[str, int] | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationReport:
     """Quantize every linear the plan quantizes, on calibration data.
@@ -164,6 +169,8 @@ def calibrate_model(
         emit_dense: Called with each norm weight or bias that changed.
         keeper: Told of the streams after each layer, and asked for them at the start.
         options: How.
+        exponents: Scales of a linear are stored multiplied by 2 to the power of this; 0 for those
+            that are not named.
         progress: Told of the stored bytes of each finished linear, and of what is being done.
 
     Raises:
@@ -174,9 +181,8 @@ def calibrate_model(
     require_torch("Calibrated quantization")
     from edgekit.quant.layerwise import LayerwiseCalibrator  # noqa: PLC0415 - needs torch
 
-    run = LayerwiseCalibrator(
-        tensors, config, plan, calibration, options or CalibrationOptions(), progress
-    )
+    settings, shifts = options or CalibrationOptions(), exponents or {}
+    run = LayerwiseCalibrator(tensors, config, plan, calibration, settings, shifts, progress)
     return run.run(emit, emit_dense, keeper)
 
 

@@ -85,11 +85,28 @@ def load_calibration(
         CalibrationError: The file is unreadable, too short or of another form; a message about a
             row names its line.
     """
+    _check_sizes(tokens, window)
+    stream = _token_stream(path, tokenizer, window, render)
+    rng = np.random.default_rng(seed)
+    if segment_tokens is None:
+        windows = _windows(stream, tokens, window, rng)
+    else:
+        windows = _mixed(stream, tokens, window, segment_tokens, rng)
+    return CalibrationSet(windows, _digest(windows), int(stream.size))
+
+
+def _check_sizes(tokens: int, window: int) -> None:
     if window < MIN_WINDOW or tokens < window:
         raise CalibrationError(
             f"cannot cut {tokens} calibration tokens into windows of {window}",
             f"Use a window of at least {MIN_WINDOW} tokens and at least one window of tokens",
         )
+
+
+def _token_stream(
+    path: Path, tokenizer: TextEncoder, window: int, render: Render | None
+) -> npt.NDArray[np.int64]:
+    """Return the tokens of all texts of a file, one after the other; a window at least."""
     texts = _read_texts(path, render)
     base = render is None
     stream = np.concatenate(
@@ -100,14 +117,13 @@ def load_calibration(
             f"{path} has {stream.size} tokens, less than one window of {window}",
             "Use more text or a smaller window",
         )
-    rng = np.random.default_rng(seed)
-    if segment_tokens is None:
-        windows = _windows(stream, tokens, window, rng)
-    else:
-        windows = _mixed(stream, tokens, window, segment_tokens, rng)
+    return stream
+
+
+def _digest(windows: npt.NDArray[np.int64]) -> str:
     digest = hashlib.sha256(f"{windows.shape}".encode())
     digest.update(np.ascontiguousarray(windows, "<i8").tobytes())
-    return CalibrationSet(windows, digest.hexdigest(), int(stream.size))
+    return digest.hexdigest()
 
 
 def _windows(

@@ -19,6 +19,8 @@ from edgekit.models.rope import cos_sin_tables
 
 LayerTensors = Mapping[str, torch.Tensor]
 """Tensors of one layer by their name within it: ``self_attn.q_proj.weight`` [N, K], float32."""
+ApplyLinear = Callable[[LayerTensors, str, torch.Tensor], torch.Tensor]
+"""Takes a layer's tensors, a linear's name and its input [..., K] to its output [..., N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,26 @@ class DecoderLayer:
         config: The architecture.
         window: Tokens of the longest sequence.
         device: Where the rotary tables live.
+        apply: Applies a linear by its name; :func:`linear` unless told otherwise.
     """
 
-    def __init__(self, config: ModelConfig, window: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        window: int,
+        device: torch.device,
+        apply: ApplyLinear | None = None,
+    ) -> None:
         self.config = config
+        self._apply = apply or linear
         cos, sin = cos_sin_tables(config.rope, config.head_dim, np.arange(window))
         self._cos = torch.from_numpy(cos).to(device)
         self._sin = torch.from_numpy(sin).to(device)
 
     def __call__(self, tensors: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         """Return the residual stream [B, S, hidden] after the layer."""
-        x = x + linear(tensors, "self_attn.o_proj", self.attention(tensors, x))
-        return x + linear(tensors, "mlp.down_proj", self.gated_product(tensors, x))
+        x = x + self._apply(tensors, "self_attn.o_proj", self.attention(tensors, x))
+        return x + self._apply(tensors, "mlp.down_proj", self.gated_product(tensors, x))
 
     def norm(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the RMS norm of ``x`` [..., D] times ``weight`` [D]."""
@@ -85,12 +95,12 @@ class DecoderLayer:
     def gated_product(self, tensors: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         """Return what down_proj reads, [B, S, intermediate]; ``x`` is past the attention."""
         normed = self.mlp_norm(tensors, x)
-        gate = F.silu(linear(tensors, "mlp.gate_proj", normed))
-        return gate * linear(tensors, "mlp.up_proj", normed)
+        gate = F.silu(self._apply(tensors, "mlp.gate_proj", normed))
+        return gate * self._apply(tensors, "mlp.up_proj", normed)
 
     def _heads(self, tensors: LayerTensors, kind: str, x: torch.Tensor) -> torch.Tensor:
         """Return queries, keys or values, [B, heads, S, head_dim], normed and rotated."""
-        heads = linear(tensors, f"self_attn.{kind}_proj", x)
+        heads = self._apply(tensors, f"self_attn.{kind}_proj", x)
         heads = heads.view(*x.shape[:-1], -1, self.config.head_dim)
         if kind == "v":
             return heads.transpose(1, 2)

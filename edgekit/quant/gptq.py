@@ -31,7 +31,7 @@ class Rounded:
 
     Attributes:
         codes: int8 [N, K].
-        scales: float16 [N, K // group_size].
+        scales: float32 [N, K // group_size], as an engine reads them: :func:`stored_scales`.
     """
 
     codes: torch.Tensor
@@ -40,7 +40,7 @@ class Rounded:
     def dequantize(self) -> torch.Tensor:
         """Return float32 [N, K]."""
         rows, groups = self.scales.shape
-        parts = self.codes.view(rows, groups, -1).float() * self.scales.float()[..., None]
+        parts = self.codes.view(rows, groups, -1).float() * self.scales[..., None]
         return parts.view(rows, -1)
 
 
@@ -87,7 +87,7 @@ class GptqFactor:
         self._upper = inverse_cholesky(hessian[order][:, order], damping).float()
 
     def quantize(self, weight: torch.Tensor, scales: torch.Tensor, scheme: QuantScheme) -> Rounded:
-        """Choose the codes of ``weight`` [N, K] under given ``scales`` [N, G], float16.
+        """Choose the codes of ``weight`` [N, K] under given ``scales`` [N, G], as stored.
 
         Work is laid out [K, N], so that a channel is one contiguous row.
         """
@@ -95,7 +95,7 @@ class GptqFactor:
         rows, columns = weight.shape
         size = scheme.group_size or columns
         rest = weight.t()[self._order].contiguous()
-        step = scales.float().t()[self._order // size].contiguous()
+        step = scales.t()[self._order // size].contiguous()
         codes = torch.empty_like(rest)
         for start in range(0, columns, BLOCK):
             stop = min(start + BLOCK, columns)
@@ -149,52 +149,75 @@ def _round_block_torch(
 
 
 def search_scales(
-    weight: torch.Tensor, scheme: QuantScheme, importance: torch.Tensor | None = None
+    weight: torch.Tensor,
+    scheme: QuantScheme,
+    importance: torch.Tensor | None = None,
+    *,
+    exponent: int = 0,
 ) -> torch.Tensor:
-    """Return scales, float16 [N, G], of least squared error weighted by channel.
+    """Return scales, float32 [N, G] as stored, of least squared error weighted by channel.
 
     Args:
         weight: float32 [N, K].
         scheme: ``absmax`` skips the search.
         importance: [K], mean square of each input channel; None weighs all alike.
+        exponent: Scales are stored multiplied by ``2**exponent``.
     """
     low, high = CODE_RANGE[scheme.bits]
     rows, columns = weight.shape
     groups = weight.view(rows, scheme.groups(columns), -1)
     start = groups.abs().amax(-1) / high
     if scheme.scale_search == "absmax":
-        return stored_scales(start)
+        return stored_scales(start, exponent)
     weights = torch.ones(columns, device=weight.device) if importance is None else importance
     # A dead group has no weighted error to compare; a floor makes it choose by plain error.
     weights = weights.float().clamp_min(1e-6 * float(weights.float().mean()) + 1e-30)
     weights = weights.view(1, groups.shape[1], -1)
-    best = stored_scales(start)
+    best = stored_scales(start, exponent)
     least = torch.full_like(start, float("inf"))
     for factor in SEARCH_FACTORS:
-        trial = stored_scales(start * factor)
+        trial = stored_scales(start * factor, exponent)
         for refinement in range(SEARCH_REFINEMENTS + 1):
-            step = trial.float()[..., None]
+            step = trial[..., None]
             codes = (groups / step).round_().clamp_(low, high)
             error = ((codes * step - groups).square_() * weights).sum(-1)
             better = error < least
             best = torch.where(better, trial, best)
             least = torch.where(better, error, least)
             if refinement < SEARCH_REFINEMENTS:
-                power = (codes.square() * weights).sum(-1)
-                match = (codes * groups * weights).sum(-1)
-                fitted = match / power
-                trial = stored_scales(torch.where((power > 0) & (match > 0), fitted, start))
+                trial = stored_scales(_fit_scales(codes, groups, weights, start), exponent)
     return best
 
 
+def _fit_scales(
+    codes: torch.Tensor, groups: torch.Tensor, weights: torch.Tensor, start: torch.Tensor
+) -> torch.Tensor:
+    """Return the scales [N, G] of least weighted error for given codes [N, G, size].
+
+    ``start`` stands in for those of groups that have no positive one.
+    """
+    power = (codes.square() * weights).sum(-1)
+    match = (codes * groups * weights).sum(-1)
+    return torch.where((power > 0) & (match > 0), match / power, start)
+
+
 def round_to_nearest(weight: torch.Tensor, scales: torch.Tensor, scheme: QuantScheme) -> Rounded:
-    """Round ``weight`` [N, K] under given ``scales`` [N, G], float16."""
+    """Round ``weight`` [N, K] under given ``scales`` [N, G], as stored."""
     low, high = CODE_RANGE[scheme.bits]
     groups = weight.view(*scales.shape, -1)
-    codes = (groups / scales.float()[..., None]).round_().clamp_(low, high)
+    codes = (groups / scales[..., None]).round_().clamp_(low, high)
     return Rounded(codes.view(weight.shape).to(torch.int8), scales)
 
 
-def stored_scales(scales: torch.Tensor) -> torch.Tensor:
-    """Return scales as they are stored: float16, never 0."""
-    return scales.clamp_min(SMALLEST_SCALE).half()
+def stored_scales(scales: torch.Tensor, exponent: int = 0) -> torch.Tensor:
+    """Return scales as an engine reads them, float32: rounded to float16 where they are stored.
+
+    Multiplied by a small power of two, scales fall among float16's subnormals and lose bits: codes
+    have to be chosen for what is left of them.
+
+    Args:
+        scales: float32, any shape.
+        exponent: They are stored multiplied by ``2**exponent``, never as 0.
+    """
+    stored = (scales * 2.0**exponent).clamp_min(SMALLEST_SCALE).half()
+    return stored.float() * 2.0**-exponent

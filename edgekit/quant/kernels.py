@@ -109,6 +109,24 @@ def _project(values: Any, low: Any, high: Any, inverse: Any, dot: Any, norm: Any
 
 
 @njit(nogil=True, cache=True)
+def _try_factors(values: Any, low: Any, high: Any, factors: Any, work: Any, sums: Any) -> None:
+    """Add a part of a group [channels, lanes] to the dots and norms of every candidate scale.
+
+    ``work`` is float32 [4, lanes]: scratch, and in its last row the absmax scales. ``sums`` is
+    float64 [2, steps, lanes].
+    """
+    lanes = work.shape[1]
+    for step in range(factors.shape[0]):
+        for lane in range(lanes):
+            scale = max(work[3, lane] * factors[step], _SMALLEST_TRIED)
+            work[0, lane] = np.float32(1) / scale
+        _project(values, low, high, work[0], work[1], work[2])
+        for lane in range(lanes):
+            sums[0, step, lane] += work[1, lane]
+            sums[1, step, lane] += work[2, lane]
+
+
+@njit(nogil=True, cache=True)
 def _best_scale(sums: Any, lane: int) -> float:
     """Return the least-squares scale of the step of largest dot**2 / norm; 0 if all norms are.
 
@@ -157,26 +175,34 @@ def search_scales(
             for start in range(0, group, bits.shape[0]):
                 size = min(bits.shape[0], group - start)
                 _transpose_group(source, shift, row, index * group + start, bits[:size])
-                for step in range(factors.shape[0]):
-                    for lane in range(lanes):
-                        scale = max(work[3, lane] * factors[step], _SMALLEST_TRIED)
-                        work[0, lane] = np.float32(1) / scale
-                    _project(values[:size], low, high, work[0], work[1], work[2])
-                    for lane in range(lanes):
-                        sums[0, step, lane] += work[1, lane]
-                        sums[1, step, lane] += work[2, lane]
+                _try_factors(values[:size], low, high, factors, work, sums)
             for lane in range(min(lanes, rows - row)):
                 scales[row + lane, index] = _best_scale(sums, lane)
 
 
 @njit(nogil=True, cache=True)
-def _add_squares(values: Any, lanes: Any) -> None:
-    """Add the squares of ``values`` [K] to ``lanes``, element k to lane k modulo their number."""
+def _sum_squares(values: Any, lanes: Any, total: Any) -> None:
+    """Add the squares of ``values`` [K] to ``total[0]``, element k by lane k modulo their number.
+
+    ``lanes`` is scratch, float32; ``total`` is float64.
+    """
     count = lanes.shape[0]
+    lanes[:] = np.float32(0)
     for start in range(0, values.shape[0], count):
         for lane in range(min(count, values.shape[0] - start)):
             v = values[_U(start + lane)]
             lanes[lane] += v * v
+    for lane in range(count):
+        total[0] += lanes[lane]
+
+
+@njit(nogil=True, cache=True)
+def _largest(pattern: Any) -> Any:
+    """Return the bits of the largest magnitude in ``pattern`` uint32 [K]."""
+    worst = np.uint32(0)
+    for k in range(pattern.shape[0]):
+        worst = max(worst, pattern[k] & _MAGNITUDE)
+    return worst
 
 
 @njit(nogil=True, cache=True)
@@ -235,35 +261,26 @@ def encode(
 ) -> tuple[float, float, float]:
     """Round a strip to codes of given scales.
 
-    Args:
-        source: See the module.
-        shift: See the module.
-        low: See the module.
-        high: See the module.
-        scales: float32 [rows, groups], positive.
-        bits: 4 or 8, of a code.
-        lanes: Partial sums of a row's squares.
-        words: uint32 [ceil(rows * bits / 32), K], filled: the codes of 32 / bits rows in two's
-            complement, the first in the lowest bits; zeros past the last row.
+    ``scales`` is float32 [rows, groups], positive. ``words`` is uint32 [ceil(rows * bits / 32), K]
+    and is filled with the codes of ``bits`` (4 or 8): those of 32 / bits rows in two's complement,
+    the first in the lowest bits; zeros past the last row. ``lanes`` are partial sums of a row's
+    squares; for the others see the module.
 
     Returns:
         Squared error, squared weight, largest absolute error.
     """
-    columns = source.shape[1]
-    group = columns // scales.shape[1]
-    pattern = np.empty(columns, np.uint32)
+    group = source.shape[1] // scales.shape[1]
+    pattern = np.empty(source.shape[1], np.uint32)
     values = pattern.view(np.float32)
     squares = np.empty((2, lanes), np.float32)
     mask = np.uint32((1 << bits) - 1)
-    worst = np.uint32(0)
-    squared_error = squared_weight = 0.0
+    totals, worst = np.zeros(2), np.uint32(0)
     words[:] = np.uint32(0)
     for row in range(source.shape[0]):
         target = _U(row * bits // WORD_BITS)
         place = np.uint32(1 << (row * bits % WORD_BITS))
         _widen(source, shift, row, pattern)
-        squares[:] = np.float32(0)
-        _add_squares(values, squares[1])
+        _sum_squares(values, squares[1], totals[1:])
         for index in range(scales.shape[1]):
             scale = scales[row, index]
             inverse = np.float32(1) / scale
@@ -272,14 +289,10 @@ def encode(
                 q = min(max(np.rint(values[k] * inverse), low), high)
                 values[k] -= q * scale
                 words[target, k] |= np.uint32(np.uint32(np.int32(q)) & mask) * place
-        _add_squares(values, squares[0])
-        for j in range(columns):
-            worst = max(worst, pattern[j] & _MAGNITUDE)
-        for lane in range(lanes):
-            squared_error += squares[0, lane]
-            squared_weight += squares[1, lane]
+        _sum_squares(values, squares[0], totals)
+        worst = max(worst, _largest(pattern))
     pattern[0] = worst
-    return squared_error, squared_weight, values[0]
+    return totals[0], totals[1], values[0]
 
 
 @njit(nogil=True, cache=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
-from edgekit.checkpoint.lazy import read_all
+from edgekit.checkpoint.lazy import read_all, strips
 from edgekit.errors import CalibrationError
 from edgekit.models.config import ModelConfig, tensor_shapes
 from edgekit.progress import Progress
@@ -76,6 +77,11 @@ class LayerReader:
         """Return a whole tensor, float32, on the device."""
         return torch.from_numpy(np.ascontiguousarray(read_all(self.open(name)))).to(self.device)
 
+    def strips(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield ``(first_row, float32 [at most rows, K])`` of a tensor, on the device."""
+        for start, part in strips(self.open(name), rows):
+            yield start, torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+
     def layer_tensors(self, index: int) -> dict[str, torch.Tensor]:
         """Return the tensors of layer ``index`` by their names within it."""
         prefix = f"model.layers.{index}."
@@ -95,7 +101,3 @@ class LayerReader:
             for start in range(0, stream.shape[0], batch)
         ]
         return torch.cat(parts)
-
-    def logits(self, norm: torch.Tensor, head: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
-        """Return logits, float32 [S, vocab], of a final residual stream [S, hidden]."""
-        return F.linear(self.layer.norm(norm, stream.to(self.device)), head)

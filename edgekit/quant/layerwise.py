@@ -7,7 +7,7 @@ bounds its memory. Needs torch (extra ``calibrate``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from edgekit.checkpoint.lazy import Float32Array
 from edgekit.errors import QuantizationError
-from edgekit.models.config import Linear, ModelConfig, layer_linears, lm_head
+from edgekit.models.config import Linear, ModelConfig, all_linears, layer_linears, lm_head
 from edgekit.progress import Progress
 from edgekit.quant.calibrate import (
     CalibrationOptions,
@@ -27,7 +27,7 @@ from edgekit.quant.calibrate import (
 )
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.decoder_layer import SUBLAYERS, Sublayer, linear
-from edgekit.quant.fold import fold_head, fold_layer
+from edgekit.quant.fold import Fold, FoldedLayer, fold_head, fold_layer
 from edgekit.quant.gptq import GptqFactor, Rounded, round_to_nearest, search_scales
 from edgekit.quant.hessian import InputMoments, MomentAccumulator, OutputTarget, output_error
 from edgekit.quant.layer_reader import LayerReader
@@ -68,12 +68,14 @@ class LayerwiseCalibrator:
         plan: Schemes,
         calibration: CalibrationSet,
         options: CalibrationOptions,
+        exponents: Mapping[str, int],
         progress: Progress,
     ) -> None:
         self._reader = LayerReader(tensors, config, calibration, options.device, progress)
         self._config = config
         self._plan = plan
         self._options = options
+        self._exponents = {x.name: exponents.get(x.name, 0) for x in all_linears(config)}
         self._device = self._reader.device
         self._layer = self._reader.layer
         self._output_error: dict[str, float] = {}
@@ -122,11 +124,14 @@ class LayerwiseCalibrator:
         prefix = f"model.layers.{index}."
         specs = {x.name.removeprefix(prefix): x for x in layer_linears(self._config, index)}
         left = self._reader.layer_bytes(index)
+        folded = FoldedLayer()
         if self._options.algorithm != "gptq":
             self._tell(f"{prefix}*: channel scales")
             schemes = {short: self._plan[prefix + short] for short in specs}
+            exponents = {short: self._exponents[prefix + short] for short in specs}
             batches = (streams.quantized[p].to(self._device) for p in self._batches(streams))
-            for name in fold_layer(self._layer, full, schemes, batches):
+            folded = fold_layer(self._layer, full, schemes, exponents, batches)
+            for name in folded.dense:
                 emit_dense(prefix + name, full[name].cpu().numpy())
         quantized = dict(full)
         for sublayer in SUBLAYERS:
@@ -141,9 +146,9 @@ class LayerwiseCalibrator:
                     continue
                 self._tell(f"{prefix}{short}: {self._options.algorithm}")
                 weight = full[f"{short}.weight"]
-                rounded = rounding(weight, scheme)
+                rounded = rounding(weight, scheme, self._exponents[prefix + short])
                 quantized[f"{short}.weight"] = rounded.dequantize()
-                error = _Error(moments)
+                error = _Error(moments, folded.of(short))
                 error.add(weight, rounded)
                 left -= self._emit(specs[short], [rounded], error, emit)
             if sublayer.residual:
@@ -194,7 +199,7 @@ class LayerwiseCalibrator:
     def _quantize_head(self, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense) -> None:
         """Quantize the LM head in strips of rows: they share one Hessian and nothing else."""
         spec = lm_head(self._config)
-        scheme = self._plan[spec.name]
+        scheme, exponent = self._plan[spec.name], self._exponents[spec.name]
         table = self._reader.open(spec.weight_key)
         before = self._reader.open("model.norm.weight").stored_bytes
         if scheme is None:
@@ -204,18 +209,16 @@ class LayerwiseCalibrator:
         self._tell(f"{spec.name}: inputs")
         norm = self._reader.read("model.norm.weight")
         moments = self._head_moments(norm, streams)
-        scale = torch.ones_like(norm)
+        fold = Fold()
         if self._options.algorithm != "gptq":
-            norm, scale, moments = fold_head(norm, table, scheme, moments)
+            norm, fold, moments = fold_head(norm, table, scheme, exponent, moments)
             emit_dense("model.norm.weight", norm.cpu().numpy())
         self._tell(f"{spec.name}: {self._options.algorithm}")
-        rounding, error = _Rounding(moments, self._options), _Error(moments)
+        rounding, error = _Rounding(moments, self._options), _Error(moments, fold)
         parts: list[Rounded] = []
-        for start in range(0, table.shape[0], HEAD_ROWS):
-            stop = min(start + HEAD_ROWS, table.shape[0])
-            rows = np.ascontiguousarray(table.rows(start, stop))
-            weight = torch.from_numpy(rows).to(self._device) * scale
-            rounded = rounding(weight, scheme)
+        for _, rows in self._reader.strips(spec.weight_key, HEAD_ROWS):
+            weight = rows if fold.inputs is None else rows * fold.inputs
+            rounded = rounding(weight, scheme, exponent)
             error.add(weight, rounded)
             parts.append(Rounded(rounded.codes.cpu(), rounded.scales.cpu()))
         self._emit(spec, parts, error, emit)
@@ -291,28 +294,35 @@ class _Rounding:
             moments.hessian, damping=options.damping, act_order=options.act_order
         )
 
-    def __call__(self, weight: torch.Tensor, scheme: QuantScheme) -> Rounded:
+    def __call__(self, weight: torch.Tensor, scheme: QuantScheme, exponent: int) -> Rounded:
+        """Round ``weight`` [N, K]; its scales will be stored multiplied by ``2**exponent``."""
         target = weight if self._factor is None else self._target(weight)
-        scales = search_scales(target, scheme, self._hessian.diagonal())
+        scales = search_scales(target, scheme, self._hessian.diagonal(), exponent=exponent)
         if self._factor is None:
             return round_to_nearest(weight, scales, scheme)
         rounded = self._factor.quantize(target, scales, scheme)
-        return refine(target, rounded, self._hessian, scheme, self._sweeps)
+        return refine(target, rounded, self._hessian, scheme, self._sweeps, exponent=exponent)
 
 
 class _Error:
-    """Adds up how far quantized rows are from the weight, and their outputs from its outputs."""
+    """Adds up how far quantized rows are from the weight, and their outputs from its outputs.
 
-    def __init__(self, moments: InputMoments) -> None:
+    The weight is the checkpoint's: what was folded into it is taken out of both again.
+    """
+
+    def __init__(self, moments: InputMoments, fold: Fold) -> None:
         self._hessian = moments.hessian
+        self._fold = fold
         self._output = self._power = 0.0
         self.weight = WeightError(0.0, 0.0, 0.0)
 
     def add(self, weight: torch.Tensor, rounded: Rounded) -> None:
-        """Add rows [R, K]."""
+        """Add rows [R, K] of the folded weight."""
         change = rounded.dequantize() - weight
-        self._output += output_error(change, self._hessian)
-        self._power += output_error(weight, self._hessian)
+        # The Hessian is that of the folded inputs, which the folded weight undoes.
+        self._output += output_error(self._fold.unfold_outputs(change), self._hessian)
+        self._power += output_error(self._fold.unfold_outputs(weight), self._hessian)
+        change, weight = self._fold.unfold(change), self._fold.unfold(weight)
         before = self.weight
         self.weight = WeightError(
             before.squared_error + float(change.square().sum(dtype=torch.float64)),

@@ -73,7 +73,8 @@ def pack_codes(
 
     Args:
         codes: int8 [N, K].
-        scales: [N, K // group_size], positive; 0 where all codes of a group are 0.
+        scales: [N, K // group_size], positive; 0 where all codes of a group are 0. Bits that
+            float16 does not hold of them, once multiplied, are rounded away.
         scheme: Their scheme.
         original: float32 [N, K], for the error statistics; zeros when None.
         scale_exponent: Multiply the stored scales by ``2**scale_exponent``; errors are those of the
@@ -95,14 +96,18 @@ def pack_codes(
     packed = pack_int4(transposed) if scheme.bits == 4 else transposed
     error = WeightError(0.0, 0.0, 0.0)
     if original is not None:
-        effective = stored.astype(np.float32) * np.float32(2.0**-scale_exponent)
-        difference = codes.astype(np.float32) * np.repeat(effective, group, axis=1) - original
-        error = WeightError(
-            float(np.square(difference, dtype=np.float64).sum()),
-            float(np.square(original, dtype=np.float64).sum()),
-            float(np.abs(difference).max()),
-        )
+        effective = read_scales(stored, scale_exponent)
+        error = _distance(codes.astype(np.float32) * np.repeat(effective, group, axis=1), original)
     return QuantizedWeight(scheme, columns, rows, packed, np.ascontiguousarray(stored.T), error)
+
+
+def _distance(values: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> WeightError:
+    difference = values - original
+    return WeightError(
+        float(np.square(difference, dtype=np.float64).sum()),
+        float(np.square(original, dtype=np.float64).sum()),
+        float(np.abs(difference).max()),
+    )
 
 
 def to_float16_scales(
@@ -129,3 +134,8 @@ def to_float16_scales(
         )
     stored: npt.NDArray[np.float16] = np.maximum(shifted, np.float32(SMALLEST_SCALE)).astype("f2")
     return stored
+
+
+def read_scales(stored: npt.NDArray[np.float16], exponent: int) -> npt.NDArray[np.float32]:
+    """Return stored scales without their power of two: what codes have to be chosen for."""
+    return stored.astype(np.float32) * np.float32(2.0**-exponent)

@@ -22,6 +22,8 @@ def refine(
     hessian: torch.Tensor,
     scheme: QuantScheme,
     sweeps: int,
+    *,
+    exponent: int = 0,
 ) -> Rounded:
     """Alternate coordinate descent and scale refits; the output error never rises.
 
@@ -31,10 +33,11 @@ def refine(
         hessian: float32 [K, K].
         scheme: Theirs.
         sweeps: Rounds of both; 0 changes nothing.
+        exponent: Scales are stored multiplied by ``2**exponent``.
     """
     for _ in range(sweeps):
         rounded = descend_codes(target, rounded, hessian, scheme)
-        rounded = refit_scales(target, rounded, hessian)
+        rounded = refit_scales(target, rounded, hessian, exponent=exponent)
     return rounded
 
 
@@ -49,7 +52,7 @@ def descend_codes(
     columns = target.shape[1]
     size = scheme.group_size or columns
     codes = rounded.codes.t().float().contiguous()
-    scales = rounded.scales.float().t()
+    scales = rounded.scales.t()
     steps = scales[torch.arange(columns, device=target.device) // size]
     change = (rounded.dequantize() - target).t().contiguous()
     for start in range(0, columns, BLOCK):
@@ -104,7 +107,12 @@ def _descend_block_torch(
 
 
 def refit_scales(
-    target: torch.Tensor, rounded: Rounded, hessian: torch.Tensor, sweeps: int = 1
+    target: torch.Tensor,
+    rounded: Rounded,
+    hessian: torch.Tensor,
+    sweeps: int = 1,
+    *,
+    exponent: int = 0,
 ) -> Rounded:
     """Return the same codes with scales of less output error, group by group.
 
@@ -116,6 +124,7 @@ def refit_scales(
         rounded: Codes and scales.
         hessian: float32 [K, K].
         sweeps: Passes over the groups.
+        exponent: Scales are stored multiplied by ``2**exponent``.
     """
     rows, groups = rounded.scales.shape
     codes = rounded.codes.view(rows, groups, -1).float()
@@ -128,11 +137,11 @@ def refit_scales(
         code = codes[:, index]
         slope = ((change @ hessian[:, part]) * code).sum(-1)
         curve = ((code @ hessian[part, part]) * code).sum(-1)
-        old = scales[:, index].float()
-        stored = stored_scales(old - slope / curve.clamp_min(1e-30))
-        step = stored.float() - old
+        old = scales[:, index]
+        stored = stored_scales(old - slope / curve.clamp_min(1e-30), exponent)
+        step = stored - old
         better = (curve > 0) & (step * (2 * slope + step * curve) < 0)
         step = torch.where(better, step, torch.zeros_like(step))
-        scales[:, index] = torch.where(better, stored, scales[:, index])
+        scales[:, index] = torch.where(better, stored, old)
         change[:, part] += step[:, None] * code
     return Rounded(rounded.codes, scales)

@@ -10,7 +10,7 @@ negative ones, too, the squared error would be a tenth smaller, but TensorRT's p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgekit.checkpoint.lazy import LazyTensor
 from edgekit.errors import CheckpointError, QuantizationError
-from edgekit.quant.packing import to_float16_scales
+from edgekit.quant.packing import read_scales, to_float16_scales
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 
@@ -62,39 +62,122 @@ def quantize_weight(
         scale_exponent: Multiply the stored scales by ``2**scale_exponent``; errors are those of the
             weight before that.
         base_scales: float32 [N, K // group_size], scales of an earlier version of this weight (not
-            multiplied by ``2**scale_exponent``). Each is kept where it costs next to no accuracy
-            (:data:`BASE_ERROR_GROWTH`), so that codes of unchanged weights do not change either.
+            multiplied by ``2**scale_exponent``). Each is kept, as far as it can be stored, where it
+            costs next to no accuracy (:data:`BASE_ERROR_GROWTH`), so that codes of unchanged
+            weights do not change either.
         advance: Told how many stored bytes each finished strip took, from the worker threads.
 
     Raises:
         QuantizationError: The shape does not fit the scheme, or a scale overflows float16.
         CheckpointError: The weight holds NaN or infinity.
     """
-    rows, columns = _check_shape(tensor, scheme)
-    words = np.empty((columns, -(-rows * scheme.bits // 32)), np.uint32)
-    scales = np.empty((scheme.groups(columns), rows), np.float16)
-    bytes_per_row = tensor.stored_bytes / rows
+    strips = _Strips(tensor, scheme, scale_exponent, base_scales, advance)
+    with ThreadPoolExecutor(threads, thread_name_prefix="edgekit-quantize") as pool:
+        errors = list(pool.map(strips.quantize, range(0, tensor.shape[0], STRIP_ROWS)))
+    return strips.result(errors)
 
-    def work(start: int) -> tuple[float, float, float]:
-        stop = min(start + STRIP_ROWS, rows)
-        base = None if base_scales is None else base_scales[start:stop]
-        error = _quantize_rows(tensor, scheme, scale_exponent, base, start, stop, words, scales)
-        if advance is not None:
-            advance(round(bytes_per_row * stop) - round(bytes_per_row * start))
+
+class _Strips:
+    """A weight on its way, quantized a strip of rows at a time; see :func:`quantize_weight`."""
+
+    def __init__(
+        self,
+        tensor: LazyTensor,
+        scheme: QuantScheme,
+        exponent: int,
+        base: npt.NDArray[np.float32] | None,
+        advance: Callable[[int], None] | None,
+    ) -> None:
+        self._tensor = tensor
+        self._scheme = scheme
+        self._exponent = exponent
+        self._base = base
+        self._advance = advance
+        self._rows, self._columns = _check_shape(tensor, scheme)
+        self._words = np.empty((self._columns, -(-self._rows * scheme.bits // 32)), np.uint32)
+        self._scales = np.empty((scheme.groups(self._columns), self._rows), np.float16)
+
+    def quantize(self, start: int) -> tuple[float, float, float]:
+        """Quantize the strip that begins at row ``start``.
+
+        Returns:
+            Squared error, squared weight, largest absolute error.
+        """
+        from edgekit.quant import kernels  # noqa: PLC0415 - Numba takes half a second to import
+
+        stop, bits = min(start + STRIP_ROWS, self._rows), self._scheme.bits
+        source, shift = kernels.as_bits(_raw_rows(self._tensor, start, stop))
+        effective = self._choose_scales(source, shift, start)
+        low, high = _code_range(self._scheme)
+        codes = np.empty((-(-(stop - start) * bits // 32), self._columns), np.uint32)
+        error: tuple[float, float, float] = kernels.encode(
+            source, shift, low, high, effective, bits, kernels.ERROR_LANES, codes
+        )
+        first = start * bits // 32
+        tile = np.empty((kernels.TILE_CHANNELS, len(codes)), np.uint32)
+        kernels.transpose_words(codes, tile, self._words[:, first : first + len(codes)])
+        if self._advance is not None:
+            bytes_per_row = self._tensor.stored_bytes / self._rows
+            self._advance(round(bytes_per_row * stop) - round(bytes_per_row * start))
         return error
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="edgekit-quantize") as pool:
-        errors = list(pool.map(work, range(0, rows, STRIP_ROWS)))
-    squared_error, squared_weight, max_abs_error = zip(*errors, strict=True)
-    return QuantizedWeight(
-        scheme,
-        columns,
-        rows,
-        _packed(words, rows, scheme.bits),
-        scales,
+    def _choose_scales(
+        self, source: npt.NDArray[Any], shift: np.uint32, start: int
+    ) -> npt.NDArray[np.float32]:
+        """Store the scales of a strip; return them as an engine reads them, float32 [rows, G]."""
+        from edgekit.quant import kernels  # noqa: PLC0415 - see above
+
+        name, exponent, stop = self._tensor.name, self._exponent, start + len(source)
+        low, high = _code_range(self._scheme)
+        peaks = np.empty((len(source), len(self._scales)), np.uint32)
+        bad = kernels.find_peaks(source, shift, peaks)
+        if bad >= 0:
+            raise CheckpointError(
+                f"{name} holds NaN or infinity, first in row {start + bad}",
+                "The checkpoint is damaged: download it again",
+            )
+        wanted = peaks.view(np.float32)
+        wanted /= high
+        if self._scheme.scale_search == "mse":
+            factors = np.array(MSE_FACTORS[self._scheme.bits], np.float32)
+            kernels.search_scales(
+                source, shift, low, high, factors,
+                kernels.SEARCH_CHANNELS, kernels.SEARCH_LANES, wanted,
+            )  # fmt: skip
+        stored = to_float16_scales(name, wanted, exponent)
+        effective = read_scales(stored, exponent)
+        if self._base is not None:
+            kept = _storable(self._base[start:stop], exponent)
+            kernels.keep_scales(
+                source, shift, low, high, kept, BASE_ERROR_GROWTH, KEEP_LANES, effective
+            )
+            stored = to_float16_scales(name, effective, exponent)
+        self._scales[:, start:stop] = stored.T
+        return effective
+
+    def result(self, errors: Sequence[tuple[float, float, float]]) -> QuantizedWeight:
+        """Return the whole weight, once every strip is done, with their errors in order."""
+        squared_error, squared_weight, max_abs_error = zip(*errors, strict=True)
         # Strips are fixed and math.fsum is exact: the totals do not depend on the threads.
-        WeightError(math.fsum(squared_error), math.fsum(squared_weight), max(max_abs_error)),
-    )
+        error = WeightError(math.fsum(squared_error), math.fsum(squared_weight), max(max_abs_error))
+        packed = _packed(self._words, self._rows, self._scheme.bits)
+        return QuantizedWeight(self._scheme, self._columns, self._rows, packed, self._scales, error)
+
+
+def _code_range(scheme: QuantScheme) -> tuple[np.float32, np.float32]:
+    """Return the smallest and the largest code, as the kernels want them."""
+    low, high = CODE_RANGE[scheme.bits]
+    return np.float32(low), np.float32(high)
+
+
+def _storable(base: npt.NDArray[np.float32], exponent: int) -> npt.NDArray[np.float32]:
+    """Return the scales of a base with the bits that can be stored under ``exponent``.
+
+    The base may have stored them under another one. Those that overflow or vanish here are infinite
+    or 0, and not kept: errors are compared.
+    """
+    with np.errstate(over="ignore"):
+        return read_scales((base * np.float32(2.0**exponent)).astype(np.float16), exponent)
 
 
 def _packed(words: npt.NDArray[np.uint32], rows: int, bits: int) -> npt.NDArray[Any]:
@@ -120,58 +203,6 @@ def _check_shape(tensor: LazyTensor, scheme: QuantScheme) -> tuple[int, int]:
             "Store it in int8 or float16",
         )
     return rows, columns
-
-
-def _quantize_rows(
-    tensor: LazyTensor,
-    scheme: QuantScheme,
-    exponent: int,
-    base: npt.NDArray[np.float32] | None,
-    start: int,
-    stop: int,
-    words: npt.NDArray[np.uint32],
-    scales: npt.NDArray[np.float16],
-) -> tuple[float, float, float]:
-    """Quantize rows ``start:stop`` into their columns of ``words`` and ``scales``.
-
-    Returns:
-        Squared error, squared weight, largest absolute error.
-    """
-    from edgekit.quant import kernels  # noqa: PLC0415 - Numba takes half a second to import
-
-    source, shift = kernels.as_bits(_raw_rows(tensor, start, stop))
-    low, high = (np.float32(code) for code in CODE_RANGE[scheme.bits])
-    peaks = np.empty((stop - start, len(scales)), np.uint32)
-    bad = kernels.find_peaks(source, shift, peaks)
-    if bad >= 0:
-        raise CheckpointError(
-            f"{tensor.name} holds NaN or infinity, first in row {start + bad}",
-            "The checkpoint is damaged: download it again",
-        )
-    wanted = peaks.view(np.float32)
-    wanted /= high
-    if scheme.scale_search == "mse":
-        factors = np.array(MSE_FACTORS[scheme.bits], np.float32)
-        kernels.search_scales(
-            source, shift, low, high, factors,
-            kernels.SEARCH_CHANNELS, kernels.SEARCH_LANES, wanted,
-        )  # fmt: skip
-    stored = to_float16_scales(tensor.name, wanted, exponent)
-    effective = stored.astype(np.float32) * np.float32(2.0**-exponent)
-    if base is not None:
-        kernels.keep_scales(
-            source, shift, low, high, base, BASE_ERROR_GROWTH, KEEP_LANES, effective
-        )
-        stored = to_float16_scales(tensor.name, effective, exponent)
-    scales[:, start:stop] = stored.T
-    codes = np.empty((-(-(stop - start) * scheme.bits // 32), source.shape[1]), np.uint32)
-    error: tuple[float, float, float] = kernels.encode(
-        source, shift, low, high, effective, scheme.bits, kernels.ERROR_LANES, codes
-    )
-    first = start * scheme.bits // 32
-    tile = np.empty((kernels.TILE_CHANNELS, len(codes)), np.uint32)
-    kernels.transpose_words(codes, tile, words[:, first : first + len(codes)])
-    return error
 
 
 def quantize_rows(
@@ -200,7 +231,7 @@ def quantize_rows(
             "The checkpoint is damaged: download it again",
         )
     scales = to_float16_scales(name, peaks / np.float32(127), exponent)
-    effective = scales.astype(np.float32) * np.float32(2.0**-exponent)
+    effective = read_scales(scales, exponent)
     return np.rint(rows / effective).clip(-127, 127).astype(np.int8), scales
 
 

@@ -1,9 +1,8 @@
 """Mixed precision by measurement: which linears deserve smaller groups, which 8 bits?
 
 A linear's sensitivity is the mean KL divergence (nats per token) of the model in which only it is
-quantized. All those models are run side by side, layer by layer: each is one more residual stream,
-born at its linear's layer, so every weight is read once and memory is bounded by one layer plus
-``linears * tokens * hidden_size`` floats. Time grows with the square of the number of layers.
+quantized, to second order and estimated by random probes (:mod:`edgekit.quant.probes`): it costs as
+much as a dozen passes over the tokens, whatever the number of layers.
 
 :func:`mixed_plan` needs no torch; :func:`measure_sensitivity` does (extra ``calibrate``).
 """
@@ -12,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from edgekit.errors import RecipeError
 from edgekit.models.config import (
     Linear,
     ModelConfig,
     all_linears,
-    layer_linears,
     lm_head,
     tensor_shapes,
 )
@@ -29,13 +26,11 @@ from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, bits_per_linear_weight
 from edgekit.quant.scheme import PER_CHANNEL, QuantScheme
 
-if TYPE_CHECKING:
-    import torch
+PROBES = 8
+"""Random probes of every token. On the trained examples more rank the linears no better."""
 
-    from edgekit.quant.layer_reader import LayerReader
-
-LOGITS_AT_ONCE = 1 << 23
-"""Logits of one model held while it is compared, 32 MiB."""
+_Ladder = list[tuple[QuantScheme, float]]
+"""Schemes of one linear and the bits it takes in each, cheapest first."""
 
 LADDER: tuple[tuple[QuantScheme, float], ...] = (
     (QuantScheme(4, 128), 1.15),
@@ -83,24 +78,38 @@ def mixed_plan(
             f"mixed budget is {bits_per_weight:g}",
             "Use a higher mixed_bits_per_weight",
         )
+    units = {name: sensitivity[name] / _divergence(scheme) for name, scheme in movable.items()}
+    return {**chosen, **_climb(rungs, units, left)}
+
+
+def _climb(
+    ladders: Mapping[str, _Ladder], units: Mapping[str, float], left: float
+) -> dict[str, QuantScheme]:
+    """Take the steps that pay most per bit while bits are ``left``; return who got where.
+
+    Args:
+        ladders: Of each linear.
+        units: Divergence of each linear in groups of 64.
+        left: Bits to spend.
+    """
     steps = []
-    for name, ladder in rungs.items():
-        unit = sensitivity[name] / _divergence(movable[name])
+    for name, ladder in ladders.items():
         for rung in range(1, len(ladder)):
             cost = ladder[rung][1] - ladder[rung - 1][1]
-            gain = unit * (_divergence(ladder[rung - 1][0]) - _divergence(ladder[rung][0]))
-            steps.append((-gain / cost, name, rung, cost))
+            relative = _divergence(ladder[rung - 1][0]) - _divergence(ladder[rung][0])
+            steps.append((-units[name] * relative / cost, name, rung, cost))
+    reached: dict[str, QuantScheme] = {}
     blocked = set()
     for _, name, rung, cost in sorted(steps):
         if cost > left:
             blocked.add(name)  # a later rung of it would skip one
         elif name not in blocked:
-            chosen[name] = rungs[name][rung][0]
+            reached[name] = ladders[name][rung][0]
             left -= cost
-    return chosen
+    return reached
 
 
-def _rungs(spec: Linear, scheme: QuantScheme) -> list[tuple[QuantScheme, float]]:
+def _rungs(spec: Linear, scheme: QuantScheme) -> _Ladder:
     """Return the schemes that fit a linear and the bits it takes in each, cheapest first."""
     size = spec.in_features * spec.out_features
     fitting = [s for s, _ in LADDER if not s.group_size or not spec.in_features % s.group_size]
@@ -142,104 +151,22 @@ def measure_sensitivity(
     """
     torch = require_torch("Measured sensitivity")
     from edgekit.quant.layer_reader import LayerReader  # noqa: PLC0415 - needs torch
+    from edgekit.quant.probes import probe_model  # noqa: PLC0415 - needs torch
     from edgekit.quant.torch_run import repeatable  # noqa: PLC0415 - needs torch
 
     settings = options or CalibrationOptions()
     reader = LayerReader(tensors, config, calibration, settings.device, progress)
     with torch.no_grad(), repeatable(settings.threads):
-        reader.progress.advance(0, "embedding")
-        streams = {"": reader.embed()}
-        for index in range(config.num_hidden_layers):
-            _advance_all(reader, index, plan, streams, settings.batch_of(reader.window))
-        return _divergences(reader, plan, streams)
+        return probe_model(reader, plan, PROBES)
 
 
-def _advance_all(
-    reader: LayerReader,
-    index: int,
-    plan: Schemes,
-    streams: dict[str, torch.Tensor],
-    batch: int,
-) -> None:
-    """Run every stream through layer ``index`` and start those of its own linears."""
-    full = reader.layer_tensors(index)
-    size = reader.layer_bytes(index)
-    count = reader.config.num_hidden_layers
-    prefix = f"model.layers.{index}."
-    variants = {}
-    for spec in layer_linears(reader.config, index):
-        scheme = plan[spec.name]
-        if scheme is not None:
-            key = f"{spec.name.removeprefix(prefix)}.weight"
-            variants[spec.name] = (key, scheme)
-    born = {}
-    for name, (key, scheme) in variants.items():
-        changed = {**full, key: _rounded(full[key], scheme)}
-        born[name] = reader.run_layer(changed, streams[""], batch)
-        reader.progress.advance(size, f"layer {index + 1} of {count}, {name.removeprefix(prefix)}")
-    for done, (name, stream) in enumerate(streams.items(), 1):
-        streams[name] = reader.run_layer(full, stream, batch)
-        reader.progress.advance(size, f"layer {index + 1} of {count}, {done}/{len(streams)}")
-    streams.update(born)
-
-
-def sensitivity_bytes(tensors: TensorSource, config: ModelConfig, plan: Schemes) -> int:
-    """Return the stored bytes that pass: a layer's count once for each model run through it."""
-    runs, total = 1, tensors("model.embed_tokens.weight").stored_bytes
-    shapes = tensor_shapes(config)
-    for index in range(config.num_hidden_layers):
-        prefix = f"model.layers.{index}."
-        size = sum(tensors(name).stored_bytes for name in shapes if name.startswith(prefix))
-        runs += sum(plan[spec.name] is not None for spec in layer_linears(config, index))
-        total += runs * size
-    head = lm_head(config)
-    runs += plan[head.name] is not None
-    return total + (runs - 1) * tensors(head.weight_key).stored_bytes
-
-
-def _rounded(weight: torch.Tensor, scheme: QuantScheme) -> torch.Tensor:
-    from edgekit.quant.gptq import round_to_nearest, search_scales  # noqa: PLC0415 - needs torch
-
-    return round_to_nearest(weight, search_scales(weight, scheme), scheme).dequantize()
-
-
-def _divergences(
-    reader: LayerReader, plan: Schemes, streams: dict[str, torch.Tensor]
-) -> dict[str, float]:
-    """Return each stream's divergence from the full model's, one window's logits at a time."""
-    spec = lm_head(reader.config)
-    norm = reader.read("model.norm.weight")
-    head = reader.read(spec.weight_key)
-    heads = dict.fromkeys(streams, head)
-    scheme = plan[spec.name]
-    if scheme is not None:
-        streams[spec.name] = streams[""]
-        heads[spec.name] = _rounded(head, scheme)
-    totals = dict.fromkeys((name for name in streams if name), 0.0)
-    flat = {name: stream.flatten(0, 1) for name, stream in streams.items()}
-    tokens = flat[""].shape[0]
-    step = max(1, LOGITS_AT_ONCE // head.shape[0])
-    size, done = reader.open(spec.weight_key).stored_bytes, 0
-    for start in range(0, tokens, step):
-        part = slice(start, min(start + step, tokens))
-        reference = reader.logits(norm, head, flat[""][part])
-        likely = reference.softmax(-1)
-        for name in totals:
-            other = reader.logits(norm, heads[name], flat[name][part])
-            totals[name] += _divergence_sum(likely, other.sub_(reference))
-        passed = size * len(totals) * part.stop // tokens
-        reader.progress.advance(passed - done, f"LM head, {part.stop}/{tokens} tokens")
-        done = passed
-    return {x.name: totals[x.name] / tokens for x in all_linears(reader.config) if x.name in totals}
-
-
-def _divergence_sum(likely: torch.Tensor, change: torch.Tensor) -> float:
-    """Return the summed KL divergence of logits that differ by ``change`` [S, V], destroyed.
-
-    It is ``log E[exp(d)] - E[d]`` under the first model's probabilities: in this form float32 is
-    enough, since d is small where two log-probabilities are not.
-    """
-    change -= (change.amax(-1, keepdim=True) - 80).clamp_min_(0)  # lest exp overflow; cancels out
-    mean = (likely * change).sum(-1).double()
-    growth = (likely * change.expm1_()).sum(-1).double()
-    return float((growth.log1p() - mean).sum())
+def sensitivity_bytes(tensors: TensorSource, config: ModelConfig) -> int:
+    """Return the stored bytes that pass: a tensor's count once for each pass through it."""
+    head = tensors(lm_head(config).weight_key).stored_bytes
+    layers = sum(
+        tensors(name).stored_bytes
+        for name in tensor_shapes(config)
+        if name.startswith("model.layers.")
+    )
+    embedding = tensors("model.embed_tokens.weight").stored_bytes
+    return embedding + (PROBES + 3) * layers + (PROBES + 4) * head

@@ -16,6 +16,7 @@ from edgekit.engine import load
 from edgekit.engine.load import graph_to_run
 from edgekit.engine.ort import newest_opset
 from edgekit.errors import EngineError
+from edgekit.pipeline import verify
 from edgekit.pipeline.verify import verify_bundle
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
@@ -59,7 +60,7 @@ def test_device_runs_and_verifies_without_build_packages(bundle: Path) -> None:
     report = json.loads(on_device("verify", bundle, "--no-graphs", "--json"))
     jsonschema.validate(report, json.loads((SCHEMAS / "verify.schema.json").read_text()))
     assert report["graphs"] is None
-    assert [golden["passed"] for golden in report["golden"].values()] == [True, True]
+    assert [golden["passed"] for golden in report["golden"].values()] == [True] * 4
     text = on_device("verify", bundle, "--no-graphs", "--no-run")
     assert "not checked (--no-graphs)" in text
 
@@ -74,17 +75,20 @@ def test_graphs_are_never_left_out_silently(bundle: Path) -> None:
 def test_old_onnxruntime_runs_the_older_graph(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where ONNX Runtime ends at opset 23 (JetPack 6.2) its bundle runs by its target's graph."""
+    """An ONNX Runtime that ends at opset 23 (JetPack 6.2) runs a graph of that or less."""
     edgekit("build", EXAMPLE, "--target", "orin-jp62", "--out", tmp_path / "b")
     jp62 = open_bundle(tmp_path / "b")
-    assert graph_to_run(jp62, "cpu").name == "standard.float32"
-    assert graph_to_run(jp62, "cuda").name == "trt103.float16"
-    monkeypatch.setattr(load, "newest_opset", lambda: 23)
-    assert graph_to_run(jp62, "cpu").name == "trt103.float16"
-    with pytest.raises(EngineError, match="takes opset 23, the bundle's graphs have 24"):
-        graph_to_run(open_bundle(bundle), "cpu")
+    assert graph_to_run(jp62, "cpu").name == "ort.float32"
+    assert graph_to_run(jp62, "cuda").name == "ort.float16"
+    monkeypatch.setattr(verify, "newest_opset", lambda: 23)
     golden = verify_bundle(jp62)["golden"]
-    assert {name: report["passed"] for name, report in golden.items()} == {"trt103.float16": True}
+    names = {"trt103.float16", "ort.float16", "ort.float32"}
+    assert {name: report["passed"] for name, report in golden.items()} == dict.fromkeys(names, True)
+    for newest, name in ((23, "ort.float32"), (21, "trt103.float16")):
+        monkeypatch.setattr(load, "newest_opset", lambda newest=newest: newest)
+        assert graph_to_run(jp62, "cpu").name == name
+    with pytest.raises(EngineError, match="takes opset 21, the bundle's graphs have 24"):
+        graph_to_run(open_bundle(bundle), "cpu")
 
 
 @pytest.mark.parametrize(("version", "opset"), [("1.23.2", 23), ("1.24.0", 24), ("2.0.1", 24)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from edgekit.contracts.data_files import read_json_lines, read_text, text_field
 from edgekit.errors import CalibrationError
 
 
-def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return read_json_lines(path, "the form")
+def rows(path: Path, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
+    return read_json_lines(path, "the form", limit)
 
 
 def test_marks_and_line_ends_of_other_systems_are_no_text(tmp_path: Path) -> None:
@@ -23,7 +22,7 @@ def test_marks_and_line_ends_of_other_systems_are_no_text(tmp_path: Path) -> Non
     path.write_bytes("\ufeffone\r\ntwo\n".encode())
     assert read_text(path) == "one\ntwo\n"
     path.write_bytes('\ufeff{"a": 1}\r\n\r\n{"a": 2}'.encode())
-    assert list(rows(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 2})]
+    assert rows(path) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 2})]
 
 
 def test_only_what_is_taken_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,10 +30,9 @@ def test_only_what_is_taken_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(data_files, "MAX_FILE_BYTES", 20)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n' * 3)
-    reading = rows(path)
-    assert [next(reading)[1], next(reading)[1]] == [{"a": 1}] * 2
+    assert [row for _, row in rows(path, 2)] == [{"a": 1}] * 2
     with pytest.raises(CalibrationError, match=r"a\.jsonl is larger than the 20 bytes"):
-        next(reading)
+        rows(path)
     with pytest.raises(CalibrationError, match="is larger than the 20 bytes"):
         read_text(path)
 
@@ -44,7 +42,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": "\xfc"}\n')
     with pytest.raises(CalibrationError, match=r"a\.jsonl:2 is not UTF-8 at byte 7"):
-        list(rows(path))
+        rows(path)
     with pytest.raises(CalibrationError, match=r"a\.jsonl is not UTF-8 at byte 16"):
         read_text(path)
 

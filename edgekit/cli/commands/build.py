@@ -152,7 +152,7 @@ def default_out(model: str, target: str) -> Path:
 
 def _rows(result: dict[str, Any]) -> list[tuple[str | Text, str]]:
     """Return the closing table of a build."""
-    from edgekit.pipeline.compiled import describe_check  # noqa: PLC0415 - heavy
+    from edgekit.pipeline.compile_findings import describe_check  # noqa: PLC0415
 
     fit, limits = result["fit"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]

@@ -18,6 +18,7 @@ from rich.text import Text
 from edgekit.cli.render import console, print_json
 from edgekit.errors import MissingExtraError, MissingInterpreterError
 from edgekit.exporters.optimum import find_optimum
+from edgekit.power import Jetson, NotJetson, read_machine
 from edgekit.trt.module import find_builder
 from edgekit.units import format_bytes
 
@@ -65,10 +66,17 @@ def command(*, device: bool, as_json: bool) -> None:
     Exits with 1 when something keeps `edgekit build` from working, or with --device `edgekit run`.
     """
     features = [*_features(device=device), _compile_check(), _optimum()]
-    findings = [*_machine(device=device), *features, *_engines()]
+    machine = read_machine()
+    findings = [*_machine(device=device), _power(machine), *features, *_engines()]
     healthy = all(f.state != "problem" for f in findings)
     if as_json:
-        print_json({"healthy": healthy, "findings": [asdict(f) for f in findings]})
+        print_json(
+            {
+                "healthy": healthy,
+                "findings": [asdict(f) for f in findings],
+                "machine": machine.to_dict(),
+            }
+        )
     else:
         console().print(_table(findings))
     sys.exit(0 if healthy else 1)
@@ -106,6 +114,13 @@ def _machine(*, device: bool) -> list[Finding]:
         ),
         Finding("disk here", "ok", f"{format_bytes(free)} free in {Path.cwd()}"),
     ]
+
+
+def _power(machine: Jetson | NotJetson) -> Finding:
+    """Say what speeds measured here are worth."""
+    warnings = machine.warnings()
+    remedy = f"For figures: {'; '.join(warnings)}" if warnings else ""
+    return Finding("power and clocks", "missing" if warnings else "ok", machine.describe(), remedy)
 
 
 def _features(*, device: bool) -> list[Finding]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from edgekit.cli.render import StageProgress, console, error_console, print_json
+from edgekit.power import read_machine
 
 
 @click.command("run")
@@ -83,10 +85,23 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
             print_json(describe_answer(model.bundle, done, hide_reasoning=hide))
         else:
             answer_aloud(generator, rendered, params, hide_reasoning=hide)
+            warn_of_speed()
         return
+    chat(model, generator, params, messages, hide_reasoning=hide)
+
+
+def chat(
+    model: Any, generator: Any, params: Any, messages: list[Any], *, hide_reasoning: bool
+) -> None:
+    """Answer what is asked in the terminal until it ends; warns of the speed once."""
+    warned = False
     while text := ask():
         messages.append({"role": "user", "content": text})
-        answer = answer_aloud(generator, model.prompt(messages), params, hide_reasoning=hide)
+        rendered = model.prompt(messages)
+        answer = answer_aloud(generator, rendered, params, hide_reasoning=hide_reasoning)
+        if not warned:
+            warn_of_speed()
+            warned = True
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -119,6 +134,7 @@ def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str
         hide_reasoning: Whether ``reasoning`` is null.
     """
     stats, first_s = done.stats, done.stats.time_to_first_token_s
+    machine = read_machine()
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
@@ -132,7 +148,16 @@ def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str
         "time_to_first_token_s": round(first_s, 6),
         "prefill_tokens_per_s": round(stats.prompt_tokens / first_s, 3) if first_s > 0 else 0.0,
         "decode_tokens_per_s": round(stats.decode_tokens_per_s, 3),
+        "machine": machine.to_dict(),
+        "warnings": machine.warnings(),
     }
+
+
+def warn_of_speed() -> None:
+    """Say on stderr why the speeds just shown are not the board's best."""
+    for warning in read_machine().warnings():
+        line = Text.assemble(("warning", "bold yellow"), " ", warning)
+        error_console().print(line, soft_wrap=True)
 
 
 def ask() -> str:

@@ -40,7 +40,7 @@ def command(bundle: Path, **options: Any) -> None:
     recorded ones, 11 when an engine fails or the answers are not finite.
     """  # fmt: skip
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
-    from edgekit.pipeline.compiled import describe_check  # noqa: PLC0415
+    from edgekit.pipeline.compile_findings import describe_check  # noqa: PLC0415
     from edgekit.pipeline.verify import verify_bundle  # noqa: PLC0415
 
     if options["no_run"]:

@@ -231,6 +231,14 @@ def test_parts_must_fit_each_other(tmp_path: Path) -> None:
         opened(tmp_path / "b", {**good, "qzeros": good["qzeros"][:1]}, GPTQ)
     with pytest.raises(CheckpointError, match=r"qweight is I64 \[8, 128\]"):
         opened(tmp_path / "c", {**good, "qweight": good["qweight"].astype(np.int64)}, GPTQ)
+    awq = packed.awq(wanted.codes, wanted.zeros, wanted.scales)
+    three = {name: np.ones((3, part.shape[1]), part.dtype) for name, part in awq.items()}
+    with pytest.raises(CheckpointError, match="has 64 input channels in 3 groups"):
+        opened(tmp_path / "g", {**three, "qweight": awq["qweight"]}, AWQ)
+    for index, (parts, config) in enumerate(((good, GPTQ), (awq, AWQ))):
+        none = {**parts, "scales": parts["scales"][:0], "qzeros": parts["qzeros"][:0]}
+        with pytest.raises(CheckpointError, match="are not a packed weight and its scales"):
+            opened(tmp_path / f"h{index}", none, config)
     mine = packed.compressed(wanted.codes, None, wanted.scales, 4)
     with pytest.raises(CheckpointError, match=f"lacks {MODULE}.weight_scale"):
         opened(tmp_path / "d", {k: v for k, v in mine.items() if k != "weight_scale"}, PACKED)

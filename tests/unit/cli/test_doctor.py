@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgekit.cli.main import main
+from edgekit.power import Clock, Jetson
 
 BUILD_ONLY = {"onnx", "numba", "torch", "huggingface_hub", "tensorrt"}
 
@@ -74,3 +75,17 @@ def test_jetson_is_not_sent_to_pypi_for_cuda(
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     _, found = doctor(capsys, "--device")
     assert "sm_87" in found["run bundles on a GPU"]["remedy"]
+
+
+def test_power_and_clocks_are_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Jetson in a slow mode is healthy, and told what to set before anything is measured."""
+    clock = Clock(612.0, 612.0, 612.0)
+    slow = Jetson("AGX", "30W", 2, 0, clock, (clock,), "schedutil", None, (), 0)
+    monkeypatch.setattr("edgekit.cli.commands.doctor.read_machine", lambda: slow)
+    _, found = doctor(capsys, "--device")
+    power = found["power and clocks"]
+    assert power["state"] == "missing"
+    assert power["detail"] == "AGX, power mode 30W, GPU up to 612 MHz, clocks pinned"
+    assert "sudo nvpmodel -m 0" in power["remedy"]

@@ -253,14 +253,28 @@ def test_base_scales_are_kept_where_they_cost_nothing(stored_as: str) -> None:
     assert based.error.squared_error <= 1.02 * plain.error.squared_error
 
 
-def test_wrong_base_scales_are_not_taken() -> None:
-    """Zero, negative and infinite scales of a base are never better."""
-    scheme = QuantScheme(4, 32, "mse")
-    plain = quantize_weight(MemoryTensor(weight(64, 64)), scheme)
-    for value in (0.0, -1.0, np.inf, np.nan):
+@pytest.mark.parametrize("exponent", [0, 3])
+def test_wrong_base_scales_are_not_taken(exponent: int) -> None:
+    """Zero, negative, infinite and overflowing scales of a base are never better."""
+    tensor, scheme = MemoryTensor(weight(64, 64)), QuantScheme(4, 32, "mse")
+    plain = quantize_weight(tensor, scheme, scale_exponent=exponent)
+    for value in (0.0, -1.0, 6e4, np.inf, np.nan):
         base = np.full((64, 2), value, np.float32)
-        based = quantize_weight(MemoryTensor(weight(64, 64)), scheme, base_scales=base)
+        based = quantize_weight(tensor, scheme, scale_exponent=exponent, base_scales=base)
         np.testing.assert_array_equal(based.scales, plain.scales)
+
+
+def test_base_scales_are_kept_as_they_are_stored_now() -> None:
+    """Scales of a base that lose bits under this version's exponent are judged without them."""
+    values = weight(64, 64) * np.float32(0.01)
+    scheme = QuantScheme(4, 32, "mse")
+    base = quantize_weight(MemoryTensor(values), scheme).scales.T.astype(np.float32)
+    result = quantize_weight(MemoryTensor(values), scheme, scale_exponent=-9, base_scales=base)
+    step = np.repeat(np.ldexp(result.scales.T.astype(np.float32), 9), 32, axis=1)
+    codes = np.clip(np.rint(values / step), -8, 7)
+    np.testing.assert_array_equal(unpack_weight(result), codes)
+    squared = float(np.square(values - codes * step).sum())
+    assert result.error.squared_error == pytest.approx(squared, rel=1e-5)
 
 
 @pytest.mark.parametrize("exponent", [0, -9])

@@ -13,9 +13,10 @@ from edgekit.models.config import layer_linears
 from edgekit.models.families import model_config_from_hf
 from edgekit.quant.awq import search_channel_scales
 from edgekit.quant.decoder_layer import DecoderLayer
-from edgekit.quant.fold import fold_layer
+from edgekit.quant.fold import Fold, fold_layer
 from edgekit.quant.gptq import round_to_nearest, search_scales
-from edgekit.quant.hessian import output_error
+from edgekit.quant.hessian import InputMoments, output_error
+from edgekit.quant.layerwise import _Error
 from edgekit.quant.scheme import QuantScheme
 
 SCHEME = QuantScheme(4, 32, "mse", "awq")
@@ -46,11 +47,15 @@ def test_folding_preserves_the_function(family: str, options: dict[str, Any]) ->
     schemes = {
         spec.name.removeprefix("model.layers.0."): SCHEME for spec in layer_linears(layer.config, 0)
     }
-    changed = fold_layer(layer, folded, schemes, [x[:2], x[2:]])
+    result = fold_layer(layer, folded, schemes, dict.fromkeys(schemes, 0), [x[:2], x[2:]])
     torch.testing.assert_close(layer(folded, x), before, rtol=1e-4, atol=1e-4)
-    assert "input_layernorm.weight" in changed
-    assert ("self_attn.v_proj.bias" in changed) == (family == "qwen2")
-    assert not torch.equal(folded["self_attn.o_proj.weight"], tensors["self_attn.o_proj.weight"])
+    assert "input_layernorm.weight" in result.dense
+    assert ("self_attn.v_proj.bias" in result.dense) == (family == "qwen2")
+    for name in schemes:
+        weight = f"{name}.weight"
+        assert not torch.equal(folded[weight], tensors[weight])
+        unfolded = result.of(name).unfold(folded[weight])
+        torch.testing.assert_close(unfolded, tensors[weight], rtol=1e-5, atol=1e-7)
 
 
 def test_sublayers_with_a_dense_linear_are_left_alone() -> None:
@@ -62,9 +67,28 @@ def test_sublayers_with_a_dense_linear_are_left_alone() -> None:
     }
     schemes["self_attn.k_proj"] = schemes["mlp.up_proj"] = None
     x = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(1))
-    fold_layer(layer, folded, schemes, [x])
+    fold_layer(layer, folded, schemes, dict.fromkeys(schemes, 0), [x])
     for name in ("self_attn.k_proj", "self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"):
         assert torch.equal(folded[f"{name}.weight"], tensors[f"{name}.weight"])
+
+
+def test_errors_are_those_of_the_outputs_before_folding() -> None:
+    """Weight and output errors of a folded weight are those of the original's own outputs."""
+    rng = torch.Generator().manual_seed(5)
+    inputs, weight = torch.randn(300, 64, generator=rng), torch.randn(16, 64, generator=rng)
+    fold = Fold(*(torch.rand(size, generator=rng) + 0.5 for size in (64, 16)))
+    assert fold.inputs is not None
+    assert fold.outputs is not None
+    folded = weight * fold.inputs / fold.outputs[:, None]
+    read = inputs / fold.inputs
+    rounded = round_to_nearest(folded, search_scales(folded, SCHEME), SCHEME)
+    error = _Error(InputMoments(read.t() @ read / 300), fold)
+    error.add(folded, rounded)
+    outputs, wanted = read @ rounded.dequantize().t() * fold.outputs, inputs @ weight.t()
+    relative = float((outputs - wanted).square().sum() / wanted.square().sum())
+    assert error.relative_output == pytest.approx(relative, rel=1e-3)
+    change = rounded.dequantize() * fold.outputs[:, None] / fold.inputs - weight
+    assert error.weight.squared_error == pytest.approx(float(change.square().sum()), rel=1e-3)
 
 
 def test_search_lowers_the_output_error() -> None:
@@ -74,7 +98,7 @@ def test_search_lowers_the_output_error() -> None:
     inputs[:, :4] *= 20
     hessian = inputs.t() @ inputs / 300
     weight = torch.randn(32, 64, generator=rng) * 0.05
-    scale = search_channel_scales([weight], [SCHEME], hessian)
+    scale = search_channel_scales([weight], [SCHEME], hessian, exponents=[0])
 
     def error(s: torch.Tensor) -> float:
         scaled = weight * s
@@ -94,7 +118,7 @@ def test_shared_scales_are_equal_across_query_heads() -> None:
     inputs = torch.randn(200, 64, generator=rng) * torch.exp(torch.randn(64, generator=rng))
     weight = torch.randn(32, 64, generator=rng)
     hessian = inputs.t() @ inputs / 200
-    scale = search_channel_scales([weight], [SCHEME], hessian, share=2, heads=16)
+    scale = search_channel_scales([weight], [SCHEME], hessian, exponents=[0], share=2, heads=16)
     heads = scale.view(2, 2, 16)
     assert torch.equal(heads[:, 0], heads[:, 1])
     assert not torch.equal(heads[0], heads[1])

@@ -103,7 +103,7 @@ def test_codes_fit_their_bits(scheme: QuantScheme) -> None:
     low, high = (-8, 7) if scheme.bits == 4 else (-127, 127)
     assert rounded.codes.dtype == torch.int8
     assert low <= int(rounded.codes.min()) <= int(rounded.codes.max()) <= high
-    assert rounded.scales.dtype == torch.float16
+    assert torch.equal(rounded.scales, stored_scales(rounded.scales))
     assert float(rounded.scales.min()) >= SMALLEST_SCALE
     assert rounded.scales.shape == (24, scheme.groups(64))
 
@@ -128,7 +128,7 @@ def test_dead_channels_are_rounded_alone() -> None:
     weight, hessian = problem(11)
     hessian[5] = hessian[:, 5] = 0
     rounded = gptq(weight, hessian, SCHEME)
-    step = rounded.scales.float()[:, 0]
+    step = rounded.scales[:, 0]
     inside = weight[:, 5].abs() < 7 * step
     assert inside.any()
     error = (rounded.dequantize() - weight)[:, 5].abs()
@@ -195,7 +195,7 @@ def test_refinement_pays() -> None:
     assert output_error(refined.dequantize() - weight, hessian) < 0.97 * before
     settled = refine(weight, refined, hessian, SCHEME, sweeps=30)
     best = output_error(settled.dequantize() - weight, hessian)
-    step = settled.scales.float().repeat_interleave(32, 1)
+    step = settled.scales.repeat_interleave(32, 1)
     for row, column, sign in ((0, 0, 1), (3, 17, -1), (20, 63, 1)):
         change = settled.dequantize() - weight
         change[row, column] += sign * step[row, column]
@@ -236,3 +236,29 @@ def test_tiny_groups_get_scales_as_small_as_are_stored() -> None:
     scales = stored_scales(torch.tensor([0.0, 1e-6, 1.0]))
     assert scales[0] == SMALLEST_SCALE
     assert float(scales[1]) == pytest.approx(1e-6, rel=0.05)
+
+
+@pytest.mark.parametrize("exponent", [-7, 0, 5])
+def test_every_step_chooses_scales_that_can_be_stored(exponent: int) -> None:
+    """From search to refit scales are float16 times the power of two, subnormal ones included."""
+    weight, hessian = problem(4)
+    weight *= 0.1
+    scales = search_scales(weight, SCHEME, hessian.diagonal(), exponent=exponent)
+    rounded = GptqFactor(hessian).quantize(weight, scales, SCHEME)
+    refined = refine(weight, rounded, hessian, SCHEME, 2, exponent=exponent)
+    assert not torch.equal(refined.scales, scales)
+    for found in (scales, refined.scales):
+        shifted = found * 2.0**exponent
+        assert torch.equal(shifted, shifted.half().float())
+        assert (shifted < torch.finfo(torch.float16).tiny).any() == (exponent < 0)
+
+
+def test_an_exponent_that_costs_no_bits_changes_nothing() -> None:
+    """Scales that stay normal float16 are the same under any exponent, and so are the codes."""
+    weight, hessian = problem(4)
+    plain = refine(weight, gptq(weight, hessian, SCHEME), hessian, SCHEME, 2)
+    scales = search_scales(weight, SCHEME, hessian.diagonal(), exponent=-6)
+    moved = GptqFactor(hessian).quantize(weight, scales, SCHEME)
+    moved = refine(weight, moved, hessian, SCHEME, 2, exponent=-6)
+    assert torch.equal(moved.scales, plain.scales)
+    assert torch.equal(moved.codes, plain.codes)

@@ -62,7 +62,10 @@ class Model:
         return MemoryTensor(name, self.arrays[name])
 
     def quantize(
-        self, plan: Mapping[str, QuantScheme | None] | None = None, **options: Any
+        self,
+        plan: Mapping[str, QuantScheme | None] | None = None,
+        exponents: Mapping[str, int] | None = None,
+        **options: Any,
     ) -> CalibrationReport:
         def emit(name: str, codes: Array, scales: Array, error: WeightError) -> None:
             assert name not in self.codes
@@ -80,13 +83,14 @@ class Model:
             emit=emit,
             emit_dense=emit_dense,
             options=CalibrationOptions(threads=1, **options),
+            exponents=exponents,
         )
 
     def quantized(self) -> dict[str, Array]:
         """Return the checkpoint an engine would compute with."""
         arrays = {**self.arrays, **self.dense}
         for name, codes in self.codes.items():
-            scales = self.scales[name].astype(np.float32)
+            scales = self.scales[name]
             weight = codes * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
             arrays[f"{name}.weight"] = weight.astype(np.float32)
         return arrays
@@ -146,7 +150,7 @@ def test_every_linear_is_emitted_once_in_order(algorithm: str) -> None:
     for spec in all_linears(model.config):
         assert model.codes[spec.name].shape == (spec.out_features, spec.in_features)
         assert model.scales[spec.name].shape == (spec.out_features, spec.in_features // 32)
-        assert model.scales[spec.name].dtype == np.float16
+        assert model.scales[spec.name].dtype == np.float32
         assert 0 < model.errors[spec.name].relative_rmse < 0.2
         assert 0 < report.output_error[spec.name] < 0.05
     assert report.tokens == 24 * 32
@@ -179,6 +183,69 @@ def test_unplanned_linears_stay_dense() -> None:
     assert "lm_head" not in model.codes
     assert np.abs(model.codes["model.layers.0.mlp.down_proj"]).max() > 100
     assert model.errors["model.layers.0.mlp.down_proj"].relative_rmse < 0.02
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "awq-gptq"])
+def test_scales_are_chosen_on_the_grid_they_are_stored_on(algorithm: str) -> None:
+    """Under an exponent that makes them subnormal, float16 holds the emitted scales exactly."""
+    model, plain = make(), make()
+    loud = {"model.layers.0.mlp.down_proj": -14, "model.layers.1.self_attn.q_proj": -12}
+    model.quantize(exponents=loud, algorithm=algorithm)
+    plain.quantize(algorithm=algorithm)
+    for name, scales in model.scales.items():
+        stored = np.ldexp(scales, loud.get(name, 0)).astype(np.float16)
+        np.testing.assert_array_equal(
+            np.ldexp(stored.astype(np.float32), -loud.get(name, 0)), scales
+        )
+        assert (stored < np.finfo(np.float16).tiny).any() == (name in loud)
+    first = "model.layers.0.self_attn.o_proj"  # before any of them
+    np.testing.assert_array_equal(model.codes[first], plain.codes[first])
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "awq-gptq"])
+def test_errors_are_those_of_the_checkpoints_weight(algorithm: str) -> None:
+    """Where AWQ folded scales into a weight, its error is measured with them taken out again."""
+    model, layer = make(), "model.layers.1."
+    model.quantize(algorithm=algorithm)
+    quantized = model.quantized()
+
+    def ratio(name: str) -> Array:
+        """Return what a norm or bias was divided by."""
+        name = layer + name if name != "model.norm.weight" else name
+        return np.asarray(model.arrays[name] / quantized[name])
+
+    attention, mlp = ratio("input_layernorm.weight"), ratio("post_attention_layernorm.weight")
+    values = ratio("self_attn.v_proj.bias")
+    shared = values.reshape(2, 1, -1).repeat(2, axis=1).reshape(-1)  # two query heads each
+    inputs = {
+        f"{layer}self_attn.q_proj": attention,
+        f"{layer}self_attn.v_proj": attention / values[:, None],
+        f"{layer}self_attn.o_proj": shared,
+        f"{layer}mlp.gate_proj": mlp,
+        "lm_head": ratio("model.norm.weight"),
+    }
+    for name, scale in inputs.items():
+        original = model.arrays[f"{name}.weight"]
+        change = quantized[f"{name}.weight"] / scale - original
+        error = model.errors[name]
+        assert error.squared_error == pytest.approx(float(np.square(change).sum()), rel=1e-3)
+        assert error.squared_weight == pytest.approx(float(np.square(original).sum()), rel=1e-4)
+        assert error.max_abs_error == pytest.approx(float(np.abs(change).max()), rel=1e-3)
+        assert algorithm == "gptq" or np.abs(scale / scale.flat[0] - 1).max() > 0.01
+    for name, error in model.errors.items():
+        power = float(np.square(model.arrays[f"{name}.weight"]).sum())
+        assert error.squared_weight == pytest.approx(power, rel=1e-4)
+
+
+def test_awq_rounds_to_the_stored_scales() -> None:
+    """The codes of a folded weight are the nearest for the scales that are left of it."""
+    model, name = make(), "model.layers.0.self_attn.q_proj"
+    model.quantize(exponents={name: -13}, algorithm="awq")
+    norm = "model.layers.0.input_layernorm.weight"
+    folded = model.arrays[f"{name}.weight"] * (model.arrays[norm] / model.dense[norm])
+    step = np.repeat(model.scales[name], 32, axis=1)
+    nearest = np.clip(np.rint(folded / step), -8, 7)
+    assert (nearest == model.codes[name]).mean() > 0.999  # ties aside
 
 
 def test_two_runs_give_the_same_codes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from edgekit.errors import RecipeError
 from edgekit.evaluate.reference import ReferenceModel
 from edgekit.models.config import all_linears
 from edgekit.models.families import model_config_from_hf
+from edgekit.quant import probes
 from edgekit.quant.calibrate import CalibrationOptions
+from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.gptq import round_to_nearest, search_scales
 from edgekit.quant.plan import bits_per_linear_weight
 from edgekit.quant.scheme import QuantScheme
@@ -48,34 +51,94 @@ class Steps:
     def finish(self, summary: str = "") -> None: ...
 
 
-def test_sensitivity_is_the_divergence_of_that_linear_alone() -> None:
-    """Streams born along the way give what whole models with one quantized linear give."""
-    arrays = random_tensors(make_config("qwen2"))
-    data = windows(CONFIG, count=2)
+@dataclass(frozen=True)
+class CountedTensor(MemoryTensor):
+    """A weight in memory that notes how many rows are read of it."""
+
+    read: dict[str, list[int]]
+
+    def rows(self, start: int, stop: int) -> Any:
+        self.read.setdefault(self.name, []).append(stop - start)
+        return super().rows(start, stop)
+
+
+class Source:
+    """A random model; notes what is read of it."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.arrays = random_tensors(config or make_config("qwen2"))
+        self.read: dict[str, list[int]] = {}
+
+    def __call__(self, name: str) -> CountedTensor:
+        return CountedTensor(name, self.arrays[name], self.read)
+
+
+def log_probabilities(arrays: dict[str, Any], data: CalibrationSet) -> torch.Tensor:
+    """Return the NumPy reference's log-probabilities of a model in memory."""
+    model = ReferenceModel(CONFIG, lambda name: MemoryTensor(name, arrays[name]), threads=1)
+    logits = np.concatenate(model.logits(list(data.windows)))
+    return torch.log_softmax(torch.from_numpy(logits).double(), -1)
+
+
+def test_sensitivity_is_the_divergence_of_that_linear_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Probes find what whole models with one quantized linear give, within their noise."""
+    monkeypatch.setattr(probes, "STRIP_BYTES", 20_000)  # several strips of the head
+    monkeypatch.setattr(probes, "BATCH_TOKENS", 128)
+    source = Source()
+    data = windows(CONFIG, count=64)
+    data = CalibrationSet(data.windows[:, :27], "", 0)  # not a whole number of blocks
     plan: dict[str, QuantScheme | None] = {**PLAN, "model.layers.1.mlp.up_proj": None}
-    steps = Steps()
-
-    def opened(name: str) -> MemoryTensor:
-        return MemoryTensor(name, arrays[name])
-
     options = CalibrationOptions(threads=1)
-    got = measure_sensitivity(opened, CONFIG, plan, data, options=options, progress=steps)
-    assert steps.done_bytes == sensitivity_bytes(opened, CONFIG, plan)
-    assert any("mlp.down_proj" in item for item in steps.items)
-    assert set(got) == set(PLAN) - {"model.layers.1.mlp.up_proj"}
-
-    def log_probabilities(source: dict[str, Any]) -> torch.Tensor:
-        model = ReferenceModel(CONFIG, lambda name: MemoryTensor(name, source[name]), threads=1)
-        logits = np.concatenate(model.logits(list(data.windows)))
-        return torch.log_softmax(torch.from_numpy(logits).double(), -1)
-
-    full = log_probabilities(arrays)
-    for name in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):
-        weight = torch.from_numpy(arrays[f"{name}.weight"])
+    got = measure_sensitivity(source, CONFIG, plan, data, options=options)
+    assert list(got) == [name for name, scheme in plan.items() if scheme is not None]
+    full = log_probabilities(source.arrays, data)
+    ratios = {}
+    for name in got:
+        key = f"{name}.weight"
+        weight = torch.from_numpy(source.arrays[key])
         rounded = round_to_nearest(weight, search_scales(weight, SCHEME), SCHEME)
-        other = log_probabilities({**arrays, f"{name}.weight": rounded.dequantize().numpy()})
-        want = float((full.exp() * (full - other)).sum(-1).mean())
-        assert got[name] == pytest.approx(want, rel=0.02)
+        other = log_probabilities({**source.arrays, key: rounded.dequantize().numpy()}, data)
+        ratios[name] = got[name] / float((full.exp() * (full - other)).sum(-1).mean())
+    assert ratios.pop("lm_head") == pytest.approx(1, rel=0.02)
+    logs = np.log(list(ratios.values()))
+    assert abs(logs.mean()) < 0.07
+    assert np.abs(logs).max() < 0.25
+
+
+def test_passes_do_not_grow_with_the_layers() -> None:
+    """Every weight of a layer is read twice, however many layers and linears there are."""
+    for layers in (2, 5):
+        raw = make_config("qwen2", layers=layers)
+        config, source, steps = model_config_from_hf(raw), Source(raw), Steps()
+        plan = {spec.name: SCHEME for spec in all_linears(config)}
+        measure_sensitivity(source, config, plan, windows(config, count=2), progress=steps)
+        for name, read in source.read.items():
+            if name.startswith("model.layers."):
+                assert read == 2 * [source.arrays[name].shape[0]]
+        assert steps.done_bytes == sensitivity_bytes(source, config)
+        assert f"layers.{layers - 1}.*, 2/2" in steps.items
+
+
+def test_the_head_is_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the vocabulary, a strip of it is held at a time."""
+    monkeypatch.setattr(probes, "STRIP_BYTES", 4 * 64 * 10)
+    source = Source()
+    got = measure_sensitivity(source, CONFIG, PLAN, windows(CONFIG, count=1))
+    assert max(source.read["lm_head.weight"]) == 10
+    assert sum(source.read["lm_head.weight"]) == 2 * 128
+    assert got["lm_head"] > 0
+
+
+def test_the_same_probes_come_every_time() -> None:
+    """Two runs measure the same to the last bit; a dense head is not measured."""
+    plan: dict[str, QuantScheme | None] = {**PLAN, "lm_head": None}
+    first, second = (
+        measure_sensitivity(Source(), CONFIG, plan, windows(CONFIG, count=2)) for _ in range(2)
+    )
+    assert first == second
+    assert "lm_head" not in first
 
 
 @settings(max_examples=30, deadline=None)
