@@ -1,27 +1,33 @@
 """TensorRT and CUDA without a GPU: engines are ONNX graphs that ONNX Runtime runs where they stand.
 
 Strict where a GPU is merciless: device memory holds NaN until it is written, nothing happens before
-the stream is synchronized, an address must lie in memory that was allocated, a shape in its profile,
-and a captured step keeps the shapes and addresses it was captured with.
+the stream is synchronized, an address must be aligned and lie in memory that was allocated, a shape
+in its profile, a profile is one context's, and a captured step keeps its shapes and addresses. The
+graph that runs is the one the builder parses, not the one that the bundle stores.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import types
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from edgekit.contracts import engine_io
 from edgekit.contracts.engine_plan import EnginePlan, input_shapes
+from edgekit.trt.specialize import specialize
 
 MODULE = "fake_tensorrt_module"
+Work = Callable[[], object]
 _TYPES: dict[str, Any] = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
@@ -32,15 +38,18 @@ _TYPES: dict[str, Any] = {
 
 def write_engine(path: Path, graph: Path, plan: EnginePlan) -> Path:
     """Write what :class:`FakeTensorRT` takes for an engine."""
-    path.write_text(json.dumps({"graph": str(graph), "plan": plan.to_dict()}))
+    model = onnx.load(graph)
+    specialize(model, plan.cache_capacity)
+    parsed = base64.b64encode(model.SerializeToString()).decode()
+    path.write_text(json.dumps({"graph": parsed, "plan": plan.to_dict()}))
     return path
 
 
 class Kind(IntEnum):
     """cudaMemcpyKind."""
 
-    cudaMemcpyHostToDevice = 1  # noqa: N815 - CUDA's name
-    cudaMemcpyDeviceToHost = 2  # noqa: N815
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
 
 
 class FakeCuda:
@@ -59,17 +68,17 @@ class FakeCuda:
         self.calls: list[str] = []
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.graphs: dict[int, list[Work]] = {}
         self.limit_bytes = 1 << 40
-        self._queue: list[Callable[[], None]] = []
-        self._capture: list[Callable[[], None]] | None = None
+        self._queue: list[Work] = []
+        self._capture: list[Work] | None = None
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("cuda") and not name[4:5].islower() and "Kind" not in name:
             object.__getattribute__(self, "calls").append(name)
         return object.__getattribute__(self, name)
 
-    def enqueue(self, work: Callable[[], None]) -> None:
+    def enqueue(self, work: Work) -> None:
         (self._queue if self._capture is None else self._capture).append(work)
 
     def check(self, address: int, size_bytes: int) -> None:
@@ -124,13 +133,13 @@ class FakeCuda:
     ) -> tuple[int]:
         assert stream == 7
         self.check(target if kind == Kind.cudaMemcpyHostToDevice else source, size_bytes)
-        self.enqueue(lambda: ctypes.memmove(target, source, size_bytes) and None)
+        self.enqueue(partial(ctypes.memmove, target, source, size_bytes))
         return (0,)
 
     def cudaMemsetAsync(self, address: int, value: int, size_bytes: int, stream: int) -> tuple[int]:
         assert stream == 7
         self.check(address, size_bytes)
-        self.enqueue(lambda: ctypes.memset(address, value, size_bytes) and None)
+        self.enqueue(partial(ctypes.memset, address, value, size_bytes))
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
@@ -190,7 +199,7 @@ class FakeTensorRT(types.ModuleType):
     def nptype(dtype: Any) -> Any:
         return dtype
 
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+    def Runtime(self, logger: Any) -> Any:
         def deserialize(data: Any) -> FakeEngine | None:
             try:
                 return FakeEngine(self, json.loads(bytes(data)))
@@ -210,11 +219,12 @@ class FakeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(
-            values["graph"], options, providers=["CPUExecutionProvider"]
+            base64.b64decode(values["graph"]), options, providers=["CPUExecutionProvider"]
         )
         self.inputs = {x.name: x for x in self.session.get_inputs()}
         self.outputs = {x.name: x for x in self.session.get_outputs()}
-        self.names = [*self.inputs, *self.outputs]
+        self.names: list[str] = [*self.inputs, *self.outputs]
+        self.used_profiles: set[int] = set()
 
     @property
     def num_io_tensors(self) -> int:
@@ -242,6 +252,9 @@ class FakeContext:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == 7
+        if index in self.engine.used_profiles or self.profile is not None:
+            return False
+        self.engine.used_profiles.add(index)
         self.profile = self.engine.plan.profiles[index]
         return True
 
@@ -257,7 +270,7 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return name in self.engine.names
+        return name in self.engine.names and address % 256 == 0
 
     def is_stream_capturable(self, stream: int) -> bool:
         assert stream == 7

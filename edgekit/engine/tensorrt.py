@@ -30,9 +30,10 @@ from edgekit.engine.tensorrt_step import DeviceCache, EngineStep
 from edgekit.errors import EngineError
 from edgekit.models.config import ModelConfig
 from edgekit.progress import SILENT, Progress
-from edgekit.trt.cuda import CudaRuntime
+from edgekit.trt.cuda import CudaRuntime, load_cuda
 from edgekit.trt.device_build import engine_plan, find_machine, obtain_engine
 from edgekit.trt.engine_cache import EngineCache, default_folder
+from edgekit.trt.module import gpu_sm
 from edgekit.trt.runtime import Context, Runtime
 
 Float32Array = npt.NDArray[np.float32]
@@ -48,6 +49,7 @@ class TensorRTSession:
         max_sequences: Cache slots, at most what the plan's largest decode profile has.
         cuda_graph: Capture decode steps.
         release: Called when the session is closed.
+        warnings: What the user is to know of the engine, a sentence each.
 
     Raises:
         EngineError: The engine has no such profile, is of a dialect without caches in place, or
@@ -63,23 +65,17 @@ class TensorRTSession:
         max_sequences: int = 1,
         cuda_graph: bool = True,
         release: Callable[[], None] = lambda: None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
-        self.config = config
+        self.config, self.warnings = config, warnings
         self._runtime, self._plan, self._release = runtime, plan, release
         self._max_sequences, self._cuda_graph = max_sequences, cuda_graph
         dtypes = runtime.tensors()
         if engine_io.present_key(0) not in dtypes:
-            raise EngineError(
-                f"the engine of {plan.graph} updates no caches in place",
-                "Run JetPack 6.2's bundles with --provider cpu for now",
-            )
+            raise _not_in_place(plan.graph)
+        require_sequences(plan, max_sequences)
         self._batches = {p.batch: i for i, p in enumerate(plan.profiles) if p.max_tokens == 1}
         (self._prefill_at,) = (i for i, p in enumerate(plan.profiles) if p.max_tokens > 1)
-        if max_sequences > max(self._batches):
-            raise EngineError(
-                f"the engine decodes {max(self._batches)} sequences at once, not {max_sequences}",
-                "Build the bundle with a larger --max-sequences",
-            )
         self._dtype = np.dtype(dtypes[engine_io.past_key(0)])
         slots = self._bucket(max_sequences)
         shape = (slots, config.num_key_value_heads, plan.cache_capacity, config.head_dim)
@@ -105,6 +101,11 @@ class TensorRTSession:
     def vocab_size(self) -> int:
         """Width of the logits."""
         return self.config.vocab_size
+
+    @property
+    def captured(self) -> int:
+        """Decode shapes that run as CUDA graphs by now."""
+        return sum(step.captured for step in self._steps.values())
 
     def prefill(
         self, slot: int, tokens: Sequence[int], start: int = 0, *, all_logits: bool = False
@@ -199,7 +200,7 @@ class TensorRTSession:
         """Zero the slots whose logits are not finite, and say so."""
         bad = broken_rows(logits)
         if bad.any():
-            broken = sorted({owners[row] for row in np.flatnonzero(bad)})
+            broken = sorted({owners[row] for row in np.flatnonzero(bad).tolist()})
             self._cache.zero(broken)
             self._lengths[broken] = 0
             raise not_finite(broken[0], self._dtype.name)
@@ -213,6 +214,7 @@ def open_tensorrt(
     cache: Path | None = None,
     cuda_graph: bool = True,
     progress: Progress = SILENT,
+    stand_in: bool = False,
 ) -> TensorRTSession:
     """Open a bundle's engine on this machine, found in the cache or built into it.
 
@@ -225,31 +227,66 @@ def open_tensorrt(
         cache: Folder of engines; None is ``default_folder``.
         cuda_graph: Capture decode steps.
         progress: Told about a stage ``engine``.
+        stand_in: Where the engine cannot be built, take one of the same graph and weights that is
+            there; the session's ``warnings`` say so.
 
     Raises:
         EngineError: There is no GPU, or no TensorRT of the bundle's range, or it fails.
+        GraphError: TensorRT refuses the graph; names the node.
         MissingExtraError: CUDA's bindings, or onnx for a build, are not installed.
     """
     plan, machine = engine_plan(bundle.manifest), find_machine()
+    # All that can be refused is refused here: a build takes minutes.
     if not machine.runs_engines:
         raise EngineError(
-            "running a TensorRT engine needs a GPU, and the CUDA driver finds none that "
-            f"{machine.builder.name} {machine.builder.version} builds for",
+            f"running a TensorRT engine needs a GPU, and {_gpu()} that {machine.builder.name} "
+            f"{machine.builder.version} builds for",
             "Run it with --provider cpu",
         )
+    if any(g.name == plan.graph and g.dialect == "trt103" for g in bundle.manifest.graphs):
+        raise _not_in_place(plan.graph)
+    require_sequences(plan, max_sequences)
+    cuda = load_cuda()
     engines = EngineCache(cache or default_folder())
-    engine = obtain_engine(bundle, engines, machine, progress, digests=False)
+    engine = obtain_engine(bundle, engines, machine, progress, digests=False, stand_in=stand_in)
     with contextlib.ExitStack() as undo:
         undo.callback(engine.release)
-        runtime = CudaRuntime(engine.path, machine.builder)
+        runtime = CudaRuntime(engine.path, machine.builder, cuda)
         undo.callback(runtime.close)
         session = TensorRTSession(
             runtime,
-            plan,
+            EnginePlan.from_dict(dict(engine.key["plan"])),
             config=config,
             max_sequences=max_sequences,
             cuda_graph=cuda_graph,
             release=engine.release,
+            warnings=(engine.warning,) if engine.warning else (),
         )
         undo.pop_all()
     return session
+
+
+def require_sequences(plan: EnginePlan, max_sequences: int) -> None:
+    """Refuse more slots than an engine decodes at once.
+
+    Raises:
+        EngineError: They are more.
+    """
+    most = max(profile.batch for profile in plan.profiles if profile.max_tokens == 1)
+    if max_sequences > most:
+        raise EngineError(
+            f"the engine decodes {most} sequences at once, not {max_sequences}",
+            "Build the bundle with a larger --max-sequences",
+        )
+
+
+def _gpu() -> str:
+    sm = gpu_sm()
+    return "the CUDA driver finds none" if sm is None else f"the one here is of SM {sm}, not one"
+
+
+def _not_in_place(graph: str) -> EngineError:
+    return EngineError(
+        f"the engine of {graph} updates no caches in place",
+        "Run JetPack 6.2's bundles with --provider cpu for now",
+    )

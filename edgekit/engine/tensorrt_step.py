@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from edgekit.contracts import engine_io
 from edgekit.engine.step_inputs import MaskInputs
+from edgekit.errors import EngineError
 from edgekit.trt.runtime import Bytes, Context, Replay, Runtime, Shape
 
 ALIGNMENT = 256
-"""Bytes; that of CUDA's own allocations."""
+"""Bytes; that of CUDA's own allocations, and the least that TensorRT takes an address with
+(``IExecutionContext::setTensorAddress``)."""
 
 
 class DeviceCache:
@@ -25,6 +27,9 @@ class DeviceCache:
         layers: Number of layers.
         shape: [slots, Hkv, C, D].
         dtype: Activation type.
+
+    Raises:
+        EngineError: Memory ran out, or slots do not begin where TensorRT takes an address.
     """
 
     def __init__(
@@ -33,6 +38,13 @@ class DeviceCache:
         self._runtime = runtime
         self.shape, self.dtype = shape, dtype
         self._slot_bytes = math.prod(shape[1:]) * dtype.itemsize
+        if shape[0] > 1 and self._slot_bytes % ALIGNMENT:
+            # Never so where a row of all heads has 256 bytes, as every published model's has.
+            raise EngineError(
+                f"a cache slot of the engine has {self._slot_bytes} bytes, TensorRT wants a "
+                f"multiple of {ALIGNMENT}",
+                "Build the bundle with a --max-context that is a multiple of 128",
+            )
         size_bytes = shape[0] * self._slot_bytes
         self._buffers = [
             (f(layer), g(layer), runtime.allocate(size_bytes))
@@ -97,7 +109,7 @@ class EngineStep:
         self._host_logits = runtime.host(logits_bytes)
         self._device_logits = runtime.allocate(logits_bytes)
         self._replay: Replay | None = None
-        self._captured = False
+        self._tried = False
         self.reshape(first, *shape[1:])
 
     def reshape(self, first: int, tokens: int, wanted: int) -> None:
@@ -120,6 +132,11 @@ class EngineStep:
         self._logits = self._read.view(self._cache.dtype).reshape(shape)
         self._addresses[engine_io.LOGITS] = self._device_logits
 
+    @property
+    def captured(self) -> bool:
+        """Whether it is replayed as a CUDA graph."""
+        return self._replay is not None
+
     def run(self, *, capture: bool = False) -> npt.NDArray[Any]:
         """Run the step; returns logits [B, K, V], overwritten by the next run.
 
@@ -137,9 +154,9 @@ class EngineStep:
             self._context.enqueue()
         self._runtime.download(self._read, self._device_logits)
         self._runtime.synchronize()
-        if capture and not self._captured:
+        if capture and not self._tried:
             # The first run has let the engine settle what a capture must not hold.
-            self._captured = True
+            self._tried = True
             self._replay = self._context.capture()
         return self._logits
 

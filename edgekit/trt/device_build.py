@@ -15,7 +15,7 @@ from edgekit.bundle.verify import check_digests
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.contracts.manifest import Manifest
-from edgekit.errors import EngineError, MissingExtraError
+from edgekit.errors import EngineError, GraphError, MissingExtraError
 from edgekit.progress import SILENT, Progress
 from edgekit.trt.client import WORKER, Remedies, ask, describe
 from edgekit.trt.engine_cache import CachedEngine, EngineCache, EngineKey
@@ -108,6 +108,7 @@ def obtain_engine(
     progress: Progress = SILENT,
     *,
     digests: bool = True,
+    stand_in: bool = False,
     command: Sequence[str] = WORKER,
 ) -> CachedEngine:
     """Return a bundle's engine for a machine, from the cache or built into it.
@@ -118,6 +119,8 @@ def obtain_engine(
         machine: This one.
         progress: Told about a stage ``engine``, and ``digests`` before a build.
         digests: Check every byte of the bundle before a build.
+        stand_in: Where the build fails, return an engine of the same graph and weights that is
+            there, built by another plan or under another L4T, with a ``warning``.
         command: The worker; tests give another.
 
     Raises:
@@ -133,14 +136,24 @@ def obtain_engine(
     key = engine_key(bundle.manifest, plan, machine)
 
     def make(path: Path) -> Mapping[str, Any]:
-        _require_onnx()
+        _require_onnx(key, cache)
         if digests:
             check_digests(bundle, threads=len(os.sched_getaffinity(0)), progress=progress)
         progress.start("engine", 0)
         return _build(bundle, plan, machine.builder, path, cache.timings(key), command, progress)
 
-    engine = cache.obtain(key, make)
-    if not engine.built:
+    try:
+        engine = cache.obtain(key, make)
+    except (EngineError, GraphError) as error:
+        found = cache.stand_in(key) if stand_in else None
+        if found is None:
+            raise
+        engine = found
+        engine.warning = (
+            f"the engine could not be built ({error.message}): one of the same graph and weights "
+            "that was built for another plan or L4T runs instead"
+        )
+    if not engine.built and not engine.warning:  # else its build has begun the stage
         progress.start("engine", 0)
     progress.finish(describe_engine(engine, machine))
     return engine
@@ -151,6 +164,8 @@ def describe_engine(engine: CachedEngine, machine: Machine) -> str:
     builder = machine.builder
     how = "built" if engine.built else "found"
     again = f" again ({engine.damage})" if engine.damage else ""
+    if engine.warning:
+        return engine.warning
     trial = "" if machine.runs_engines else ", a trial: there is no GPU to run it"
     return f"{how}{again} by {builder.name} {builder.version} for SM {builder.sm}{trial}"
 
@@ -183,6 +198,19 @@ def _build(
     return {**facts, "cache_updates": updates, "quantized_weights": len(answer["dequantized"])}
 
 
-def _require_onnx() -> None:
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingExtraError("Building a TensorRT engine", "tensorrt")
+def _require_onnx(key: EngineKey, cache: EngineCache) -> None:
+    """Refuse to build without onnx; says what is not built, and what is."""
+    if importlib.util.find_spec("onnx") is not None:
+        return
+    there = ", ".join(_describe_key(other) for other in cache.relatives(key))
+    raise MissingExtraError(
+        f"The bundle's engine for {_describe_key(key)} is not built "
+        f"({f'{cache.folder} has one for {there}' if there else 'the cache has none'}), and "
+        "building it",
+        "tensorrt",
+    )
+
+
+def _describe_key(key: EngineKey) -> str:
+    release = f" under L4T {key.l4t}" if key.l4t else ""
+    return f"{key.module} {key.version} on SM {key.sm}{release}"

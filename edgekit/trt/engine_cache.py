@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class EngineKey:
         """Return what the engine's files are named by: sha256 of the canonical JSON form."""
         return hashlib.sha256(canonical_bytes(asdict(self))).hexdigest()
 
+    def same_but_for_plan(self, other: EngineKey) -> bool:
+        """Whether another key differs by plan or L4T alone: its engine computes the same here."""
+        return replace(self, plan=other.plan, l4t=other.l4t) == other
+
     @property
     def timings(self) -> str:
         """Name of the file of timings that builds of one builder for one GPU share."""
@@ -76,6 +80,8 @@ class CachedEngine:
         built: Whether it was built just now.
         damage: Why one that was there had to be built again; empty if none had to.
         evicted: Keys of engines that made room.
+        key: What it was built for, an ``EngineKey``'s fields as the sidecar has them.
+        warning: Why it stands in for another engine; empty if it does not.
     """
 
     path: Path
@@ -84,7 +90,9 @@ class CachedEngine:
     built: bool
     damage: str
     evicted: tuple[str, ...]
+    key: Mapping[str, Any]
     _handle: int
+    warning: str = ""
 
     def release(self) -> None:
         """Let others evict it; more than once is harmless."""
@@ -131,17 +139,51 @@ class EngineCache:
             if built:
                 self._remove(name, _SIDECAR, _ENGINE)
                 self._build(name, key, make)
-            sidecar = _read_sidecar(self._file(name, _SIDECAR))
-            handle = self._hold(name)
-        evicted = self._evict() if built else ()
+            engine = self._held(name)
+        engine.built, engine.damage = built, damage or ""
+        engine.evicted = self._evict() if built else ()
+        return engine
+
+    def stand_in(self, key: EngineKey) -> CachedEngine | None:
+        """Return a whole engine that computes what a key's would, the one used last; None for none.
+
+        It is of the same graph, weights, builder and GPU: another plan, or another release of L4T.
+        """
+        for other in self.relatives(key):
+            if not other.same_but_for_plan(key):
+                continue
+            name = other.digest()
+            with self._turn(name):
+                if self._damage(name) is None:
+                    return self._held(name)
+        return None
+
+    def relatives(self, key: EngineKey) -> list[EngineKey]:
+        """Return the keys of a graph's and its weights' other engines, the one used last first."""
+        found = []
+        with storage_errors(self.folder, option=OPTION):
+            for path in self.folder.glob(f"*{_SIDECAR}"):
+                # A damaged sidecar, or one just evicted, is no engine's; `obtain` reports damage.
+                with contextlib.suppress(BundleError, FileNotFoundError, TypeError):
+                    other = EngineKey(**_read_sidecar(path)["key"])
+                    same = (other.graph_sha256, other.weights_sha256)
+                    if other != key and same == (key.graph_sha256, key.weights_sha256):
+                        used = path.with_suffix(_ENGINE).stat().st_mtime_ns
+                        found.append((used, other))
+        return [other for _, other in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+    def _held(self, name: str) -> CachedEngine:
+        """Hold an engine that was checked."""
+        sidecar = _read_sidecar(self._file(name, _SIDECAR))
         return CachedEngine(
             path=self._file(name, _ENGINE),
             facts=sidecar["facts"],
             size_bytes=sidecar["size_bytes"],
-            built=built,
-            damage=damage or "",
-            evicted=evicted,
-            _handle=handle,
+            built=False,
+            damage="",
+            evicted=(),
+            key=sidecar["key"],
+            _handle=self._hold(name),
         )
 
     def _build(self, name: str, key: EngineKey, make: Make) -> None:

@@ -4,70 +4,38 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_checkpoint
 from fake_tensorrt import MODULE, FakeCuda, FakeTensorRT, write_engine
-from session_cases import random_tokens
+from session_cases import random_tokens, reference_logits
+from tensorrt_cases import CONTEXT, INFO, SLOTS, float_bundle, plan_of
 
-from edgekit.bundle.reader import Bundle, open_bundle
-from edgekit.cli.main import main
-from edgekit.contracts.engine_plan import EnginePlan, plan_engine
-from edgekit.engine import tensorrt as module_under_test
+from edgekit.bundle.reader import Bundle
+from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.engine.load import load_bundle
 from edgekit.engine.ort import OrtSession
 from edgekit.engine.tensorrt import TensorRTSession
-from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
+from edgekit.errors import ContextOverflowError, EngineError
 from edgekit.evaluate.golden import GoldenLimits, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.models.config import ModelConfig
 from edgekit.models.exported import stored_config
-from edgekit.pipeline.build import build
-from edgekit.pipeline.request import BuildRequest
-from edgekit.recipe import load_recipe
-from edgekit.targets import TARGETS
-from edgekit.trt import cuda as cuda_module
-from edgekit.trt import device_build
-from edgekit.trt.cuda import CudaRuntime, load_cuda
-from edgekit.trt.device_build import Machine
-from edgekit.trt.engine_cache import EngineCache
-from edgekit.trt.module import BuilderInfo
+from edgekit.trt.cuda import CudaRuntime
 
 Array = np.ndarray[Any, Any]
-CONTEXT, SLOTS, CHUNK = 100, 3, 40
-INFO = BuilderInfo(MODULE, "TensorRT", "10.16.2.10", "8.7")
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random model whose graph computes in float32, so that logits can be held to others'."""
-    root = tmp_path_factory.mktemp("tensorrt")
-    checkpoint = write_checkpoint(root / "checkpoint", intermediate=64)
-    request = BuildRequest(
-        model=str(checkpoint),
-        target=TARGETS["cpu"],
-        recipe=load_recipe("float16"),
-        out=root / "bundle",
-        max_context=CONTEXT,
-        max_sequences=SLOTS,
-        check=False,
-    )
-    return open_bundle(build(request).path)
+    return float_bundle(tmp_path_factory.mktemp("tensorrt"))
 
 
 @pytest.fixture(scope="module")
 def plan(bundle: Bundle) -> EnginePlan:
-    return plan_engine(
-        bundle.graph("host", "standard").name,
-        ">=10.15,<12",
-        max_context=CONTEXT,
-        max_sequences=4,
-        chunk_tokens=CHUNK,
-    )
+    return plan_of(bundle)
 
 
 @pytest.fixture
@@ -137,6 +105,17 @@ def test_prefill_is_the_other_sessions(
     close(session.prefill(2, tokens[7:9], start=7), wanted[8])
     close(session.prefill(2, tokens[3:50], start=3), wanted[49])
     assert (session.max_context, session.max_sequences) == (CONTEXT, SLOTS)
+
+
+def test_logits_are_the_references(
+    session: TensorRTSession, bundle: Bundle, tokens: list[int]
+) -> None:
+    """Prefill, then every later token decoded, gives the NumPy reference's logits."""
+    wanted = reference_logits(bundle.path.parent / "checkpoint", tokens)
+    least = 4e-3 * float(np.abs(wanted).max())  # weights are stored in float16
+    given = [session.prefill(1, tokens[:90])]
+    given += [session.decode([1], [tokens[at]], [at])[0] for at in range(90, CONTEXT)]
+    np.testing.assert_allclose(given, wanted[89:], rtol=0, atol=least)
 
 
 def test_ragged_decode_is_the_other_sessions(
@@ -268,7 +247,7 @@ def test_no_memory_is_an_error_that_frees_what_was_taken(
 ) -> None:
     """An open that runs out of memory says so; closing gives back what it took."""
     cuda.limit_bytes = 300_000
-    with pytest.raises(EngineError, match="out of memory. Free memory, or run fewer"):
+    with pytest.raises(EngineError, match=r"out of memory\. Free memory, or run fewer"):
         open_fake(bundle, plan, cuda, tmp_path, monkeypatch)
 
 
@@ -292,70 +271,3 @@ def test_an_engine_that_tensorrt_refuses_is_named(
     with pytest.raises(EngineError, match="refuses the engine engine: magic tag does not match"):
         CudaRuntime(path, INFO, cuda)
     assert cuda.calls[-1] == "cudaStreamDestroy"
-
-
-def test_cuda_bindings_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_module, "_MODULE", "no_such_cuda.bindings.runtime")
-    with pytest.raises(MissingExtraError, match=r"edgekit\[tensorrt\]"):
-        load_cuda()
-
-
-def test_a_bundle_is_loaded_from_the_cache_of_engines(
-    bundle: Bundle,
-    plan: EnginePlan,
-    cuda: FakeCuda,
-    tokens: list[int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`load_bundle` builds the engine once, holds it while it is open, and frees everything."""
-    graph = bundle.path / bundle.graph("host", "standard").path
-    made: list[Path] = []
-
-    def make(bundle: Any, plan: Any, builder: Any, path: Path, *rest: Any) -> dict[str, Any]:
-        del bundle, builder, rest
-        made.append(write_engine(path, graph, plan))
-        return {}
-
-    requirements = {**bundle.manifest.requirements, "tensorrt": plan.tensorrt}
-    manifest = replace(bundle.manifest, engine_plans=(plan.to_dict(),), requirements=requirements)
-    planned = replace(bundle, manifest=manifest)
-    monkeypatch.setitem(sys.modules, MODULE, FakeTensorRT(cuda))
-    monkeypatch.setattr(cuda_module, "load_cuda", lambda: cuda)
-    monkeypatch.setattr(device_build, "_build", make)
-    monkeypatch.setattr(module_under_test, "find_machine", lambda: Machine(INFO, "39.2.0"))
-    for _ in range(2):
-        model = load_bundle(planned, provider="tensorrt", max_sequences=2, cache=tmp_path)
-        assert np.isfinite(model.session.prefill(0, tokens[:9])).all()
-        assert not EngineCache(tmp_path)._evict_one(next(tmp_path.glob("*.engine")))
-        model.session.close()
-        model.session.close()
-    assert len(made) == 1
-    with pytest.raises(EngineError, match="at once, not 9"):
-        load_bundle(planned, provider="tensorrt", max_sequences=9, cache=tmp_path)
-    assert not cuda.device
-    assert EngineCache(tmp_path)._evict_one(next(tmp_path.glob("*.engine")))
-    with pytest.raises(EngineError, match="no engine of its ort graph"):
-        load_bundle(planned, provider="tensorrt", dialect="ort")
-
-
-def test_run_on_a_machine_without_a_gpu_is_refused(
-    bundle: Bundle, plan: EnginePlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TensorRT-RTX without a GPU builds, but runs nothing: said before anything is built."""
-    manifest = replace(bundle.manifest, engine_plans=(plan.to_dict(),))
-    planned = replace(bundle, manifest=manifest)
-    trial = Machine(BuilderInfo("tensorrt_rtx", "TensorRT-RTX", "1.7.1.116", "8.6"), None)
-    monkeypatch.setattr(module_under_test, "find_machine", lambda: trial)
-    monkeypatch.setattr(device_build, "gpu_sm", lambda: None)
-    with pytest.raises(EngineError, match=r"needs a GPU.*Run it with --provider cpu"):
-        load_bundle(planned, provider="tensorrt")
-
-
-def test_bundle_without_a_plan_is_refused_by_the_command(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["run", str(bundle.path), "Hello", "--provider", "tensorrt"])
-    assert caught.value.code == 11
-    assert "has no engine plan" in capsys.readouterr().err

@@ -41,7 +41,7 @@ class FakeConfig:
 def content(path: Path, mine: bytes = b"mine") -> bytes | None:
     config = FakeConfig(mine)
     use_timings(config, path)
-    return config.taken and config.taken.content
+    return None if config.taken is None else config.taken.content
 
 
 def test_timings_are_used_where_they_fit(tmp_path: Path) -> None:
