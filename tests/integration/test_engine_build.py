@@ -161,7 +161,7 @@ def test_onnx_is_needed_only_to_build(
 ) -> None:
     """A device without onnx finds its engine, and is told the extra where it must build."""
     cache, machine = EngineCache(tmp_path), find_machine()
-    monkeypatch.setattr(device_build.importlib.util, "find_spec", {"onnx": None}.get)
+    monkeypatch.setattr("importlib.util.find_spec", {"onnx": None}.get)
     with pytest.raises(MissingExtraError, match=r"edgekit\[tensorrt\]"):
         obtain_engine(bundle, cache, machine)
     monkeypatch.undo()
@@ -172,7 +172,7 @@ def test_onnx_is_needed_only_to_build(
         return {}
 
     cache.obtain(key, make).release()
-    monkeypatch.setattr(device_build.importlib.util, "find_spec", {"onnx": None}.get)
+    monkeypatch.setattr("importlib.util.find_spec", {"onnx": None}.get)
     assert not obtain_engine(bundle, cache, machine).built
 
 
