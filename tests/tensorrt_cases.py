@@ -79,13 +79,13 @@ class FakeMachine:
         monkeypatch.setattr(device_build, "_build", self._build)
 
     def _build(
-        self, bundle: Bundle, plan: EnginePlan, builder: Any, path: Path, *rest: Any
+        self, bundle: Bundle, plan: EnginePlan, builder: Any, files: Any, *rest: Any
     ) -> dict[str, Any]:
         del builder, rest
         if self.failure is not None:
             raise self.failure
         graphs = {graph.name: graph.path for graph in bundle.manifest.graphs}
-        self.made.append(write_engine(path, bundle.path / graphs[plan.graph], plan))
+        self.made.append(write_engine(files.engine, bundle.path / graphs[plan.graph], plan))
         return {
             "attention": "fused",
             "profiles": [profile.name for profile in plan.profiles],

@@ -17,6 +17,7 @@ from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.contracts.manifest import Manifest
 from edgekit.errors import EngineError, GraphError, MissingExtraError
 from edgekit.progress import SILENT, Progress
+from edgekit.trt.beside import Beside
 from edgekit.trt.client import WORKER, Remedies, ask, describe
 from edgekit.trt.engine_cache import CachedEngine, EngineCache, EngineKey
 from edgekit.trt.l4t import read_l4t, require_machine
@@ -30,6 +31,14 @@ _REMEDIES = Remedies(
 )
 _FACTS = ("attention", "profiles", "weights_bytes", "stored_bytes", "layers")
 """What a sidecar says of a build, of a worker's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where a builder writes."""
+
+    engine: Path
+    timings: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ def obtain_engine(
     *,
     digests: bool = True,
     stand_in: bool = False,
+    beside: Beside | None = None,
     command: Sequence[str] = WORKER,
 ) -> CachedEngine:
     """Return a bundle's engine for a machine, from the cache or built into it.
@@ -121,11 +131,12 @@ def obtain_engine(
         digests: Check every byte of the bundle before a build.
         stand_in: Where the build fails, return an engine of the same graph and weights that is
             there, built by another plan or under another L4T, with a ``warning``.
+        beside: How to build beside a server; None lets the build take what it needs.
         command: The worker; tests give another.
 
     Raises:
-        EngineError: The machine is not the bundle's, or the builder fails or is killed; the cache
-            is as it was.
+        EngineError: The machine is not the bundle's, memory does not suffice beside a server, or
+            the builder fails, is killed or gives up; the cache is as it was.
         GraphError: The builder refuses the graph.
         DigestMismatchError: The bundle is damaged.
         StorageError: The cache cannot be written.
@@ -140,7 +151,12 @@ def obtain_engine(
         if digests:
             check_digests(bundle, threads=len(os.sched_getaffinity(0)), progress=progress)
         progress.start("engine", 0)
-        return _build(bundle, plan, machine.builder, path, cache.timings(key), command, progress)
+        files = _Files(path, cache.timings(key))
+        if beside is None:
+            return _build(bundle, plan, machine.builder, files, {}, command, progress)
+        with beside.turn(bundle, cache.folder) as rules:
+            more = {"beside": rules}
+            return _build(bundle, plan, machine.builder, files, more, command, progress)
 
     try:
         engine = cache.obtain(key, make)
@@ -174,8 +190,8 @@ def _build(
     bundle: Bundle,
     plan: EnginePlan,
     builder: BuilderInfo,
-    path: Path,
-    timings: Path,
+    files: _Files,
+    more: Mapping[str, Any],
     command: Sequence[str],
     progress: Progress,
 ) -> dict[str, Any]:
@@ -188,8 +204,9 @@ def _build(
         "builder": describe(builder),
         "full": True,
         "profiles": None,
-        "engine": str(path.absolute()),
-        "timings": str(timings.absolute()),
+        "engine": str(files.engine.absolute()),
+        "timings": str(files.timings.absolute()),
+        **more,
     }
     answer = ask(command, request, builder, _REMEDIES, progress)
     require_in_place(answer, plan.graph)

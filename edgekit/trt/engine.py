@@ -17,6 +17,7 @@ import onnx
 
 from edgekit.contracts.engine_plan import EnginePlan, Profile, input_shapes
 from edgekit.errors import EngineError, GraphError
+from edgekit.trt.holding import Holding
 from edgekit.trt.module import NO_GPU, BuilderInfo, MessageLog, load_module, require_version
 from edgekit.trt.specialize import specialize
 from edgekit.trt.timings import keep_timings, use_timings
@@ -65,6 +66,7 @@ def build_engine(
     sink: Sink | None = None,
     phase: Phase | None = None,
     timings: Path | None = None,
+    holding: Holding | None = None,
 ) -> EngineFacts:
     """Parse a graph and build its engine.
 
@@ -77,12 +79,13 @@ def build_engine(
         sink: Takes the serialized engine piece by piece; None throws it away.
         phase: Told what the builder begins.
         timings: File of the builder's timings, read and written where the plan asks for it.
+        holding: Asked after every step whether to go on; takes ``phase``'s place.
 
     Raises:
         GraphError: The parser refuses the graph or leaves out an input, by the node's name; or
             the network has other types than the graph.
-        EngineError: The builder fails, or it is a TensorRT asked for an engine to keep and is
-            not of the plan's versions. What TensorRT-RTX builds is a trial.
+        EngineError: The builder fails, is told to give up, or is a TensorRT asked for an engine to
+            keep and is not of the plan's versions. What TensorRT-RTX builds is a trial.
         OSError: ``sink`` or the file of timings raised it.
     """
     if sink is not None and info.name == "TensorRT":
@@ -91,10 +94,10 @@ def build_engine(
     specialize(model, plan.cache_capacity)
     wanted = [p for p in plan.profiles if profiles is None or p.name in profiles]
     try:
-        return _Build(trt, info, plan, wanted, timings).run(model, path, sink, phase)
+        return _Build(trt, info, plan, wanted, timings, holding).run(model, path, sink, phase)
     except NoFusedKernelError:
         primitives = replace(plan, decomposable_attention=True)
-        return _Build(trt, info, primitives, wanted, timings).run(model, path, sink, phase)
+        return _Build(trt, info, primitives, wanted, timings, holding).run(model, path, sink, phase)
 
 
 class NoFusedKernelError(EngineError):
@@ -111,7 +114,9 @@ class _Build:
         plan: EnginePlan,
         profiles: list[Profile],
         timings: Path | None,
+        holding: Holding | None,
     ) -> None:
+        self.holding = holding
         self.trt, self.info, self.plan, self.profiles = trt, info, plan, profiles
         # TensorRT-RTX measures nothing when it builds: there is no GPU.
         keep = plan.timing_cache and info.name == "TensorRT"
@@ -203,8 +208,10 @@ class _Build:
             config.num_compute_capabilities = 1
             capability = getattr(trt.ComputeCapability, "SM" + self.info.sm.replace(".", ""))
             config.set_compute_capability(capability, 0)
-        if phase is not None:
-            config.progress_monitor = _monitor(trt, phase)
+        if self.holding is not None:
+            config.progress_monitor = _monitor(trt, self.holding.phase, self.holding.step)
+        elif phase is not None:
+            config.progress_monitor = _monitor(trt, phase, lambda: True)
         if self.timings is not None:
             use_timings(config, self.timings)
         inputs = [self.network.get_input(i) for i in range(self.network.num_inputs)]
@@ -234,6 +241,8 @@ class _Build:
         return int(engine.nbytes)
 
     def _failure(self) -> EngineError:
+        if self.holding is not None and self.holding.error is not None:
+            return self.holding.error
         said = self.log.reason()
         everything = " ".join(self.log.errors).lower()
         if NO_FUSED_KERNEL in everything and not self.plan.decomposable_attention:
@@ -295,7 +304,7 @@ def _writer(trt: Any, sink: Sink) -> Any:
     return Writer()
 
 
-def _monitor(trt: Any, phase: Phase) -> Any:
+def _monitor(trt: Any, phase: Phase, go_on: Callable[[], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base comes with the builder
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -309,6 +318,6 @@ def _monitor(trt: Any, phase: Phase) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             del phase_name, step
-            return True
+            return go_on()
 
     return Monitor()

@@ -24,6 +24,7 @@ from edgekit.bundle.storage import storage_errors
 from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.errors import EdgekitError, GraphError
 from edgekit.trt.engine import EngineFacts, build_engine
+from edgekit.trt.holding import Holding, lower_priority
 from edgekit.trt.module import BuilderInfo
 from edgekit.trt.shrink import Shrunk, dense_bytes, shrink, stored_bytes, whole
 
@@ -67,7 +68,8 @@ def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:
     Args:
         request: ``graph`` (a path), ``plan``, ``builder``, ``full`` (keep every layer) and
             ``profiles`` (names, or null for all). For an engine to keep also ``engine`` (where
-            to write it) and ``timings`` (the builder's, read and written).
+            to write it) and ``timings`` (the builder's, read and written), and for one built
+            beside a server ``beside`` (the rules of ``trt.holding``).
         phase: Called with what the builder begins.
 
     Raises:
@@ -75,7 +77,9 @@ def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:
         EngineError: The builder fails.
         StorageError: The engine or the timings cannot be written.
     """
-    path = Path(request["graph"])
+    path, rules = Path(request["graph"]), request.get("beside")
+    if rules is not None:
+        lower_priority()
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
@@ -92,6 +96,7 @@ def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:
         BuilderInfo(**request["builder"]),
         profiles=request["profiles"],
         phase=phase,
+        holding=None if rules is None else Holding(rules, phase),
     )
     facts = _keep(request, build) if request.get("engine") else build()
     kept = {key: value for key, value in _fields(shrunk).items() if key != "model"}

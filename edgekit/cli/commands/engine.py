@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 from edgekit.units import format_bytes
 
@@ -30,8 +31,18 @@ def command() -> None:
     show_default=True,
     help="Engines unused for longest are removed above this.",
 )
+@click.option(
+    "--while-serving",
+    is_flag=True,
+    help="Another process serves: reserve memory first, build at the lowest priority.",
+)
+@click.option(
+    "--load-file",
+    type=click.Path(path_type=Path),
+    help="Hold the build back while this file says busy; with --while-serving.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def build(bundle: Path, cache: Path | None, cache_gb: float, *, as_json: bool) -> None:
+def build(bundle: Path, cache: Path | None, cache_gb: float, **options: Any) -> None:
     """Build BUNDLE's engine for this machine, or find the one built before.
 
     An engine goes with its graph, weights, plan, TensorRT, GPU and L4T: change one and another is
@@ -39,18 +50,22 @@ def build(bundle: Path, cache: Path | None, cache_gb: float, *, as_json: bool) -
     A build that fails or is killed leaves the engines as they were. Exits with 11 where the
     machine is not the bundle's or the builder fails.
     """  # fmt: skip
+    if not options["while_serving"]:
+        refuse_idle("without --while-serving", "load_file")
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
+    from edgekit.trt.beside import Beside  # noqa: PLC0415
     from edgekit.trt.device_build import find_machine, obtain_engine  # noqa: PLC0415
     from edgekit.trt.engine_cache import EngineCache, default_folder  # noqa: PLC0415
 
     opened = open_bundle(bundle)
     machine = find_machine()
     engines = EngineCache(cache or default_folder(), int(cache_gb * 1e9))
+    beside = Beside(options["load_file"]) if options["while_serving"] else None
     with StageProgress() as progress:
-        engine = obtain_engine(opened, engines, machine, progress)
+        engine = obtain_engine(opened, engines, machine, progress, beside=beside)
         engine.release()
     report = describe(opened, machine, engine)
-    if as_json:
+    if options["as_json"]:
         print_json(report)
         return
     rows = [

@@ -265,3 +265,32 @@ def test_timings_are_of_one_builder_and_gpu(tmp_path: Path) -> None:
     assert cache.timings(KEY) == cache.timings(replace(KEY, graph_sha256="c" * 64))
     assert cache.timings(KEY) != cache.timings(replace(KEY, version="10.3.0"))
     assert cache.timings(KEY) != cache.timings(replace(KEY, sm="8.6"))
+
+
+def test_a_relative_stands_in(tmp_path: Path) -> None:
+    """Another plan or release of the same graph, weights and builder, the one used last; whole."""
+    cache = EngineCache(tmp_path)
+    keys = [
+        replace(KEY, plan={"graph": "g", "cache_capacity": 8}),
+        replace(KEY, l4t="39.2.1"),
+        replace(KEY, version="10.16.3"),
+        replace(KEY, sm="8.9"),
+        replace(KEY, weights_sha256="c" * 64),
+    ]
+    for index, key in enumerate(keys):
+        engine = cache.obtain(key, maker(b"%d" % index))
+        os.utime(engine.path, (index, index))
+        engine.release()
+    assert cache.relatives(KEY) == keys[3::-1]
+    found = cache.stand_in(KEY)
+    assert found is not None
+    assert (found.path.read_bytes(), found.key["l4t"], found.built) == (b"1", "39.2.1", False)
+    found.release()
+    os.truncate(found.path, 0)
+    found = cache.stand_in(KEY)
+    assert found is not None
+    assert found.key["plan"] == keys[0].plan
+    found.release()
+    found.path.with_suffix(".json").write_text("{}")
+    assert cache.stand_in(KEY) is None
+    assert EngineCache(tmp_path / "none").relatives(KEY) == []
