@@ -25,7 +25,7 @@ from edgekit.contracts.load_file import write_load
 from edgekit.errors import EngineError
 from edgekit.models.config import ModelConfig
 from edgekit.models.exported import stored_config
-from edgekit.plan.memory import engine_build_peak_bytes
+from edgekit.plan.memory import RUNTIME_ALLOWANCE_BYTES, engine_build_peak_bytes
 from edgekit.targets import MEMORY_RESERVE_FRACTION
 from edgekit.trt.holding import Memory, read_memory
 from edgekit.units import format_bytes
@@ -81,13 +81,16 @@ class Beside:
 def build_peak_bytes(bundle: Bundle) -> int:
     """Return what building a bundle's engine may take, as ``edgekit plan`` counts it.
 
+    To the plan's bytes a parameter comes its allowance for CUDA and TensorRT, which a small model's
+    builder takes as well.
+
     Raises:
         EngineError: The bundle has another exporter's model.
     """
     config = stored_config(bundle.manifest.model["config"])
     if not isinstance(config, ModelConfig):
         raise EngineError("bundles built with --exporter optimum have no engine to build")
-    return engine_build_peak_bytes(config)
+    return engine_build_peak_bytes(config) + RUNTIME_ALLOWANCE_BYTES
 
 
 def require_memory(memory: Memory, peak_bytes: int, reserve_bytes: int) -> None:
