@@ -173,7 +173,8 @@ class FakeCuda:
         return (0,)
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
-        return 0, {2: b"out of memory"}[error]
+        said = {2: b"out of memory", 35: b"CUDA driver version is insufficient"}
+        return 0, said[error]
 
 
 class FakeTensorRT(types.ModuleType):

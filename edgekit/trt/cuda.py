@@ -16,6 +16,14 @@ from edgekit.trt.module import BuilderInfo, MessageLog, load_module
 from edgekit.trt.runtime import Bytes, Replay, Shape
 
 _MODULE = "cuda.bindings.runtime"
+_BINDINGS = "Install the cuda-bindings of this machine's CUDA: 12.x on JetPack 6.2, 13.x on 7.2"
+_REMEDIES = {
+    "memory": "Free memory, or run fewer sequences at once",
+    "driver version": _BINDINGS,
+    "no CUDA-capable device": "Look for the GPU with `nvidia-smi`; a container needs "
+    "--runtime nvidia",
+}
+"""By what CUDA says."""
 
 
 def load_cuda() -> Any:
@@ -32,7 +40,7 @@ def load_cuda() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f"{_MODULE} does not load: {' '.join(str(error).split())}",
-            "Install the cuda-bindings of this machine's CUDA: 12.x on JetPack 6.2, 13.x on 7.2",
+            _BINDINGS,
         ) from error
 
 
@@ -56,7 +64,7 @@ class Cuda:
         if int(error) != 0:
             _, said = self.module.cudaGetErrorString(error)
             text = said.decode() if isinstance(said, bytes) else str(said)
-            remedy = "Free memory, or run fewer sequences at once" if "memory" in text else ""
+            remedy = next((advice for word, advice in _REMEDIES.items() if word in text), "")
             raise EngineError(f"CUDA failed in {name}: {text}", remedy)
         return results[0] if results else None
 

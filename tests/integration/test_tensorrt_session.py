@@ -251,6 +251,18 @@ def test_no_memory_is_an_error_that_frees_what_was_taken(
         open_fake(bundle, plan, cuda, tmp_path, monkeypatch)
 
 
+def test_an_old_driver_is_told_which_bindings_fit(
+    bundle: Bundle,
+    plan: EnginePlan,
+    cuda: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda, "cudaStreamCreate", lambda: (35, None))
+    with pytest.raises(EngineError, match=r"driver version is insufficient.*13\.x on 7\.2"):
+        open_fake(bundle, plan, cuda, tmp_path, monkeypatch)
+
+
 def test_more_sequences_than_the_plan_has_are_refused(
     bundle: Bundle,
     plan: EnginePlan,
