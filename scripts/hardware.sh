@@ -12,7 +12,10 @@ if [ -z "${EDGEKIT_PYTHON:-}" ] && ! [ -x "$python" ]; then
         echo "hardware: needs python3-venv (sudo apt install python3-venv)" >&2
         exit 1
     }
-    "$python" -m pip install --quiet --disable-pip-version-check -e '.[device,tensorrt]'
+    # JetPack 6.2 (L4T R36) has CUDA 12.
+    bindings=cuda-bindings
+    ! grep -qs '^# R36 ' /etc/nv_tegra_release || bindings='cuda-bindings<13'
+    "$python" -m pip install --quiet --disable-pip-version-check -e '.[device,tensorrt]' "$bindings"
 fi
 export PYTHONPATH="$PWD:$PWD/tests/bench${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" tests/hardware/hardware.py "$@"

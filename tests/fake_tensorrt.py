@@ -50,6 +50,7 @@ class Kind(IntEnum):
 
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class FakeCuda:
@@ -136,6 +137,29 @@ class FakeCuda:
         self.enqueue(partial(ctypes.memmove, target, source, size_bytes))
         return (0,)
 
+    def cudaMemcpy2DAsync(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        height: int,
+        kind: Kind,
+        stream: int,
+    ) -> tuple[int]:
+        assert (kind, stream) == (Kind.cudaMemcpyDeviceToDevice, 7)
+        assert width <= min(target_pitch, source_pitch)
+        for start, pitch in ((target, target_pitch), (source, source_pitch)):
+            self.check(start, pitch * (height - 1) + width)
+
+        def copy() -> None:
+            for row in range(height):
+                ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+
+        self.enqueue(copy)
+        return (0,)
+
     def cudaMemsetAsync(self, address: int, value: int, size_bytes: int, stream: int) -> tuple[int]:
         assert stream == 7
         self.check(address, size_bytes)
@@ -219,6 +243,8 @@ class FakeEngine:
         self.plan = EnginePlan.from_dict(values["plan"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        # As it is written: optimized, stretches of a float16 graph would run in float32.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = onnxruntime.InferenceSession(
             base64.b64decode(values["graph"]), options, providers=["CPUExecutionProvider"]
         )
@@ -295,6 +321,9 @@ class FakeContext:
                 shape = shapes[name]
             elif name == engine_io.LOGITS:
                 shape = (batch, wanted, vocabulary)
+            elif name.startswith("new_"):
+                _, heads, _, width = shapes[name.replace("new", "past")]
+                shape = (batch, heads, shapes[engine_io.INPUT_IDS][1], width)
             else:
                 past = name.replace("present", "past")
                 assert addresses[name] == addresses[past], "a cache is not updated in place"

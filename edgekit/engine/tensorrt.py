@@ -52,8 +52,7 @@ class TensorRTSession:
         warnings: What the user is to know of the engine, a sentence each.
 
     Raises:
-        EngineError: The engine has no such profile, is of a dialect without caches in place, or
-            memory ran out.
+        EngineError: The engine has no such profile, is of another dialect, or memory ran out.
     """
 
     def __init__(
@@ -71,15 +70,18 @@ class TensorRTSession:
         self._runtime, self._plan, self._release = runtime, plan, release
         self._max_sequences, self._cuda_graph = max_sequences, cuda_graph
         dtypes = runtime.tensors()
-        if engine_io.present_key(0) not in dtypes:
-            raise _not_in_place(plan.graph)
+        if not {engine_io.present_key(0), engine_io.new_key(0)} & set(dtypes):
+            raise EngineError(f"the engine of {plan.graph} is neither of standard nor of trt103")
+        in_place = engine_io.present_key(0) in dtypes
         require_sequences(plan, max_sequences)
         self._batches = {p.batch: i for i, p in enumerate(plan.profiles) if p.max_tokens == 1}
         (self._prefill_at,) = (i for i, p in enumerate(plan.profiles) if p.max_tokens > 1)
         self._dtype = np.dtype(dtypes[engine_io.past_key(0)])
         slots = self._bucket(max_sequences)
         shape = (slots, config.num_key_value_heads, plan.cache_capacity, config.head_dim)
-        self._cache = DeviceCache(runtime, config.num_hidden_layers, shape, self._dtype)
+        self._cache = DeviceCache(
+            runtime, config.num_hidden_layers, shape, self._dtype, in_place=in_place
+        )
         self._lengths = np.zeros(slots, np.int64)
         self._contexts: dict[int, Context] = {}
         profile = plan.profiles[self._prefill_at]
@@ -122,7 +124,7 @@ class TensorRTSession:
             step = self._prefill_step
             step.reshape(slot, len(chunk), len(chunk) if all_logits else 1)
             step.inputs.set_tokens(chunk, start + begin)
-            logits = step.run()[0]
+            logits = step.run([(0, start + begin)])[0]
             if all_logits or begin + len(chunk) == len(tokens):
                 parts.append(to_float32(logits))
             self._lengths[slot] = start + begin + len(chunk)
@@ -171,7 +173,8 @@ class TensorRTSession:
         step.inputs.set_idle(self._lengths[first : first + batch])
         for slot, token, position in rows:
             step.inputs.set_row(slot - first, token, position)
-        logits = step.run(capture=self._cuda_graph)
+        filled = [(slot - first, position) for slot, _, position in rows]
+        logits = step.run(filled, capture=self._cuda_graph)
         return to_float32(logits[[slot - first for slot, _, _ in rows], 0])
 
     def _step(self, profile: int, first: int, shape: tuple[int, int, int]) -> EngineStep:
@@ -238,13 +241,14 @@ def open_tensorrt(
     plan, machine = engine_plan(bundle.manifest), find_machine()
     # All that can be refused is refused here: a build takes minutes.
     if not machine.runs_engines:
+        sm, builder = gpu_sm(), machine.builder
         raise EngineError(
-            f"running a TensorRT engine needs a GPU, and {_gpu()} that {machine.builder.name} "
-            f"{machine.builder.version} builds for",
+            "running a TensorRT engine needs an NVIDIA GPU and its driver, and neither is found"
+            if sm is None
+            else f"the GPU here is of SM {sm}, for which {builder.name} {builder.version} builds "
+            "no engine",
             "Run it with --provider cpu",
         )
-    if any(g.name == plan.graph and g.dialect == "trt103" for g in bundle.manifest.graphs):
-        raise _not_in_place(plan.graph)
     require_sequences(plan, max_sequences)
     cuda = load_cuda()
     engines = EngineCache(cache or default_folder())
@@ -278,15 +282,3 @@ def require_sequences(plan: EnginePlan, max_sequences: int) -> None:
             f"the engine decodes {most} sequences at once, not {max_sequences}",
             "Build the bundle with a larger --max-sequences",
         )
-
-
-def _gpu() -> str:
-    sm = gpu_sm()
-    return "the CUDA driver finds none" if sm is None else f"the one here is of SM {sm}, not one"
-
-
-def _not_in_place(graph: str) -> EngineError:
-    return EngineError(
-        f"the engine of {graph} updates no caches in place",
-        "Run JetPack 6.2's bundles with --provider cpu for now",
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,22 +22,33 @@ ALIGNMENT = 256
 class DeviceCache:
     """Keys and values of all layers and slots: a buffer each of [slots, Hkv, C, D], zeroed.
 
+    An engine of the ``standard`` dialect writes new rows into them itself; one of ``trt103`` gives
+    the rows back, and :meth:`append` copies them there.
+
     Args:
         runtime: Whose memory it is.
         layers: Number of layers.
         shape: [slots, Hkv, C, D].
         dtype: Activation type.
+        in_place: Whether the engine writes them.
 
     Raises:
         EngineError: Memory ran out, or slots do not begin where TensorRT takes an address.
     """
 
     def __init__(
-        self, runtime: Runtime, layers: int, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
+        self,
+        runtime: Runtime,
+        layers: int,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype[Any],
+        *,
+        in_place: bool = True,
     ) -> None:
         self._runtime = runtime
-        self.shape, self.dtype = shape, dtype
+        self.shape, self.dtype, self.in_place = shape, dtype, in_place
         self._slot_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._row_bytes = shape[3] * dtype.itemsize
         if shape[0] > 1 and self._slot_bytes % ALIGNMENT:
             # Never so where a row of all heads has 256 bytes, as every published model's has.
             raise EngineError(
@@ -47,22 +58,47 @@ class DeviceCache:
             )
         size_bytes = shape[0] * self._slot_bytes
         self._buffers = [
-            (f(layer), g(layer), runtime.allocate(size_bytes))
+            (f(layer), (g if in_place else h)(layer), runtime.allocate(size_bytes))
             for layer in range(layers)
-            for f, g in (
-                (engine_io.past_key, engine_io.present_key),
-                (engine_io.past_value, engine_io.present_value),
+            for f, g, h in (
+                (engine_io.past_key, engine_io.present_key, engine_io.new_key),
+                (engine_io.past_value, engine_io.present_value, engine_io.new_value),
             )
         ]
 
     def addresses(self, first: int) -> dict[str, int]:
-        """Return where the caches begin for slots from ``first``: output and input are one."""
+        """Return where the caches of slots from ``first`` begin; in place also as outputs."""
         at = first * self._slot_bytes
         return {
             name: address + at
-            for past, present, address in self._buffers
-            for name in (past, present)
+            for past, output, address in self._buffers
+            for name in ((past, output) if self.in_place else (past,))
         }
+
+    def row_outputs(self, batch: int, tokens: int) -> dict[str, int]:
+        """Return the outputs that hold new rows [B, Hkv, S, D], and their bytes; none in place."""
+        size_bytes = batch * self.shape[1] * tokens * self._row_bytes
+        return {} if self.in_place else {output: size_bytes for _, output, _ in self._buffers}
+
+    def append(
+        self, outputs: Mapping[str, int], tokens: int, first: int, rows: Sequence[tuple[int, int]]
+    ) -> None:
+        """Copy new rows to where they belong.
+
+        Args:
+            outputs: Address of each output's rows [B, Hkv, S, D].
+            tokens: S.
+            first: Slot of the batch's first row.
+            rows: (row of the batch, position of its first token); others are left out.
+        """
+        heads, capacity = self.shape[1:3]
+        width = tokens * self._row_bytes
+        for _, output, address in self._buffers:
+            for row, position in rows:
+                slot = address + (first + row) * self._slot_bytes
+                target = slot + position * self._row_bytes, capacity * self._row_bytes
+                source = outputs[output] + row * heads * width, width
+                self._runtime.copy(target, source, width, heads)
 
     def shapes(self, slots: int) -> dict[str, Shape]:
         """Return the shapes of the cache inputs for ``slots`` slots."""
@@ -108,6 +144,9 @@ class EngineStep:
         logits_bytes = batch * wanted * vocab_size * cache.dtype.itemsize
         self._host_logits = runtime.host(logits_bytes)
         self._device_logits = runtime.allocate(logits_bytes)
+        self._outputs = {
+            name: runtime.allocate(size) for name, size in cache.row_outputs(*shape[:2]).items()
+        }
         self._replay: Replay | None = None
         self._tried = False
         self.reshape(first, *shape[1:])
@@ -115,8 +154,9 @@ class EngineStep:
     def reshape(self, first: int, tokens: int, wanted: int) -> None:
         """Take other slots, S and K; not for a step that was captured."""
         self.inputs = MaskInputs(self._batch, tokens, wanted, self._cache.shape[2])
+        self._first, self._tokens = first, tokens
         self._shapes = self._cache.shapes(self._batch)
-        self._addresses = self._cache.addresses(first)
+        self._addresses = {**self._cache.addresses(first), **self._outputs}
         at = 0
         for name, array in self.inputs.arrays.items():
             self._shapes[name] = array.shape
@@ -137,10 +177,11 @@ class EngineStep:
         """Whether it is replayed as a CUDA graph."""
         return self._replay is not None
 
-    def run(self, *, capture: bool = False) -> npt.NDArray[Any]:
+    def run(self, rows: Sequence[tuple[int, int]], *, capture: bool = False) -> npt.NDArray[Any]:
         """Run the step; returns logits [B, K, V], overwritten by the next run.
 
         Args:
+            rows: Rows of the batch that are not idle, and the position of their first token.
             capture: Record the first run, and replay it from the next one on.
 
         Raises:
@@ -152,6 +193,8 @@ class EngineStep:
         else:
             self._context.bind(self._shapes, self._addresses)
             self._context.enqueue()
+        if self._outputs:  # not captured: positions change from step to step
+            self._cache.append(self._outputs, self._tokens, self._first, rows)
         self._runtime.download(self._read, self._device_logits)
         self._runtime.synchronize()
         if capture and not self._tried:

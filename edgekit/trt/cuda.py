@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.errors import EngineError, MissingExtraError
 from edgekit.trt.module import BuilderInfo, MessageLog, load_module
-from edgekit.trt.runtime import Bytes, Replay, Shape
+from edgekit.trt.runtime import Bytes, Pitched, Replay, Shape
 
 _MODULE = "cuda.bindings.runtime"
 _BINDINGS = "Install the cuda-bindings of this machine's CUDA: 12.x on JetPack 6.2, 13.x on 7.2"
@@ -151,6 +151,12 @@ class CudaRuntime:
     def zero(self, address: int, size_bytes: int) -> None:
         """Zero device memory."""
         self._cuda.call("cudaMemsetAsync", address, 0, size_bytes, self._stream)
+
+    def copy(self, target: Pitched, source: Pitched, width: int, height: int) -> None:
+        """Copy rows on the device."""
+        kind = self._cuda.module.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        arguments = (*target, *source, width, height, kind, self._stream)
+        self._cuda.call("cudaMemcpy2DAsync", *arguments)
 
     def synchronize(self) -> None:
         """Wait for all that was enqueued."""

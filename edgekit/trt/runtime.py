@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 Shape = tuple[int, ...]
+Pitched = tuple[int, int]
+"""Address of the first of some rows in device memory, and bytes from one to the next."""
 Replay = Callable[[], None]
 """Enqueues a captured step again."""
 
@@ -77,6 +79,9 @@ class Runtime(Protocol):
 
     def zero(self, address: int, size_bytes: int) -> None:
         """Zero device memory."""
+
+    def copy(self, target: Pitched, source: Pitched, width: int, height: int) -> None:
+        """Copy ``height`` rows of ``width`` bytes on the device."""
 
     def synchronize(self) -> None:
         """Wait for all that was enqueued.
