@@ -156,6 +156,18 @@ def test_a_machine_without_tensorrt_is_told_how(monkeypatch: pytest.MonkeyPatch)
         find_machine()
 
 
+@pytest.mark.parametrize(
+    ("sm", "built_for", "runs"), [("8.9", "8.9", True), ("9.0", "8.6", False), (None, "8.6", False)]
+)
+def test_tensorrt_rtx_runs_on_the_gpus_it_knows(
+    sm: str | None, built_for: str, monkeypatch: pytest.MonkeyPatch, *, runs: bool
+) -> None:
+    """It builds for the GPU that is there, where it knows it; else what it builds is a trial."""
+    monkeypatch.setattr(device_build, "gpu_sm", lambda: sm)
+    machine = find_machine()
+    assert (machine.builder.sm, machine.runs_engines) == (built_for, runs)
+
+
 def test_onnx_is_needed_only_to_build(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,6 +213,8 @@ def test_nan_is_reported_and_cleaned_up(
     session._runtime.upload(address, np.full(4, 0xFF, np.uint8))
     with pytest.raises(EngineError, match="slot 1"):
         session.decode([0, 1], [tokens[10]] * 2, [10, 10])
+    with pytest.raises(EngineError, match="slot 1 holds 0 tokens"):
+        session.decode([1], [tokens[10]], [10])
     again = ([0], [tokens[10]], [10])
     close(session.decode(*again), other.decode(*again))
     close(session.prefill(1, tokens[:12]), other.prefill(1, tokens[:12]))
