@@ -1,7 +1,7 @@
 # The same targets people and CI use. `make` lists them.
 bin := .venv/bin
 
-.PHONY: help setup demo check fmt lint types test test-slow test-arm64 bench lock
+.PHONY: help setup demo check fmt lint types test test-slow test-arm64 hardware bench lock
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 setup: ## make .venv with everything the tests need
@@ -22,6 +22,8 @@ test-slow: ## the tests that take minutes
 	$(bin)/python -m pytest -m slow --timeout 3600
 test-arm64: ## the container's Python part on an emulated arm64 Debian (root, some 10 minutes)
 	scripts/arm64.sh
+hardware: ## on an Orin: build BUNDLE's engine, check and time it, write hardware-report/ (docs/hardware.md)
+	scripts/hardware.sh $(BUNDLE)
 bench: ## see tests/bench/README.md for the peers
 	$(bin)/python tests/bench/bench_quantize.py
 lock: ## renew constraints.txt and constraints-jp62.txt (needs uv)

@@ -34,6 +34,7 @@ COMMANDS = {
     "inspect": "Show what a checkpoint or a bundle holds.",
     "verify": "Check a bundle: digests, graph, golden prompts.",
     "eval": "Measure a bundle's quality on data.",
+    "engine": "Build a bundle's TensorRT engine for this machine.",
     "export": "Write a bundle's weights for another engine.",
     "diff": "Show what changed between two bundles and what a device would fetch.",
     "plan": "Project memory, rates, energy and cost before a build.",

@@ -70,6 +70,8 @@ class StageProgress:
     def start(self, stage: str, total: int, unit: str = BYTES) -> None:
         """Begin a stage."""
         self._stage, self._unit = stage, unit
+        if self._task is not None:  # one that failed, and the work goes on in another way
+            self._bar.remove_task(self._task)
         self._started_s, self._done = time.monotonic(), 0
         self._task = self._bar.add_task(stage, total=total or None, item="", unit=unit)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edgekit.contracts import engine_io
 from edgekit.contracts.manifest import Manifest
 from edgekit.errors import FETCH_AGAIN, BundleError, ContextOverflowError, EngineError
@@ -98,6 +101,14 @@ def check_room(slot: int, start: int, count: int, *, held: int, max_context: int
             f"{start + count} tokens do not fit a context of {max_context}",
             "Shorten the prompt, or build the bundle with a larger --max-context",
         )
+
+
+def broken_rows(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Return which rows of logits [..., V] are not finite."""
+    # A row's sum is finite only if all of it is, and is had without a mask of its size.
+    with np.errstate(invalid="ignore", over="ignore"):
+        result: npt.NDArray[np.bool_] = ~np.isfinite(logits.sum(axis=-1))
+    return result
 
 
 def not_finite(slot: int, activation_dtype: str) -> EngineError:

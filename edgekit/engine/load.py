@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.bundle.layout import TOKENIZER_FOLDER
 from edgekit.bundle.reader import Bundle
@@ -17,12 +17,18 @@ from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider, newest_opset
 from edgekit.engine.session import InferenceSession
-from edgekit.errors import BundleError, EngineError
+from edgekit.errors import BundleError, EngineError, GraphError, MissingExtraError
 from edgekit.models.config import ModelConfig
 from edgekit.models.exported import AnyConfig, stored_config
 from edgekit.progress import SILENT, Progress
 from edgekit.text.chat_template import ChatTemplate, Message
 from edgekit.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # for a device only
+    from edgekit.engine.tensorrt import TensorRTSession
+
+AnyProvider = Literal["cpu", "cuda", "tensorrt"]
+"""ONNX Runtime's, and TensorRT without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class LoadedModel:
         session: The engine.
         tokenizer: Its tokenizer.
         template: Its chat template; None for a base model.
+        warnings: What the user is to know of the engine, a sentence each.
     """
 
     bundle: Bundle
@@ -42,6 +49,7 @@ class LoadedModel:
     session: InferenceSession
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def adds_bos(self) -> bool:
@@ -58,7 +66,8 @@ class LoadedModel:
 def load_bundle(
     bundle: Bundle,
     *,
-    provider: Provider = "cpu",
+    provider: AnyProvider = "cpu",
+    fallback: Provider | None = None,
     threads: int | None = None,
     max_sequences: int = 1,
     digests: bool = True,
@@ -66,32 +75,47 @@ def load_bundle(
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
-    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`.
+    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`, or in TensorRT.
 
     Args:
         bundle: An opened bundle.
-        provider: ``cpu`` or ``cuda``.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, which builds its engine if it must.
+        fallback: Where ONNX Runtime runs the bundle if TensorRT does not; the model's ``warnings``
+            say why. None lets the error be one.
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
         digests: Check every byte against the manifest first; off only where that was just done.
         dialect: Run the graph of this dialect; None is :func:`fastest_graph`.
         progress: Told about the stages ``digests`` and ``load``.
-        options: Further arguments of the session that the graph's dialect needs.
+        options: Further arguments of the session that is opened; with ``fallback``, of TensorRT's.
 
     Raises:
         DigestMismatchError: The bundle is damaged.
         BundleError: It has no graph of ``dialect``.
-        EngineError: The engine is missing or refuses the graph.
+        EngineError: The engine is missing or fails.
+        GraphError: TensorRT refuses the graph.
+        MissingExtraError: A package that the provider needs is not installed.
     """
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    entry = graph_to_run(bundle, provider, dialect)
     config = stored_config(bundle.manifest.model["config"])
-    options = {**options, "max_sequences": max_sequences, "threads": threads}
-    progress.start("load", 0)
-    session = open_session(bundle, entry, config, provider, options)
-    progress.finish(f"{entry.name} on {provider}")
+    session: InferenceSession
+    warnings: tuple[str, ...] = ()
+    common = {"max_sequences": max_sequences, "threads": threads}
+    if provider != "tensorrt":
+        session = _open_graph(bundle, config, provider, dialect, {**options, **common}, progress)
+    else:
+        try:
+            opened = open_engine(
+                bundle, config, dialect, progress, max_sequences, stand_in=True, **options
+            )
+            session, warnings = opened, opened.warnings
+        except (EngineError, GraphError, MissingExtraError) as error:
+            if fallback is None:
+                raise
+            session = _open_graph(bundle, config, fallback, None, common, progress)
+            warnings = (f"not run on TensorRT but in ONNX Runtime on {fallback}: {error}",)
     folder = bundle.path / TOKENIZER_FOLDER
     return LoadedModel(
         bundle,
@@ -99,7 +123,52 @@ def load_bundle(
         session,
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
+        warnings,
     )
+
+
+def _open_graph(
+    bundle: Bundle,
+    config: AnyConfig,
+    provider: Provider,
+    dialect: str | None,
+    options: dict[str, Any],
+    progress: Progress,
+) -> InferenceSession:
+    """Open the graph of :func:`graph_to_run` in ONNX Runtime."""
+    entry = graph_to_run(bundle, provider, dialect)
+    progress.start("load", 0)
+    session = open_session(bundle, entry, config, provider, options)
+    progress.finish(f"{entry.name} on {provider}")
+    return session
+
+
+def open_engine(
+    bundle: Bundle,
+    config: AnyConfig,
+    dialect: str | None,
+    progress: Progress,
+    max_sequences: int,
+    **options: Any,
+) -> TensorRTSession:
+    """Open a bundle's TensorRT engine; see ``engine.tensorrt.open_tensorrt`` for the errors.
+
+    Raises:
+        EngineError: ``dialect`` is not the one that the bundle plans an engine of.
+    """
+    from edgekit.engine.tensorrt import open_tensorrt  # noqa: PLC0415 - for a device only
+
+    if not isinstance(config, ModelConfig):
+        raise EngineError(
+            "bundles built with --exporter optimum do not run on tensorrt",
+            "Run it with --provider cpu",
+        )
+    planned = {plan["graph"] for plan in bundle.manifest.engine_plans}
+    if dialect is not None and bundle.graph("target", dialect).name not in planned:
+        raise EngineError(
+            f"the bundle plans no engine of its {dialect} graph", "Leave --dialect out"
+        )
+    return open_tensorrt(bundle, config, max_sequences=max_sequences, progress=progress, **options)
 
 
 def graph_to_run(bundle: Bundle, provider: Provider, dialect: str | None = None) -> GraphEntry:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgekit.contracts import engine_io
 from edgekit.engine.checks import (
+    broken_rows,
     check_distinct,
     check_layout,
     check_room,
@@ -229,9 +230,7 @@ class OrtSession:
         self, logits: Float32Array, slots: Sequence[int], owner: npt.NDArray[np.int64]
     ) -> None:
         """Zero the slots whose logits are not finite, and say so."""
-        # A row's sum is finite only if all of it is, and is had without a mask of its size.
-        with np.errstate(invalid="ignore", over="ignore"):
-            bad = ~np.isfinite(logits.sum(axis=-1))
+        bad = broken_rows(logits)
         if bad.any():
             broken = sorted({slots[row] for row in owner[bad]})
             self._cache.zero(broken)

@@ -79,7 +79,7 @@ _TOO_LARGE: dict[str, tuple[str, _Sizes]] = {
 def has_shape(name: str) -> bool:
     """Whether the table has a model of this name, with or without the owner."""
     base = name.removeprefix("deepseek-ai/")
-    return base in _TOO_LARGE or any(m.hub_id == f"deepseek-ai/{base}" for m in PUBLISHED)
+    return base in _TOO_LARGE or published_model(base) is not None
 
 
 def find_shape(name: str) -> ModelConfig:

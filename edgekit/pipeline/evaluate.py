@@ -13,8 +13,7 @@ import numpy as np
 
 from edgekit.bundle.reader import Bundle
 from edgekit.contracts.data_files import read_text
-from edgekit.engine.load import LoadedModel, load_bundle
-from edgekit.engine.ort import Provider
+from edgekit.engine.load import AnyProvider, LoadedModel, load_bundle
 from edgekit.errors import CalibrationError, ContextOverflowError
 from edgekit.evaluate.exact_match import (
     EvalRow,
@@ -29,6 +28,9 @@ from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import Messages, reasoned_text
 
+SEQUENCES = 8
+"""Prompts answered at once unless the user says."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
@@ -41,7 +43,7 @@ class EvalRequest:
         limit: Rows of ``data`` to ask; None is all.
         window: Tokens of a window of text.
         text_tokens: Tokens of text used.
-        sequences: Prompts answered at once.
+        sequences: Prompts answered at once; None is 8, or what a TensorRT engine is built for.
         provider: Where to run.
         threads: CPU threads.
         dialect: Which of the bundle's graphs to run; None is the fastest.
@@ -54,8 +56,8 @@ class EvalRequest:
     limit: int | None = None
     window: int = 512
     text_tokens: int = 8192
-    sequences: int = 8
-    provider: Provider = "cpu"
+    sequences: int | None = None
+    provider: AnyProvider = "cpu"
     threads: int = 2
     dialect: str | None = None
     digests: bool = True
@@ -90,7 +92,7 @@ def evaluate_bundle(
         provider=request.provider,
         threads=request.threads,
         dialect=request.dialect,
-        max_sequences=request.sequences,
+        max_sequences=_sequences(bundle, request),
         digests=request.digests,
         progress=progress,
     )
@@ -98,8 +100,9 @@ def evaluate_bundle(
         windows = _windows(model, request, text, rows)
         _require_room(model, windows)
         report: dict[str, Any] = {"bundle": str(bundle.path), "digest": f"sha256:{bundle.digest}"}
-        if compared is not None:
-            report["warnings"] = list(compared.warnings)
+        warnings = [*model.warnings, *(compared.warnings if compared else ())]
+        if warnings or compared is not None:
+            report["warnings"] = warnings
         if rows:
             report |= _exact_match(model, rows, progress)
         if windows:
@@ -108,6 +111,14 @@ def evaluate_bundle(
         model.session.close()
     report["machine"] = read_machine().to_dict()
     return report
+
+
+def _sequences(bundle: Bundle, request: EvalRequest) -> int:
+    if request.sequences is not None:
+        return request.sequences
+    if request.provider != "tensorrt":
+        return SEQUENCES
+    return min(SEQUENCES, int(bundle.manifest.limits["max_sequences"]))
 
 
 def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.outline import read_description
 from edgekit.errors import RecipeError, UnsupportedModelError
 from edgekit.graph.weights import codes_name
-from edgekit.models.config import ModelConfig
+from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
 from edgekit.models.published_shapes import find_shape, has_shape
 from edgekit.pipeline.kept import kept_schemes, refuse_requantizing

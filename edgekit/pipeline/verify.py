@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
-from edgekit.engine.load import open_session
-from edgekit.engine.ort import Provider, newest_opset
+from edgekit.engine.load import AnyProvider, open_engine, open_session
+from edgekit.engine.ort import newest_opset
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
@@ -39,7 +39,7 @@ ROW_SCHEME = "w8-row"
 def verify_bundle(
     bundle: Bundle,
     *,
-    provider: Provider = "cpu",
+    provider: AnyProvider = "cpu",
     threads: int = 2,
     graphs: bool = True,
     run: bool = True,
@@ -52,7 +52,8 @@ def verify_bundle(
     TensorRT builder.
 
     On a CPU every graph runs: float32 ones as `edgekit run` runs them, float16 ones as they are
-    written, so that what would overflow float16 on the device does here. On CUDA the target's run.
+    written, so that what would overflow float16 on the device does here. On CUDA the target's run,
+    on TensorRT the engine of this machine, built if it must be.
 
     Returns:
         The report of ``docs/schemas/verify.schema.json``.
@@ -146,12 +147,16 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
     return reports
 
 
-def _left_out(bundle: Bundle, provider: Provider) -> dict[str, str]:
+def _left_out(bundle: Bundle, provider: AnyProvider) -> dict[str, str]:
     """Return why a graph does not run here, by the graph's name.
 
     Raises:
-        MissingExtraError: ONNX Runtime is not installed.
+        MissingExtraError: ONNX Runtime is not installed, and the provider is one of its own.
     """
+    if provider == "tensorrt":
+        planned = {plan["graph"] for plan in bundle.manifest.engine_plans}
+        names = {graph.name for graph in bundle.manifest.graphs} - planned
+        return dict.fromkeys(sorted(names), "on TensorRT only the engine plan's graph runs")
     newest = newest_opset()
     reasons = {}
     for graph in bundle.manifest.graphs:
@@ -170,13 +175,15 @@ def _runs_on_cuda(graph: GraphEntry) -> bool:
 
 def _run_golden(
     bundle: Bundle,
-    provider: Provider,
+    provider: AnyProvider,
     threads: int,
     left_out: Collection[str],
     progress: Progress,
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
     golden = GoldenSet.from_dict(bundle.golden())
+    if provider == "tensorrt":
+        return _run_golden_on_tensorrt(bundle, golden, progress)
     graphs = [graph for graph in bundle.manifest.graphs if graph.name not in left_out]
     if not graphs:
         raise EngineError(
@@ -194,6 +201,20 @@ def _run_golden(
         reports[graph.name] = _check(session, golden, graph, progress)
     progress.finish(f"{golden.tokens} tokens on {provider}: {', '.join(reports)}")
     return {name: report.to_dict() for name, report in reports.items()}
+
+
+def _run_golden_on_tensorrt(
+    bundle: Bundle, golden: GoldenSet, progress: Progress
+) -> dict[str, Any]:
+    """Run the golden sequences on this machine's engine of the bundle."""
+    config = stored_config(bundle.manifest.model["config"])
+    session = open_engine(bundle, config, None, progress, 1)
+    plan = bundle.manifest.engine_plans[0]
+    entry = next(graph for graph in bundle.manifest.graphs if graph.name == plan["graph"])
+    progress.start("golden", golden.tokens, "tokens")
+    report = _check(session, golden, entry, progress)
+    progress.finish(f"{golden.tokens} tokens on tensorrt: {entry.name}")
+    return {entry.name: report.to_dict()}
 
 
 def _check(

@@ -9,11 +9,6 @@ an Orin's engine is built on an Orin.
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +16,18 @@ from typing import Any
 
 from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.contracts.manifest import TensorEntry, blob_bytes
-from edgekit.errors import EngineError, GraphError
+from edgekit.errors import GraphError
 from edgekit.progress import SILENT, Progress
+from edgekit.trt.client import WORKER, Remedies, ask, describe
 from edgekit.trt.module import BuilderInfo
 from edgekit.trt.shrink import layer_of
-from edgekit.trt.worker import describe, error_from
 
 FULL_LIMIT_BYTES = 256_000_000
 """A bundle of fewer bytes of weights is compiled whole; the builder takes 3 to 5 times as many."""
 SLACK_FRACTION, SLACK_BYTES = 0.1, 1_000_000
 """What an engine's weights may take beyond the stored ones: alignment, constants it made itself."""
-WORKER = (sys.executable, "-c", "from edgekit.trt.worker import main; main()")
+_REMEDIES = Remedies(killed="Free memory", failed="")
+"""The commands add how to leave the check out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,7 @@ def run_compile_check(
         "full": full,
         "profiles": names,
     }
-    answer = _ask(command, request, builder, progress)
+    answer = ask(command, request, builder, _REMEDIES, progress)
     judge(answer, check.tensors, check.plan.graph)
     return findings(answer, check.plan, builder)
 
@@ -140,69 +136,18 @@ def judge(answer: dict[str, Any], tensors: tuple[TensorEntry, ...], graph: str) 
             f"{graph}: the engine's weights take {answer['weights_bytes']} bytes, those it was "
             f"built from {answer['stored_bytes']}: weights were widened"
         )
+    require_in_place(answer, graph)
+
+
+def require_in_place(answer: dict[str, Any], graph: str) -> None:
+    """Refuse an engine that copies a cache rather than update it where it stands.
+
+    Raises:
+        GraphError: Says how many of the caches are updated in place.
+    """
     scattered = answer["census"].get("TensorScatter", 0)
     updates = answer["layer_types"].get("KV_CACHE_UPDATE", 0)
     if updates != scattered:
         raise GraphError(
             f"{graph}: {scattered} TensorScatter became {updates} cache updates in place"
         )
-
-
-def _ask(
-    command: Sequence[str], request: dict[str, Any], builder: BuilderInfo, progress: Progress
-) -> dict[str, Any]:
-    """Run the worker and return its result.
-
-    Raises:
-        EdgekitError: What the worker says went wrong.
-        EngineError: It ended without an answer.
-    """
-    with (
-        tempfile.TemporaryFile() as noise,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True
-        ) as worker,
-    ):
-        if worker.stdin is None or worker.stdout is None:
-            raise AssertionError
-        try:
-            _send(worker.stdin, json.dumps(request))
-            last = ""
-            for text in worker.stdout:
-                line = json.loads(text)
-                if "result" in line:
-                    result: dict[str, Any] = line["result"]
-                    return result
-                if "error" in line:
-                    raise error_from(line["error"])
-                last = line["phase"]
-                progress.advance(0, last)
-            status = worker.wait()
-        finally:
-            worker.kill()
-        noise.seek(0)
-        said = noise.read().decode("utf-8", "replace").strip().splitlines()
-        raise ended_early(status, builder, last, said[-1] if said else "")
-
-
-def _send(pipe: Any, text: str) -> None:
-    """Give the worker its request; one that is gone already shows itself by its exit status."""
-    try:
-        pipe.write(text)
-        pipe.close()
-    except BrokenPipeError:
-        pass
-
-
-def ended_early(status: int, builder: BuilderInfo, phase: str, said: str) -> EngineError:
-    """Return the error of a worker that ended without an answer."""
-    where = f" in {phase!r}" if phase else ""
-    if status == -signal.SIGKILL:
-        return EngineError(
-            f"{builder.name} {builder.version} was killed{where}: most likely memory ran out",
-            "Free memory",
-        )
-    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-    return EngineError(
-        f"{builder.name} {builder.version} ended {how}{where}{': ' if said else ''}{said}"
-    )

@@ -17,15 +17,17 @@ import onnx
 
 from edgekit.contracts.engine_plan import EnginePlan, Profile, input_shapes
 from edgekit.errors import EngineError, GraphError
+from edgekit.trt.holding import Holding
 from edgekit.trt.module import NO_GPU, BuilderInfo, MessageLog, load_module, require_version
 from edgekit.trt.specialize import specialize
+from edgekit.trt.timings import keep_timings, use_timings
 
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
 """What the builder says where attention may not be decomposed and must be."""
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "std::bad_alloc")
 
 Attention = Literal["fused", "decomposed"]
-Sink = Callable[[memoryview], None]
+Sink = Callable[[memoryview], object]
 Phase = Callable[[str], None]
 
 
@@ -63,6 +65,8 @@ def build_engine(
     profiles: Collection[str] | None = None,
     sink: Sink | None = None,
     phase: Phase | None = None,
+    timings: Path | None = None,
+    holding: Holding | None = None,
 ) -> EngineFacts:
     """Parse a graph and build its engine.
 
@@ -74,23 +78,26 @@ def build_engine(
         profiles: Names of the plan's profiles to build; None builds all.
         sink: Takes the serialized engine piece by piece; None throws it away.
         phase: Told what the builder begins.
+        timings: File of the builder's timings, read and written where the plan asks for it.
+        holding: Asked after every step whether to go on; takes ``phase``'s place.
 
     Raises:
         GraphError: The parser refuses the graph or leaves out an input, by the node's name; or
             the network has other types than the graph.
-        EngineError: The builder fails, or it is asked for an engine to keep and is not of the
-            plan's versions.
+        EngineError: The builder fails, is told to give up, or is a TensorRT asked for an engine to
+            keep and is not of the plan's versions. What TensorRT-RTX builds is a trial.
+        OSError: ``sink`` or the file of timings raised it.
     """
-    if sink is not None:
+    if sink is not None and info.name == "TensorRT":
         require_version(info, plan.tensorrt)
     trt = load_module(info)
     specialize(model, plan.cache_capacity)
     wanted = [p for p in plan.profiles if profiles is None or p.name in profiles]
     try:
-        return _Build(trt, info, plan, wanted).run(model, path, sink, phase)
+        return _Build(trt, info, plan, wanted, timings, holding).run(model, path, sink, phase)
     except NoFusedKernelError:
         primitives = replace(plan, decomposable_attention=True)
-        return _Build(trt, info, primitives, wanted).run(model, path, sink, phase)
+        return _Build(trt, info, primitives, wanted, timings, holding).run(model, path, sink, phase)
 
 
 class NoFusedKernelError(EngineError):
@@ -101,9 +108,19 @@ class _Build:
     """One try: a builder, its network and what it said."""
 
     def __init__(
-        self, trt: Any, info: BuilderInfo, plan: EnginePlan, profiles: list[Profile]
+        self,
+        trt: Any,
+        info: BuilderInfo,
+        plan: EnginePlan,
+        profiles: list[Profile],
+        timings: Path | None,
+        holding: Holding | None,
     ) -> None:
+        self.holding = holding
         self.trt, self.info, self.plan, self.profiles = trt, info, plan, profiles
+        # TensorRT-RTX measures nothing when it builds: there is no GPU.
+        keep = plan.timing_cache and info.name == "TensorRT"
+        self.timings = timings if keep else None
         self.log = MessageLog()
         self.logger = self.log.logger(trt)
         self.builder = trt.Builder(self.logger)
@@ -120,8 +137,13 @@ class _Build:
         types, dequantized = self._look()
         attention = self._allow_primitives()
         refuse_ignored(model.graph, *self._tensors(), self.plan.graph)
-        written = self._serialize(self._config(phase), sink or _discard)
+        config = self._config(phase)
+        written = self._serialize(config, sink or _discard)
+        if self.timings is not None:
+            keep_timings(config, self.timings)
         weights = self.log.weights_bytes
+        if weights is None and sink is not None:
+            weights = written  # it runs all the same: only a check cannot go on without
         if weights is None:
             raise EngineError(f"{self.info.name} did not say how large the engine's weights are")
         names = tuple(profile.name for profile in self.profiles)
@@ -186,8 +208,12 @@ class _Build:
             config.num_compute_capabilities = 1
             capability = getattr(trt.ComputeCapability, "SM" + self.info.sm.replace(".", ""))
             config.set_compute_capability(capability, 0)
-        if phase is not None:
-            config.progress_monitor = _monitor(trt, phase)
+        if self.holding is not None:
+            config.progress_monitor = _monitor(trt, self.holding.phase, self.holding.step)
+        elif phase is not None:
+            config.progress_monitor = _monitor(trt, phase, lambda: True)
+        if self.timings is not None:
+            use_timings(config, self.timings)
         inputs = [self.network.get_input(i) for i in range(self.network.num_inputs)]
         for profile in self.profiles:
             shapes = self.builder.create_optimization_profile()
@@ -201,7 +227,10 @@ class _Build:
         """Build the engine into ``sink``; returns its bytes."""
         if hasattr(self.builder, "build_serialized_network_to_stream"):
             writer = _writer(self.trt, sink)
-            if not self.builder.build_serialized_network_to_stream(self.network, config, writer):
+            done = self.builder.build_serialized_network_to_stream(self.network, config, writer)
+            if writer.error is not None:
+                raise writer.error
+            if not done:
                 raise self._failure()
             return int(writer.written)
         # TensorRT 10.3 has no such method: one more copy of the engine in memory.
@@ -212,6 +241,8 @@ class _Build:
         return int(engine.nbytes)
 
     def _failure(self) -> EngineError:
+        if self.holding is not None and self.holding.error is not None:
+            return self.holding.error
         said = self.log.reason()
         everything = " ".join(self.log.errors).lower()
         if NO_FUSED_KERNEL in everything and not self.plan.decomposable_attention:
@@ -259,16 +290,21 @@ def _writer(trt: Any, sink: Sink) -> Any:
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
             self.written = 0
+            self.error: OSError | None = None
 
         def write(self, data: bytes) -> int:
-            sink(memoryview(data))
+            try:  # an exception must not pass through the builder, which is C++
+                sink(memoryview(data))
+            except OSError as error:
+                self.error = error
+                return 0
             self.written += len(data)
             return len(data)
 
     return Writer()
 
 
-def _monitor(trt: Any, phase: Phase) -> Any:
+def _monitor(trt: Any, phase: Phase, go_on: Callable[[], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base comes with the builder
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -282,6 +318,6 @@ def _monitor(trt: Any, phase: Phase) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             del phase_name, step
-            return True
+            return go_on()
 
     return Monitor()

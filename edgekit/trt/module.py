@@ -19,6 +19,8 @@ from edgekit.errors import EngineError, MissingExtraError
 
 RTX_SM = "8.6"
 """What TensorRT-RTX compiles for: of those it knows, the nearest to the Orin's 8.7."""
+RTX_SMS = ("8.6", "8.9", "12.0", "12.1")
+"""GPUs that TensorRT-RTX 1.7 runs 4-bit weights on (its support matrix)."""
 _RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 _MAJOR_ATTRIBUTE, _MINOR_ATTRIBUTE = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the CUDA driver API."""

@@ -6,25 +6,29 @@ on, then ``result`` or ``error``. What libraries print goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from edgekit import errors
+from edgekit.bundle.storage import storage_errors
 from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.errors import EdgekitError, GraphError
-from edgekit.trt.engine import build_engine
+from edgekit.trt.engine import EngineFacts, build_engine
+from edgekit.trt.holding import Holding, lower_priority
 from edgekit.trt.module import BuilderInfo
 from edgekit.trt.shrink import Shrunk, dense_bytes, shrink, stored_bytes, whole
 
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _PDEATHSIG = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
@@ -32,6 +36,9 @@ _PDEATHSIG = 1
 def main() -> None:
     """Serve one request and end; end, too, when the process that asked is gone."""
     ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    # If memory runs out the system is to end this process, not an engine that answers.
+    with contextlib.suppress(OSError):
+        _OOM_SCORE.write_text("1000")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -60,10 +67,19 @@ def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:
 
     Args:
         request: ``graph`` (a path), ``plan``, ``builder``, ``full`` (keep every layer) and
-            ``profiles`` (names, or null for all).
+            ``profiles`` (names, or null for all). For an engine to keep also ``engine`` (where
+            to write it) and ``timings`` (the builder's, read and written), and for one built
+            beside a server ``beside`` (the rules of ``trt.holding``).
         phase: Called with what the builder begins.
+
+    Raises:
+        GraphError: The file is no graph, or the builder refuses it.
+        EngineError: The builder fails.
+        StorageError: The engine or the timings cannot be written.
     """
-    path = Path(request["graph"])
+    path, rules = Path(request["graph"]), request.get("beside")
+    if rules is not None:
+        lower_priority()
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
@@ -72,29 +88,26 @@ def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:
     shrunk: Shrunk = (whole if request["full"] else shrink)(model)
     sizes = {"stored_bytes": stored_bytes(model), "dense_bytes": dense_bytes(model)}
     census = Counter(node.op_type for node in model.graph.node)
-    facts = build_engine(
+    build = partial(
+        build_engine,
         shrunk.model,
         path,
         EnginePlan.from_dict(request["plan"]),
         BuilderInfo(**request["builder"]),
         profiles=request["profiles"],
         phase=phase,
+        holding=None if rules is None else Holding(rules, phase),
     )
+    facts = _keep(request, build) if request.get("engine") else build()
     kept = {key: value for key, value in _fields(shrunk).items() if key != "model"}
     return {**facts.to_dict(), **kept, **sizes, "census": census}
 
 
-def error_from(line: dict[str, str]) -> EdgekitError:
-    """Return the exception that a worker's ``error`` line tells of."""
-    kind = getattr(errors, line["kind"], errors.EngineError)
-    error: EdgekitError = EdgekitError.__new__(kind)
-    EdgekitError.__init__(error, line["message"], line["remedy"])
-    return error
-
-
-def describe(builder: BuilderInfo) -> dict[str, str]:
-    """Return a builder as a request carries it."""
-    return asdict(builder)
+def _keep(request: dict[str, Any], build: Callable[..., EngineFacts]) -> EngineFacts:
+    """Build an engine into its file; the caller sees to what is left of one that fails."""
+    path, timings = Path(request["engine"]), Path(request["timings"])
+    with storage_errors(path, option="--cache"), path.open("wb") as file:
+        return build(sink=file.write, timings=timings)
 
 
 def _fields(shrunk: Shrunk) -> dict[str, Any]:

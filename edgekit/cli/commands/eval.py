@@ -44,13 +44,11 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
 @click.option(
     "--sequences",
     type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Prompts answered at once.",
+    help="Prompts answered at once. [default: 8, on tensorrt at most what the engine is built for]",
 )
 @click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
     default="cpu",
     show_default=True,
     help="Where to run.",

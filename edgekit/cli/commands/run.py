@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edgekit.cli.figures import Figure
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, error_console, print_json
 from edgekit.power import read_machine
 
@@ -28,10 +30,15 @@ from edgekit.power import read_machine
 @click.option("--hide-reasoning", is_flag=True, help="Show the answer only.")
 @click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
     default="cpu",
     show_default=True,
     help="Where to run.",
+)
+@click.option(
+    "--fallback",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where to run if --provider tensorrt cannot, with a warning. [default: nowhere]",
 )
 @click.option(
     "--dialect",
@@ -54,19 +61,11 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     if options["as_json"] and prompt is None:
         raise click.UsageError("--json needs a PROMPT: a chat is not one document")
     text = None if prompt is None else read_prompt(prompt)
-    from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
+    if options["provider"] != "tensorrt":
+        refuse_idle(f"with --provider {options['provider']}", "fallback")
     from edgekit.engine.generate import TextGenerator  # noqa: PLC0415
-    from edgekit.engine.load import load_bundle  # noqa: PLC0415
 
-    with StageProgress(quiet=True) as progress:
-        model = load_bundle(
-            open_bundle(bundle),
-            provider=options["provider"],
-            threads=options["threads"],
-            dialect=options["dialect"],
-            digests=not options["no_digests"],
-            progress=progress,
-        )
+    model = load(bundle, options)
     generator = TextGenerator(
         model.session,
         model.tokenizer,
@@ -82,10 +81,11 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
         rendered = model.prompt([*messages, {"role": "user", "content": text}])
         if options["as_json"]:
             done = generator.complete(rendered, params)
-            print_json(describe_answer(model.bundle, done, hide_reasoning=hide))
+            print_json(describe_answer(model, done, hide_reasoning=hide))
         else:
+            warn(model.warnings)
             answer_aloud(generator, rendered, params, hide_reasoning=hide)
-            warn_of_speed()
+            warn(read_machine().warnings())
         return
     chat(model, generator, params, messages, hide_reasoning=hide)
 
@@ -110,17 +110,35 @@ def read_prompt(prompt: str) -> str:
     return prompt
 
 
+def load(bundle: Path, options: dict[str, Any]) -> Any:
+    """Return the bundle loaded as the options say."""
+    from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
+    from edgekit.engine.load import load_bundle  # noqa: PLC0415
+
+    with StageProgress(quiet=True) as progress:
+        return load_bundle(
+            open_bundle(bundle),
+            provider=options["provider"],
+            fallback=options["fallback"],
+            threads=options["threads"],
+            dialect=options["dialect"],
+            digests=not options["no_digests"],
+            progress=progress,
+        )
+
+
 def chat(
     model: Any, generator: Any, params: Any, messages: list[Any], *, hide_reasoning: bool
 ) -> None:
     """Answer what is asked in the terminal until it ends; warns of the speed once."""
+    warn(model.warnings)
     warned = False
     while text := ask():
         messages.append({"role": "user", "content": text})
         rendered = model.prompt(messages)
         answer = answer_aloud(generator, rendered, params, hide_reasoning=hide_reasoning)
         if not warned:
-            warn_of_speed()
+            warn(read_machine().warnings())
             warned = True
         messages.append({"role": "assistant", "content": answer})
 
@@ -145,19 +163,19 @@ def sampling_params(model: Any, options: dict[str, Any]) -> Any:
     return SamplingParams(**chosen)
 
 
-def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str, Any]:
+def describe_answer(model: Any, done: Any, *, hide_reasoning: bool) -> dict[str, Any]:
     """Return a finished generation as JSON (``docs/schemas/run.schema.json``).
 
     Args:
-        bundle: What generated it.
+        model: What generated it.
         done: The generation.
         hide_reasoning: Whether ``reasoning`` is null.
     """
     stats, first_s = done.stats, done.stats.time_to_first_token_s
     machine = read_machine()
     return {
-        "bundle": str(bundle.path),
-        "digest": f"sha256:{bundle.digest}",
+        "bundle": str(model.bundle.path),
+        "digest": f"sha256:{model.bundle.digest}",
         # Templates put blank lines after the reasoning; they are not the answer's.
         "text": done.answer.lstrip() if done.reasoning else done.answer,
         "reasoning": None if hide_reasoning else done.reasoning,
@@ -169,13 +187,13 @@ def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str
         "prefill_tokens_per_s": round(stats.prompt_tokens / first_s, 3) if first_s > 0 else 0.0,
         "decode_tokens_per_s": round(stats.decode_tokens_per_s, 3),
         "machine": machine.to_dict(),
-        "warnings": machine.warnings(),
+        "warnings": [*model.warnings, *machine.warnings()],
     }
 
 
-def warn_of_speed() -> None:
-    """Say on stderr why the speeds just shown are not the board's best."""
-    for warning in read_machine().warnings():
+def warn(warnings: Iterable[str]) -> None:
+    """Say on stderr what the user is to know: another engine, or a speed below the board's best."""
+    for warning in warnings:
         line = Text.assemble(("warning", "bold yellow"), " ", warning)
         error_console().print(line, soft_wrap=True)
 

@@ -25,7 +25,7 @@ from edgekit.units import format_bytes
 )
 @click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
     default="cpu",
     show_default=True,
     help="Where to run the golden sequences.",

@@ -19,6 +19,7 @@ from edgekit.errors import (
 )
 from edgekit.pipeline.compiled import with_remedy
 from edgekit.trt import module
+from edgekit.trt.client import error_from
 from edgekit.trt.module import (
     BuilderInfo,
     MessageLog,
@@ -26,7 +27,6 @@ from edgekit.trt.module import (
     find_builder,
     require_version,
 )
-from edgekit.trt.worker import error_from
 
 
 def plan(context: int = 4096, sequences: int = 8) -> EnginePlan:
