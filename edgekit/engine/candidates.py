@@ -24,22 +24,18 @@ class Candidates:
     Attributes:
         tokens: int64 [k], ascending.
         logits: float32 [k], theirs, exactly.
+        edge: No token outside is above it, some may equal it: the least candidate, -inf where the
+            candidates are the whole vocabulary.
         total: Sum over the whole vocabulary of exp((logit - largest) / temperature), correct to
             ``sampler.TOTAL_ERROR``; None when it was not asked for.
-        complete: The candidates are the whole vocabulary.
         row: Returns the whole row, float32 [V]; to be called before the session's next step.
     """
 
     tokens: npt.NDArray[np.int64]
     logits: Float32Array
+    edge: float
     total: float | None
-    complete: bool
     row: Callable[[], Float32Array]
-
-    @property
-    def edge(self) -> np.float32:
-        """The least candidate: no token outside is above it, some may equal it."""
-        return np.float32(-np.inf) if self.complete else np.float32(self.logits.min())
 
     def best(self) -> int | None:
         """Return the first of the most likely tokens; None if it may lie outside."""

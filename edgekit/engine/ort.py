@@ -194,7 +194,7 @@ class OrtSession:
         selected = selection.run(wanted)[rows]
         self._refuse(slots, ~all_finite(selected))
         fetchers = [functools.partial(self._fetch, step, row, self._runs) for row in rows]
-        return [selection.candidates(*pair) for pair in zip(selected, fetchers, strict=True)]
+        return selection.candidates(selected, fetchers)
 
     def release(self, slot: int) -> None:
         """Forget what a slot holds; see ``InferenceSession``."""

@@ -7,7 +7,7 @@ one small tensor. It is of its own, not appended to the model, so that a step th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -128,23 +128,26 @@ class Selection:
         result: Float32Array = host.reshape(len(host), self._layout.parts, self._layout.count)
         return result
 
-    def candidates(self, selected: Float32Array, row: Callable[[], Float32Array]) -> Candidates:
-        """Return one row's candidates.
+    def candidates(
+        self, selected: Float32Array, fetchers: Sequence[Callable[[], Float32Array]]
+    ) -> list[Candidates]:
+        """Return the candidates of rows.
 
         Args:
-            selected: [parts, k] of :meth:`run`, all logits finite.
-            row: Fetches the whole row.
+            selected: [N, parts, k], rows of :meth:`run` whose logits are all finite.
+            fetchers: One a row, returns the whole row.
         """
         layout = self._layout
-        tokens = layout.tokens(selected[1].astype(np.int64), selected[2].astype(np.int64))
-        order = tokens.argsort()
-        return Candidates(
-            tokens=tokens[order],
-            logits=selected[0][order],
-            total=float(selected[4, 0]) if layout.sums else None,
-            complete=layout.count == layout.vocab_size,
-            row=row,
-        )
+        tokens = layout.tokens(selected[:, 1].astype(np.int64), selected[:, 2].astype(np.int64))
+        order = tokens.argsort(axis=1)
+        tokens = np.take_along_axis(tokens, order, axis=1)
+        logits = np.take_along_axis(selected[:, 0], order, axis=1)
+        edges = [-np.inf] * len(tokens)
+        if layout.count < layout.vocab_size:
+            edges = logits.min(axis=1).tolist()
+        totals = selected[:, 4, 0].tolist() if layout.sums else [None] * len(tokens)
+        rows = zip(tokens, logits, edges, totals, fetchers, strict=True)
+        return [Candidates(*row) for row in rows]
 
 
 def all_finite(selected: Float32Array) -> npt.NDArray[np.bool_]:

@@ -142,7 +142,8 @@ class Sampler:
         weights = self._weights(candidates.logits, largest_logit)
         edge = self._weights(np.array([candidates.edge], np.float32), largest_logit)[0]
         # Tokens outside weigh at most this; a choice is certain where all of it weighs more.
-        outside = -1.0 if candidates.complete else float(edge) * (1 + EDGE_ERROR)
+        complete = candidates.edge == -np.inf
+        outside = -1.0 if complete else float(edge) * (1 + EDGE_ERROR)
         kept: IndexArray | None
         if params.top_k:
             kept = largest(weights, params.top_k) if params.top_k <= len(weights) else None

@@ -57,10 +57,11 @@ class SelectLayout:
     def tokens(
         self, places: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Return the tokens at ``places`` of the chosen ``groups`` (both [k])."""
+        """Return the tokens at ``places`` of the chosen ``groups`` (all [N, k])."""
         if self.width == 1:
             return places
-        return groups[places // self.width] * self.width + places % self.width
+        chosen = np.take_along_axis(groups, places // self.width, axis=1)
+        return chosen * self.width + places % self.width
 
 
 def select_graph(layout: SelectLayout, dtype: npt.DTypeLike) -> bytes:
