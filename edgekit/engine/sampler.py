@@ -138,12 +138,11 @@ class Sampler:
         best = candidates.best()
         if self._greedy or best is None:
             return best
-        params, largest_logit = self.params, candidates.logits.max()
-        weights = self._weights(candidates.logits, largest_logit)
-        edge = self._weights(np.array([candidates.edge], np.float32), largest_logit)[0]
+        params = self.params
+        weights = self._weights(candidates.logits, candidates.logits.max())
         # Tokens outside weigh at most this; a choice is certain where all of it weighs more.
         complete = candidates.edge == -np.inf
-        outside = -1.0 if complete else float(edge) * (1 + EDGE_ERROR)
+        outside = -1.0 if complete else float(weights.min()) * (1 + EDGE_ERROR)
         kept: IndexArray | None
         if params.top_k:
             kept = largest(weights, params.top_k) if params.top_k <= len(weights) else None
@@ -169,6 +168,10 @@ def draw(weights: Float32Array, uniform: float) -> int:
         weights: float32 [N], not negative, not all zero.
         uniform: In [0, 1).
     """
+    if len(weights) <= _BLOCK:
+        sums = np.cumsum(weights, dtype=np.float64)
+        at = int(sums.searchsorted(uniform * sums[-1], side="right"))
+        return at if at < len(weights) else int(np.flatnonzero(weights)[-1])
     # Sums of blocks, then one block: no float64 copy of a whole vocabulary.
     blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
     target = uniform * blocks[-1]
@@ -217,6 +220,9 @@ def nucleus(weights: Float32Array, top_p: float, among: IndexArray | None = None
     """
     pool = weights if among is None else weights[among]
     wanted = top_p * float(np.sum(pool, dtype=np.float64))
+    if len(pool) <= _BLOCK:
+        few = _leading(pool, wanted)[0]
+        return few if among is None else among[few]
     # Tokens this small hold less than 1 - top_p even all together: none is in the set.
     kept: IndexArray = np.flatnonzero(pool >= 0.5 * (1 - top_p) * pool.max() / len(pool))
     among = kept if among is None else among[kept]
@@ -250,14 +256,19 @@ def covered_nucleus(weights: Float32Array, top_p: float, total: float | None) ->
     """
     if total is None:
         return None
+    chosen, before, after = _leading(weights, top_p * total)
+    certain = before + TOTAL_ERROR * total < top_p * total < after - TOTAL_ERROR * total
+    return chosen if certain else None
+
+
+def _leading(weights: Float32Array, wanted: float) -> tuple[IndexArray, float, float]:
+    """Return the fewest largest weights that sum to ``wanted`` (all, if none do), by sorting.
+
+    Returns:
+        Indices in index order, of equal ones the first; the sum without their last; their sum.
+    """
     order = np.argsort(-weights, kind="stable")
     reached = np.cumsum(weights[order], dtype=np.float64)
-    wanted = top_p * total
-    size = int(np.searchsorted(reached, wanted, side="left")) + 1
-    if size > len(weights):
-        return None
-    before = float(reached[size - 2]) if size > 1 else 0.0
-    if min(reached[size - 1] - wanted, wanted - before) <= TOTAL_ERROR * total:
-        return None
-    chosen: IndexArray = np.sort(order[:size])
-    return chosen
+    last = min(int(reached.searchsorted(wanted, side="left")), len(weights) - 1)
+    before = float(reached[last - 1]) if last else 0.0
+    return np.sort(order[: last + 1]), before, float(reached[last])
