@@ -184,7 +184,7 @@ class OrtSession:
         positions: Sequence[int],
         temperatures: Sequence[float],
     ) -> Sequence[Row]:
-        """Run one token in each of ``slots``; see ``SelectingSession``."""
+        """Run one token in each of ``slots``; see ``SelectsCandidates``."""
         if self._selector is None:
             return list(self.decode(slots, tokens, positions))
         step, rows = self._run_decode(slots, tokens, positions)

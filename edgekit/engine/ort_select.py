@@ -95,19 +95,17 @@ class Selection:
     ) -> None:
         import onnxruntime as ort  # noqa: PLC0415
 
-        self._session, self._layout, self._device = session, layout, device
+        self._session, self._layout = session, layout
         self._options = run_options(annotation(graph_id))
         self._temperatures = np.ones((batch, 1), np.float32)
-        self._uploaded = ort.OrtValue.ortvalue_from_numpy(self._temperatures, device, 0)
+        # Of copies: on a CPU an OrtValue is its array's memory.
+        self._bound = ort.OrtValue.ortvalue_from_numpy(self._temperatures.copy(), device, 0)
         selected = np.zeros((batch, layout.parts * layout.count), np.float32)
-        self._host, self._selected = (
-            selected,
-            ort.OrtValue.ortvalue_from_numpy(selected, device, 0),
-        )
+        self._selected = ort.OrtValue.ortvalue_from_numpy(selected, device, 0)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(LOGITS, logits)
         if layout.sums:
-            self._binding.bind_ortvalue_input(TEMPERATURES, self._uploaded)
+            self._binding.bind_ortvalue_input(TEMPERATURES, self._bound)
         self._binding.bind_ortvalue_output(SELECTED, self._selected)
 
     def run(self, temperatures: npt.NDArray[np.float32]) -> Float32Array:
@@ -121,12 +119,10 @@ class Selection:
         """
         if self._layout.sums and not np.array_equal(self._temperatures[:, 0], temperatures):
             self._temperatures[:, 0] = temperatures
-            if self._device != "cpu":
-                self._uploaded.update_inplace(self._temperatures)
+            self._bound.update_inplace(self._temperatures)
         run_bound(self._session, self._binding, self._options)
-        host = self._host if self._device == "cpu" else self._selected.numpy()
-        result: Float32Array = host.reshape(len(host), self._layout.parts, self._layout.count)
-        return result
+        result: Float32Array = self._selected.numpy()
+        return result.reshape(len(result), self._layout.parts, self._layout.count)
 
     def candidates(
         self, selected: Float32Array, fetchers: Sequence[Callable[[], Float32Array]]

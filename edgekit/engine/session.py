@@ -7,8 +7,9 @@ gaps; feeding an earlier position again overwrites it and forgets what followed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +68,11 @@ class InferenceSession(Protocol):
 
 
 @runtime_checkable
-class SelectingSession(InferenceSession, Protocol):
-    """A session that can leave the logits where they are and return what samplers need."""
+class SelectsCandidates(Protocol):
+    """A session that can leave the logits where they are and return what samplers need.
+
+    An extension of its own, so that an ``InferenceSession`` need not be one.
+    """
 
     def decode_candidates(
         self,
@@ -113,6 +117,16 @@ def decode_rows(
         EngineError: Likewise.
     """
     wanted = [value for value in temperatures if value is not None]
-    if len(wanted) == len(slots) and isinstance(session, SelectingSession):
+    if len(wanted) == len(slots) and _selects(session):
         return session.decode_candidates(slots, tokens, positions, wanted)
     return list(session.decode(slots, tokens, positions))
+
+
+def _selects(session: InferenceSession) -> TypeGuard[SelectsCandidates]:
+    return _type_selects(type(session))
+
+
+@functools.cache
+def _type_selects(kind: type) -> bool:
+    # Asked every step: looking a protocol's members up takes longer than the step's inputs.
+    return issubclass(kind, SelectsCandidates)
