@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgekit.engine.candidates import Row
 from edgekit.engine.sampler import Sampler, SamplingParams
-from edgekit.engine.session import InferenceSession
+from edgekit.engine.session import InferenceSession, decode_rows
 from edgekit.errors import ContextOverflowError, EngineError
 from edgekit.text.reasoning import ReasoningSplitter, TextPiece, prompt_opens_reasoning
 from edgekit.text.stop import StopMatcher
@@ -74,14 +75,15 @@ def generate(
     limit = token_limit(session, len(prompt_ids), params)
     sampler = sampler or Sampler(params)
     ends = frozenset(eos_ids)
-    logits = session.prefill(slot, prompt_ids)
+    row: Row = session.prefill(slot, prompt_ids)
     for step in range(limit):
-        token = sampler.sample(logits, step)
+        token = sampler.sample(row, step)
         if token in ends:
             return
         yield token
         if step + 1 < limit:
-            logits = session.decode([slot], [token], [len(prompt_ids) + step])[0]
+            position = len(prompt_ids) + step
+            row = decode_rows(session, [slot], [token], [position], [sampler.selects_at])[0]
 
 
 def token_limit(session: InferenceSession, prompt_tokens: int, params: SamplingParams) -> int:

@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
+from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import KeyValueCache
+from edgekit.engine.ort_run import annotation, run_bound, run_options
+from edgekit.engine.ort_select import Selection, Selector
 from edgekit.engine.step_inputs import step_inputs
-from edgekit.errors import EngineError, first_line
 from edgekit.models.config import ModelConfig
-
-NO_GRAPH = -1
-"""ONNX Runtime's ``kGraphAnnotationSkip`` (inference_session.h)."""
 
 
 class Step:
@@ -30,6 +29,7 @@ class Step:
             without a graph.
 
     Attributes:
+        batch: Rows of the step.
         inputs: What the next run reads; to be filled before it.
     """
 
@@ -46,11 +46,10 @@ class Step:
         import onnxruntime as ort  # noqa: PLC0415
 
         first, batch, tokens, wanted = key
+        self.batch = batch
         self._device = device
-        self._options = ort.RunOptions()
-        # Unset, the annotation is 0, which captures too: -1 is what runs without a graph.
-        self._graph_id = str(NO_GRAPH if graph_id is None else graph_id)
-        self._options.add_run_config_entry("gpu_graph_id", self._graph_id)
+        self._graph_id = annotation(graph_id)
+        self._options = run_options(self._graph_id)
         names = {value.name for value in session.get_inputs()}
         self.inputs = step_inputs(names, (batch, tokens, wanted), cache.capacity, device)
         logits = np.zeros((batch, wanted, config.vocab_size), cache.dtype)
@@ -64,6 +63,8 @@ class Step:
         self._uploaded = [name for name in self._values if name not in fixed]
         self._logits = ort.OrtValue.ortvalue_from_numpy(logits, device, 0)
         self._host_logits = logits
+        self._selections: dict[bool, Selection] = {}
+        self._view: Any = None
         self._binding = session.io_binding()
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -78,8 +79,8 @@ class Step:
                 self._binding.bind_input(past, device, 0, cache.dtype.type, shape, where)
                 self._binding.bind_output(present, device, 0, cache.dtype.type, shape, where)
 
-    def run(self, session: Any) -> npt.NDArray[Any]:
-        """Run the step; returns logits [batch, wanted, V], overwritten by the next run.
+    def run(self, session: Any) -> None:
+        """Run the step; its logits stay on the device, until the next run.
 
         Raises:
             EngineError: ONNX Runtime fails (out of memory, a kernel that refuses a shape).
@@ -87,14 +88,34 @@ class Step:
         if self._device != "cpu":
             for name in self._uploaded:
                 self._values[name].update_inplace(self.inputs.arrays[name])
-        try:
-            session.run_with_iobinding(self._binding, self._options)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise EngineError(
-                f"ONNX Runtime failed in a step: {first_line(error)}",
-                "Free memory, or ask for less context; `edgekit verify` runs every graph",
-            ) from error
+        run_bound(session, self._binding, self._options)
+
+    def logits(self) -> npt.NDArray[Any]:
+        """Return all logits of the last run, [batch, wanted, V], overwritten by the next."""
         if self._device == "cpu":
             return self._host_logits
         result: npt.NDArray[Any] = self._logits.numpy()
         return result
+
+    def row(self, session: Any, index: int) -> npt.NDArray[np.float32]:
+        """Return one sequence's logits [V] of the last run; a copy, of that row only."""
+        _, _, width = self._host_logits.shape
+        dtype = self._host_logits.dtype
+        where = self._logits.data_ptr() + index * width * dtype.itemsize
+        if self._view is None:
+            self._view = session.io_binding()
+        # An output bound to an address is an OrtValue of what lies there.
+        self._view.bind_output(engine_io.LOGITS, self._device, 0, dtype.type, (width,), where)
+        return to_float32(self._view.get_outputs()[0].numpy())
+
+    def selection(self, selector: Selector, *, sums: bool) -> Selection:
+        """Return the selection that reads this step's logits; it is kept with the step.
+
+        Raises:
+            EngineError: ONNX Runtime refuses its graph.
+        """
+        found = self._selections.get(sums)
+        if found is None:
+            found = selector.attach(self._logits, self.batch, sums=sums)
+            self._selections[sums] = found
+        return found

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.engine.candidates import Candidates, Row
 from edgekit.errors import EngineError
 
 SEED_LIMIT: Final = 1 << 64
@@ -22,6 +23,11 @@ SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 _BLOCK: Final = 1024
 _BIN_SHIFT: Final = 16
 """A weight's bin is its float32 bits without the lowest 16: order-preserving, 0.8 % wide."""
+TOTAL_ERROR: Final = 1e-4
+"""Relative error that a device's float32 sum of weights may have, well above that of sums in a
+tree. A nucleus that this could change is taken of the whole row."""
+EDGE_ERROR: Final = 1e-6
+"""Weights this close may be in another order than their logits: exp is not exactly monotonic."""
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -77,35 +83,76 @@ class Sampler:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
 
-    def sample(self, logits: Float32Array, step: int) -> int:
+    @property
+    def selects_at(self) -> float | None:
+        """What candidates must be summed at: the temperature, 0 if greedy; None: whole rows."""
+        params = self.params
+        if self._greedy:
+            return 0.0
+        return None if params.top_k == 0 and params.top_p == 1 else params.temperature
+
+    def sample(self, logits: Row, step: int) -> int:
         """Return the token chosen at ``step``.
 
         Args:
-            logits: float32 [V]; ``-inf`` forbids a token.
+            logits: float32 [V]; ``-inf`` forbids a token. Or candidates selected at ``selects_at``:
+                the token is the same, and the whole row is fetched where they do not tell it.
             step: Index of the generated token, from 0; it selects the random draw.
 
         Raises:
             EngineError: The logits have a NaN or no finite maximum.
         """
+        if isinstance(logits, Candidates):
+            token = self._among(logits, step)
+            return self.sample(logits.row(), step) if token is None else token
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise EngineError(
                 f"The logits have no finite maximum (token {best} has {logits[best]})",
                 "The model overflows: verify the bundle, and compare with one of recipe float16",
             )
-        params = self.params
-        # Below float32's normal range a division would be by zero: its limit is greedy.
-        if params.temperature < SMALLEST_TEMPERATURE or params.top_k == 1:
+        if self._greedy:
             return best
-        with np.errstate(over="ignore", under="ignore"):
-            # float32: numpy's vectorized exp; the sums below are float64.
-            weights = np.exp((logits - logits[best]) / np.float32(params.temperature))
+        params = self.params
+        weights = self._weights(logits, logits[best])
         candidates = None if params.top_k == 0 else largest(weights, params.top_k)
         if params.top_p < 1:
             candidates = nucleus(weights, params.top_p, candidates)
         kept = weights if candidates is None else weights[candidates]
         at = draw(kept, self._uniform(step))
         return at if candidates is None else int(candidates[at])
+
+    @property
+    def _greedy(self) -> bool:
+        # Below float32's normal range a division would be by zero: its limit is greedy.
+        return self.params.temperature < SMALLEST_TEMPERATURE or self.params.top_k == 1
+
+    def _weights(self, logits: Float32Array, best: np.float32) -> Float32Array:
+        with np.errstate(over="ignore", under="ignore"):
+            # float32: numpy's vectorized exp; sums of weights are float64.
+            result: Float32Array = np.exp((logits - best) / np.float32(self.params.temperature))
+        return result
+
+    def _among(self, candidates: Candidates, step: int) -> int | None:
+        """Return the token that the whole row would give; None where candidates do not tell."""
+        best = candidates.best()
+        if self._greedy or best is None:
+            return best
+        params = self.params
+        weights = self._weights(candidates.logits, candidates.logits.max())
+        # Tokens outside weigh at most this; a choice is certain where all of it weighs more.
+        complete = candidates.edge == -np.inf
+        outside = -1.0 if complete else float(weights.min()) * (1 + EDGE_ERROR)
+        kept: IndexArray | None
+        if params.top_k:
+            kept = largest(weights, params.top_k) if params.top_k <= len(weights) else None
+            if kept is not None and params.top_p < 1:
+                kept = nucleus(weights, params.top_p, kept)
+        else:
+            kept = covered_nucleus(weights, params.top_p, candidates.total)
+        if kept is None or weights[kept].min() <= outside:
+            return None
+        return int(candidates.tokens[kept[draw(weights[kept], self._uniform(step))]])
 
     def _uniform(self, step: int) -> float:
         """Return the step's draw in [0, 1); the low counter word is left to the generator."""
@@ -121,6 +168,10 @@ def draw(weights: Float32Array, uniform: float) -> int:
         weights: float32 [N], not negative, not all zero.
         uniform: In [0, 1).
     """
+    if len(weights) <= _BLOCK:
+        sums = np.cumsum(weights, dtype=np.float64)
+        at = int(sums.searchsorted(uniform * sums[-1], side="right"))
+        return at if at < len(weights) else int(np.flatnonzero(weights)[-1])
     # Sums of blocks, then one block: no float64 copy of a whole vocabulary.
     blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
     target = uniform * blocks[-1]
@@ -169,6 +220,9 @@ def nucleus(weights: Float32Array, top_p: float, among: IndexArray | None = None
     """
     pool = weights if among is None else weights[among]
     wanted = top_p * float(np.sum(pool, dtype=np.float64))
+    if len(pool) <= _BLOCK:
+        few = _leading(pool, wanted)[0]
+        return few if among is None else among[few]
     # Tokens this small hold less than 1 - top_p even all together: none is in the set.
     kept: IndexArray = np.flatnonzero(pool >= 0.5 * (1 - top_p) * pool.max() / len(pool))
     among = kept if among is None else among[kept]
@@ -186,3 +240,35 @@ def nucleus(weights: Float32Array, top_p: float, among: IndexArray | None = None
     size = int(np.searchsorted(reached, wanted, side="left")) + 1
     chosen: IndexArray = among[np.sort(np.concatenate([above, order[:size]]))]
     return chosen
+
+
+def covered_nucleus(weights: Float32Array, top_p: float, total: float | None) -> IndexArray | None:
+    """Return the nucleus of a vocabulary of whose weights only the largest are at hand.
+
+    Args:
+        weights: float32 [k], the largest, in the tokens' order.
+        top_p: In (0, 1).
+        total: Sum of all weights, correct to ``TOTAL_ERROR``; None is not known.
+
+    Returns:
+        Indices in index order; None where the weights do not reach ``top_p``, or it is so close to
+        an edge of the set that the error of ``total`` decides.
+    """
+    if total is None:
+        return None
+    chosen, before, after = _leading(weights, top_p * total)
+    certain = before + TOTAL_ERROR * total < top_p * total < after - TOTAL_ERROR * total
+    return chosen if certain else None
+
+
+def _leading(weights: Float32Array, wanted: float) -> tuple[IndexArray, float, float]:
+    """Return the fewest largest weights that sum to ``wanted`` (all, if none do), by sorting.
+
+    Returns:
+        Indices in index order, of equal ones the first; the sum without their last; their sum.
+    """
+    order = np.argsort(-weights, kind="stable")
+    reached = np.cumsum(weights[order], dtype=np.float64)
+    last = min(int(reached.searchsorted(wanted, side="left")), len(weights) - 1)
+    before = float(reached[last - 1]) if last else 0.0
+    return np.sort(order[: last + 1]), before, float(reached[last])

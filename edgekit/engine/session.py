@@ -7,11 +7,14 @@ gaps; feeding an earlier position again overwrites it and forgets what followed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from edgekit.engine.candidates import Row
 
 
 class InferenceSession(Protocol):
@@ -62,3 +65,68 @@ class InferenceSession(Protocol):
 
     def close(self) -> None:
         """Free the engine and its caches."""
+
+
+@runtime_checkable
+class SelectsCandidates(Protocol):
+    """A session that can leave the logits where they are and return what samplers need.
+
+    An extension of its own, so that an ``InferenceSession`` need not be one.
+    """
+
+    def decode_candidates(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        temperatures: Sequence[float],
+    ) -> Sequence[Row]:
+        """Run one token in each of ``slots``; returns a row of each, whole or candidates.
+
+        ``temperatures`` are those the rows are sampled at, 0 where only the best token is wanted.
+        A candidates' whole row is to be had until the session's next step.
+
+        Raises:
+            ContextOverflowError: As of ``decode``.
+            EngineError: Likewise.
+        """
+
+
+def decode_rows(
+    session: InferenceSession,
+    slots: Sequence[int],
+    tokens: Sequence[int],
+    positions: Sequence[int],
+    temperatures: Sequence[float | None],
+) -> Sequence[Row]:
+    """Decode a token in each slot, and return as little of the logits as samplers need.
+
+    Args:
+        session: Any engine; one that cannot select returns whole rows.
+        slots: As of ``InferenceSession.decode``, and so the next two.
+        tokens: Tokens to feed.
+        positions: Their positions.
+        temperatures: Of each slot's sampler (``Sampler.selects_at``): 0 wants the best token only,
+            None the whole row.
+
+    Returns:
+        One row a slot. Candidates fetch their row only before the session's next step.
+
+    Raises:
+        ContextOverflowError: As of ``InferenceSession.decode``.
+        EngineError: Likewise.
+    """
+    wanted = [value for value in temperatures if value is not None]
+    if len(wanted) == len(slots) and _selects(session):
+        return session.decode_candidates(slots, tokens, positions, wanted)
+    return list(session.decode(slots, tokens, positions))
+
+
+def _selects(session: InferenceSession) -> TypeGuard[SelectsCandidates]:
+    return _type_selects(type(session))
+
+
+@functools.cache
+def _type_selects(kind: type) -> bool:
+    # Asked every step: looking a protocol's members up takes longer than the step's inputs.
+    return issubclass(kind, SelectsCandidates)

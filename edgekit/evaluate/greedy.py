@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from edgekit.engine.session import InferenceSession
+from edgekit.engine.candidates import best_of
+from edgekit.engine.session import InferenceSession, decode_rows
 from edgekit.errors import ContextOverflowError
 
 
@@ -107,8 +108,8 @@ class _Batch:
         slots = sorted(self.running)
         tokens = [self.running[slot].tokens[-1] for slot in slots]
         positions = [self.running[slot].position for slot in slots]
-        logits = self._session.decode(slots, tokens, positions)
-        for slot, token in zip(slots, logits.argmax(axis=1).tolist(), strict=True):
+        rows = decode_rows(self._session, slots, tokens, positions, [0.0] * len(slots))
+        for slot, token in zip(slots, [best_of(row) for row in rows], strict=True):
             self._take(slot, token)
 
     def _take(self, slot: int, token: int) -> None:

@@ -11,8 +11,15 @@ kernel waited for (CUDA_LAUNCH_BLOCKING): operators' times are the GPU's and the
 is longer.
 ``ORT_ENABLE_XQA=0`` or ``=1`` in the environment chooses the attention kernel of the ort variants.
 
+``time`` decodes by each of ``--choices`` (greedy; top-k 40, top-p 0.95; top-p 0.95 alone) on each
+of ``--paths``: ``selected`` has candidates found on the GPU, ``whole`` brings every logit back and
+searches it on the host. ``rows_fetched_per_step`` are the whole rows that the first asked for all
+the same; weights that are random make flat distributions, which ask far more often than a model.
+A variant that fails has a row with its error.
+
 Needs torch with CUDA for ``check`` only. Prints one JSON document. Rates include everything a token
-costs in the session: inputs to the GPU, the step, logits back.
+costs: inputs to the GPU, the step, what comes back, choosing the token that is fed next.
+``--provider cpu`` runs the same code without a GPU, for trying it out.
 """
 
 from __future__ import annotations
@@ -35,7 +42,11 @@ import numpy as np
 
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.checkpoint.lazy import read_all
+from edgekit.engine.candidates import Candidates
 from edgekit.engine.load import load_bundle
+from edgekit.engine.sampler import Sampler, SamplingParams
+from edgekit.engine.session import decode_rows
+from edgekit.errors import EngineError
 from edgekit.graph.exponents import Exponents
 from edgekit.models.config import ModelConfig, layer_linears
 from edgekit.models.rope import cos_sin_tables
@@ -51,13 +62,19 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort-intb": ("ort", {"ep.cuda.fpa_intb_gemm": "1"}),
 }
 """Dialect and session settings of each."""
+CHOICES = {
+    "greedy": SamplingParams(),
+    "top-k": SamplingParams(temperature=0.6, top_p=0.95, top_k=40, seed=1),
+    "top-p": SamplingParams(temperature=0.6, top_p=0.95, seed=1),
+}
+PATHS = ("selected", "whole")
 
 
-def open_variant(bundle: Bundle, variant: str, **options: Any) -> Any:
-    """Open a bundle on CUDA the way a variant runs it."""
+def open_variant(bundle: Bundle, variant: str, provider: Any = "cuda", **options: Any) -> Any:
+    """Open a bundle the way a variant runs it."""
     dialect, settings = VARIANTS[variant]
     return load_bundle(
-        bundle, provider="cuda", dialect=dialect, settings=settings, digests=False, **options
+        bundle, provider=provider, dialect=dialect, settings=settings, digests=False, **options
     ).session
 
 
@@ -147,6 +164,9 @@ def check(path: Path, variants: list[str]) -> dict[str, Any]:
             # Slot 3 alone, then a batch of lengths that differ, as the scheduler runs them.
             session.prefill(3, tokens[:40])
             both = session.decode([1, 3], [tokens[-1], tokens[40]], [total - 1, 40])
+            picked = session.decode_candidates(
+                [1, 3], [tokens[-1], tokens[40]], [total - 1, 40], [0.6, 1.0]
+            )
             logits = np.concatenate(got).astype(np.float64)
             errors = np.linalg.norm(logits - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
             batch = np.linalg.norm(both - wanted[[-1, 40]], axis=1)
@@ -160,63 +180,100 @@ def check(path: Path, variants: list[str]) -> dict[str, Any]:
                         (batch / np.linalg.norm(wanted[[-1, 40]], axis=1)).max()
                     ),
                     "top1_agreement": float((logits.argmax(1) == wanted.argmax(1)).mean()),
+                    "candidates": compare_candidates(picked, [0.6, 1.0]),
                 }
             )
             session.close()
     return {"bundle": path.name, "rows": rows}
 
 
-def measure(
-    path: Path,
-    variants: list[str],
-    graphs: list[bool],
-    contexts: list[int],
-    batches: list[int],
-) -> dict[str, Any]:
+def compare_candidates(picked: list[Any], temperatures: list[float]) -> dict[str, Any]:
+    """Hold candidates to the rows they were selected from, on the same device."""
+    if not all(isinstance(one, Candidates) for one in picked):
+        return {"selected": False}
+    exact, error = True, 0.0
+    for one, temperature in zip(picked, temperatures, strict=True):
+        row = one.row()
+        exact &= bool((row[one.tokens] == one.logits).all())
+        exact &= bool((np.sort(one.logits) == np.sort(row)[-len(one.logits) :]).all())
+        total = np.exp((row - row.max()).astype(np.float64) / temperature).sum()
+        error = max(error, abs(one.total / total - 1))
+    return {"selected": True, "exact": exact, "sum_relative_error": error}
+
+
+def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Time decode at each context and batch, with and without CUDA graphs, and prefill."""
     bundle = open_bundle(path)
     weights = sum(e.size_bytes for e in bundle.manifest.tensors if "embed_tokens" not in e.name)
-    rows = []
-    for variant in variants:
-        for graph in graphs:
-            start = time.perf_counter()
-            session = open_variant(bundle, variant, max_sequences=max(batches), cuda_graph=graph)
-            load_s = round(time.perf_counter() - start, 1)
-            for context in contexts:
-                timed = time_context(session, context, batches, weights)
-                same = {"variant": variant, "cuda_graph": graph, "load_s": load_s}
-                rows += [{**same, **row} for row in timed]
-            session.close()
+    rows: list[dict[str, Any]] = []
+    for variant in options.variants:
+        for graph in [True] if options.captured else [False, True]:
+            same: dict[str, Any] = {"variant": variant, "cuda_graph": graph}
+            try:
+                start = time.perf_counter()
+                session = open_variant(
+                    bundle,
+                    variant,
+                    options.provider,
+                    max_sequences=max(options.batches),
+                    cuda_graph=graph,
+                    select=True,
+                )
+                same["load_s"] = round(time.perf_counter() - start, 1)
+                for context in options.contexts:
+                    for row in time_context(session, context, options, weights):
+                        rows.append({**same, **row})
+                        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+                session.close()
+            except EngineError as error:
+                rows.append({**same, "error": str(error)})
     return {"bundle": path.name, "streamed_weight_bytes": weights, "rows": rows}
 
 
 def time_context(
-    session: Any, context: int, batches: list[int], weights: int
+    session: Any, context: int, options: argparse.Namespace, weights: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield decode rates behind a context, one row a batch, and the rate it was prefilled at."""
+    """Yield decode rates behind a context, and the rate it was prefilled at."""
     prompt = np.random.default_rng(1).integers(0, 4000, context - STEPS - 12).tolist()
     session.prefill(0, prompt)  # shapes seen once are not timed
     started = time.perf_counter()
-    for slot in range(max(batches)):
+    for slot in range(max(options.batches)):
         session.prefill(slot, prompt)
-    prefill_s = (time.perf_counter() - started) / max(batches)
-    for batch in batches:
-        slots = list(range(batch))
-        times = []
-        for step in range(STEPS):
-            position = len(prompt) + step
-            begin = time.perf_counter()
-            session.decode(slots, [step] * batch, [position] * batch)
-            times.append(time.perf_counter() - begin)
-        median = statistics.median(times[10:])
-        yield {
-            "context_tokens": context,
-            "batch": batch,
-            "decode_step_ms": round(1000 * median, 3),
-            "decode_tokens_per_s": round(batch / median, 1),
-            "weight_stream_gb_per_s": round(weights / median / 1e9, 1),
-            "prefill_tokens_per_s": round(len(prompt) / prefill_s, 1),
-        }
+    prefill_s = (time.perf_counter() - started) / max(options.batches)
+    for batch in options.batches:
+        for choice in options.choices:
+            for path in options.paths:
+                try:
+                    median, fetched = time_steps(session, len(prompt), batch, choice, path)
+                except EngineError as error:
+                    yield {"batch": batch, "choice": choice, "path": path, "error": str(error)}
+                    continue
+                yield {
+                    "context_tokens": context,
+                    "batch": batch,
+                    "choice": choice,
+                    "path": path,
+                    "decode_step_ms": round(1000 * median, 3),
+                    "decode_tokens_per_s": round(batch / median, 1),
+                    "rows_fetched_per_step": round(fetched / STEPS, 2),
+                    "weight_stream_gb_per_s": round(weights / median / 1e9, 1),
+                    "prefill_tokens_per_s": round(len(prompt) / prefill_s, 1),
+                }
+
+
+def time_steps(session: Any, start: int, batch: int, choice: str, path: str) -> tuple[float, int]:
+    """Return the median seconds of a step that chooses what the next is fed, and rows fetched."""
+    slots, tokens, times = list(range(batch)), [1] * batch, []
+    samplers = [Sampler(CHOICES[choice]) for _ in slots]
+    wanted = [sampler.selects_at if path == "selected" else None for sampler in samplers]
+    before = session.rows_fetched
+    for step in range(STEPS):
+        begin = time.perf_counter()
+        rows = decode_rows(session, slots, tokens, [start + step] * batch, wanted)
+        pairs = zip(samplers, rows, strict=True)
+        tokens = [sampler.sample(row, step) for sampler, row in pairs]
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[10:]), session.rows_fetched - before
 
 
 @contextlib.contextmanager
@@ -291,13 +348,15 @@ def main() -> int:
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--captured", action="store_true", help="time with CUDA graphs only")
+    parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES))
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
+    parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda", help="of time")
     options = parser.parse_args()
     bundle, variants = options.bundle, options.variants
     if options.what == "check":
         report = check(bundle, variants)
     elif options.what == "time":
-        graphs = [True] if options.captured else [False, True]
-        report = measure(bundle, variants, graphs, options.contexts, options.batches)
+        report = measure(bundle, options)
     else:
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # read when the first session starts CUDA
         report = profile(bundle, variants, options.contexts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
+import cuda_steps
 import numpy as np
 import pytest
 from bench_decode import parse_llama_bench
@@ -157,3 +159,13 @@ def _small() -> Shape:
         vocab_size=4096,
     )
     return replace(shape, model=model)
+
+
+def test_selections_are_timed_only_beside_their_answers() -> None:
+    """Every kind of selection is held to NumPy's, before and after one row is not finite."""
+    options = argparse.Namespace(vocabs=[512], batches=[2], provider="cpu")
+    whole, *selections = cuda_steps.select_rows(options)
+    assert whole["kind"] == "whole"
+    assert [row["kind"] for row in selections] == 2 * list(cuda_steps.KINDS)
+    assert all(row["exact"] and row["nan_told"] and row["us"] > 0 for row in selections)
+    assert max(row["sum_relative_error"] for row in selections) < 1e-5
