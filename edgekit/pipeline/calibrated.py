@@ -43,13 +43,18 @@ from edgekit.quant.calibrate import (
 from edgekit.quant.calibration import CalibrationSet, load_calibration
 from edgekit.quant.packing import pack_codes
 from edgekit.quant.plan import Schemes
-from edgekit.quant.sensitivity import measure_sensitivity, mixed_plan, sensitivity_bytes
+from edgekit.quant.sensitivity import (
+    PROBES,
+    measure_sensitivity,
+    mixed_plan,
+    sensitivity_bytes,
+)
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 from edgekit.text.chat_template import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 
 SENSITIVITY_TOKENS = 2048
-"""Tokens on which linears are ranked; more change the order little."""
+"""Most tokens on which linears are ranked; more change the order little."""
 
 
 def read_calibration(request: BuildRequest, checkpoint: Checkpoint) -> CalibrationSet | None:
@@ -161,9 +166,7 @@ def mix_schemes(
     """
     budget = request.recipe.quant.mixed_bits_per_weight
     mixed_plan(checkpoint.config, schemes, dict.fromkeys(schemes, 1.0), budget)  # is it enough?
-    windows = calibration.windows[: max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])]
-    windows = windows[:, :SENSITIVITY_TOKENS]
-    sample = CalibrationSet(windows, calibration.digest, calibration.source_tokens)
+    sample = sensitivity_sample(calibration)
     progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config))
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         key = _sensitivity_key(request, checkpoint, schemes, sample)
@@ -185,6 +188,13 @@ def mix_schemes(
     return mixed
 
 
+def sensitivity_sample(calibration: CalibrationSet) -> CalibrationSet:
+    """Return the windows on which linears are ranked; a window that is too long is cut."""
+    count = max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])
+    windows = calibration.windows[:count, :SENSITIVITY_TOKENS]
+    return CalibrationSet(windows, calibration.digest, calibration.source_tokens)
+
+
 def _sensitivity_key(
     request: BuildRequest, checkpoint: Checkpoint, schemes: Schemes, sample: CalibrationSet
 ) -> str:
@@ -193,7 +203,8 @@ def _sensitivity_key(
         "what": "sensitivity",
         "files": files_as_they_are(checkpoint.files),
         "schemes": _plain(schemes),
-        "sample": [sample.digest, len(sample.windows)],
+        "sample": [sample.digest, *sample.windows.shape],
+        "probes": PROBES,
         "run": run_facts(request, sample),
     }
     return hashlib.sha256(canonical_bytes(parts)).hexdigest()
