@@ -2,7 +2,7 @@
 
 A linear's sensitivity is the mean KL divergence (nats per token) of the model in which only it is
 quantized, to second order and estimated by random probes (:mod:`edgekit.quant.probes`): it costs as
-much as a dozen passes over the tokens, whatever the number of layers.
+much as twenty passes over the tokens, whatever the number of layers.
 
 :func:`mixed_plan` needs no torch; :func:`measure_sensitivity` does (extra ``calibrate``).
 """
@@ -26,8 +26,8 @@ from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, bits_per_linear_weight
 from edgekit.quant.scheme import PER_CHANNEL, QuantScheme
 
-PROBES = 8
-"""Random probes of every token. On the trained examples more rank the linears no better."""
+PROBES = 16
+"""Random probes of every token; fewer are too noisy (docs/benchmarks.md)."""
 
 _Ladder = list[tuple[QuantScheme, float]]
 """Schemes of one linear and the bits it takes in each, cheapest first."""
