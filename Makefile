@@ -1,11 +1,11 @@
 # The same targets people and CI use. `make` lists them.
 bin := .venv/bin
 
-.PHONY: help setup demo check fmt lint types test test-slow bench lock
+.PHONY: help setup demo check fmt lint types test test-slow test-arm64 bench lock
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 setup: ## make .venv with everything the tests need
-	scripts/setup.sh host,calibrate dev
+	scripts/setup.sh host,calibrate,trt-check dev
 demo: ## build, verify and question the example model
 	scripts/demo.sh
 check: ## what CI runs
@@ -13,18 +13,23 @@ check: ## what CI runs
 fmt: ## format and mend what ruff can
 	$(bin)/ruff format . && $(bin)/ruff check --fix .
 lint: ## ruff and the import contracts
-	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/lint-imports
-types: ## mypy, strict
-	$(bin)/mypy
+	scripts/test.sh lint
+types: ## mypy, strict, for the host's Python and the device's
+	scripts/test.sh types
 test: ## the fast tests
-	$(bin)/python -m pytest -m "not slow"
+	scripts/test.sh test
 test-slow: ## the tests that take minutes
 	$(bin)/python -m pytest -m slow --timeout 3600
+test-arm64: ## the container's Python part on an emulated arm64 Debian (root, some 10 minutes)
+	scripts/arm64.sh
 bench: ## see tests/bench/README.md for the peers
 	$(bin)/python tests/bench/bench_quantize.py
-lock: ## renew constraints.txt (needs uv)
+lock: ## renew constraints.txt and constraints-jp62.txt (needs uv)
 	( echo "# Exact versions of everything the scripts install; made by \`make lock\`."; \
 	  echo "# torch's own CUDA packages are left to torch, which pins them itself."; \
 	  echo torch==2.13.0 | uv pip compile -q --universal --python-version 3.11 --extra host \
-	    --extra calibrate --extra plot --group dev --constraint - --no-annotate --no-header \
+	    --extra calibrate --extra trt-check --extra plot --group dev --constraint - --no-annotate --no-header \
 	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-' ) > constraints.txt
+	( echo "# What JetPack 6.2's Python 3.10 on aarch64 installs for the extra \`device\`; made by \`make lock\`."; \
+	  uv pip compile -q --python-version 3.10 --python-platform aarch64-manylinux_2_28 \
+	    --only-binary :all: --extra device --no-annotate --no-header pyproject.toml ) > constraints-jp62.txt

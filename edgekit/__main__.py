@@ -1,6 +1,9 @@
 """``python -m edgekit``."""
 
-from edgekit.cli.entry import main
+try:
+    from edgekit.cli.entry import main
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 if __name__ == "__main__":
     main()

@@ -139,14 +139,16 @@ class MissingExtraError(EdgekitError):
     Args:
         feature: What needs it, as a clause ("GPTQ calibration").
         extra: The extra that brings it (``calibrate``).
+        otherwise: What to do instead, as a clause ("or leave it out"); empty for nothing.
     """
 
     exit_code = 14
 
-    def __init__(self, feature: str, extra: str) -> None:
+    def __init__(self, feature: str, extra: str, otherwise: str = "") -> None:
+        remedy = f"Install them with: pip install 'edgekit[{extra}]'"
         super().__init__(
             f"{feature} needs packages that are not installed",
-            f"Install them with: pip install 'edgekit[{extra}]'",
+            f"{remedy}, {otherwise}" if otherwise else remedy,
         )
         self.feature = feature
         self.extra = extra

@@ -147,8 +147,31 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What ``edgekit plan`` gives for the recipe's model on its target; 0 where not stated.
+
+    A record for people and tests: a build neither reads nor keeps it.
+
+    Attributes:
+        weights_bytes: Every stored tensor.
+        memory_bytes: Weights, caches, activations and runtime together.
+        decode_tokens_per_s: Projected, of one sequence at the plan's shortest context.
+        prefill_tokens_per_s: Projected, of a prompt of that length.
+    """
+
+    weights_bytes: int = 0
+    memory_bytes: int = 0
+    decode_tokens_per_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe, defaults filled in."""
+    """A whole recipe, defaults filled in.
+
+    ``model`` (a hub id) and ``target`` say what a recipe was written for; they and ``expected``
+    decide no byte of a bundle, and have no part in the digest.
+    """
 
     name: str
     description: str = ""
@@ -157,6 +180,9 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     graph: GraphOptions = field(default_factory=GraphOptions)
     acceptance: Acceptance = field(default_factory=Acceptance)
+    model: str = ""
+    target: str = ""
+    expected: Expected = field(default_factory=Expected)
 
     @property
     def needs_calibration(self) -> bool:
@@ -165,8 +191,10 @@ class Recipe:
         return quant.algorithm != "rtn" or quant.mixed_bits_per_weight > 0
 
     def resolved(self) -> dict[str, Any]:
-        """Return every field with its value, defaults included, in JSON's types."""
+        """Return every field that decides a bundle, defaults included, in JSON's types."""
         data = asdict(self)
+        for key in ("model", "target", "expected"):
+            del data[key]
         data["quant"]["override"] = list(data["quant"]["override"])
         data["calibration"]["segment_tokens"] = list(data["calibration"]["segment_tokens"])
         return data
@@ -243,6 +271,7 @@ _TABLES: dict[tuple[str, str], Any] = {
     ("Recipe", "calibration"): Calibration,
     ("Recipe", "graph"): GraphOptions,
     ("Recipe", "acceptance"): Acceptance,
+    ("Recipe", "expected"): Expected,
     ("Quantization", "linear"): WeightFormat,
     ("Quantization", "lm_head"): WeightFormat,
     ("Quantization", "embedding"): Embedding,
@@ -320,6 +349,17 @@ def load_recipe(name: str) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read recipe {path}: {error}") from error
     return parse_recipe(text, path.name)
+
+
+def default_recipe(model: str, target: str) -> str:
+    """Return the name of the recipe a build takes unless told otherwise.
+
+    Args:
+        model: The model's name, without an owner.
+        target: The target's name.
+    """
+    own = f"{model}.{DEFAULT_RECIPE}.{target}"
+    return own if own in shipped_recipes() else DEFAULT_RECIPE
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgekit.errors import EdgekitError
-
-Dialect = Literal["standard", "trt103"]
+Dialect = Literal["standard", "trt103", "ort"]
 MEMORY_RESERVE_FRACTION = 0.2
 
 
@@ -83,7 +81,7 @@ TARGETS: dict[str, Target] = {
             "float16",
             "trt103",
             l4t=">=36.4,<37",
-            tensorrt=">=10.3,<11",
+            tensorrt=">=10.3,<10.4",
             onnxruntime=">=1.20",
         ),
         Target(
@@ -97,17 +95,3 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
-
-
-def get_target(name: str) -> Target:
-    """Return a target by name.
-
-    Raises:
-        EdgekitError: There is no such target; the message lists them.
-    """
-    try:
-        return TARGETS[name]
-    except KeyError:
-        raise EdgekitError(
-            f"unknown target {name!r}", f"Use one of: {', '.join(TARGETS)}"
-        ) from None

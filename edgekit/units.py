@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-KIB = 1024
 MIB = 1024**2
-GIB = 1024**3
 
 
 def format_bytes(size_bytes: float) -> str:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv with edgekit in it. Usage: scripts/setup.sh [EXTRA[,EXTRA...]] [dev]
+# Makes .venv with edgekit in it. Usage: scripts/setup.sh [EXTRA[,EXTRA...]] [GROUP]
+# GROUP is a dependency group of pyproject.toml.
 #   scripts/setup.sh host                the pipeline (no torch)
-#   scripts/setup.sh host,calibrate dev  what the tests need
+#   scripts/setup.sh host,calibrate,trt-check dev  what the tests need
 # PYTHON chooses the interpreter (default: the newest python3.11+ on PATH).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,6 +36,7 @@ if [ ! -x .venv/bin/python ]; then
     "$python" -m venv .venv
 fi
 
+echo "setup: installing edgekit[$extras]${group:+ and $group} into .venv" >&2
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 case ",$extras," in
     *,calibrate,*)
@@ -44,6 +46,13 @@ case ",$extras," in
         ;;
 esac
 "${pip[@]}" -c constraints.txt -e ".[$extras]"
-if [ "$group" = dev ]; then
-    "${pip[@]}" -c constraints.txt -r requirements-dev.txt
+if [ -n "$group" ]; then
+    # pip takes --group from 25.1 on; Debian 12 has 23.
+    read_group='import sys, tomllib
+groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]
+print(*groups.get(sys.argv[1], ()), sep="\n")'
+    names=$(.venv/bin/python -c "$read_group" "$group")
+    [ -n "$names" ] || die "pyproject.toml has no dependency group $group"
+    mapfile -t packages <<<"$names"
+    "${pip[@]}" -c constraints.txt "${packages[@]}"
 fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,15 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     chunks, offset = [], 0
     names = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+    casts: dict[str, Callable[[Any], Any]] = {
+        "bf16": to_bf16,
+        "f16": lambda a: a.astype(np.float16),
+        "f32": np.asarray,
+    }
     other = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64"}
     for name, array in tensors.items():
         if array.dtype == np.float32:
-            stored = {"bf16": to_bf16, "f16": lambda a: a.astype(np.float16), "f32": np.asarray}
-            data, kind = stored[dtype](array).tobytes(), names[dtype]
+            data, kind = casts[dtype](array).tobytes(), names[dtype]
         else:
             data, kind = array.tobytes(), (kinds or {}).get(name) or other[str(array.dtype)]
         end = offset + len(data)

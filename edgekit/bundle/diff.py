@@ -65,6 +65,7 @@ class BundleDiff:
 _COMPARED = (
     "name", "model", "checkpoint_files", "recipe", "target", "requirements", "limits", "tools",
     "graphs", "f16_exponents", "golden", "quality", "size", "engine_plans",
+    "compile_check",
 )  # fmt: skip
 
 

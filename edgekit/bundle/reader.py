@@ -44,13 +44,23 @@ class Bundle:
     manifest: Manifest
     digest: str
 
-    def graph(self, purpose: str) -> GraphEntry:
-        """Return the graph for ``target`` or ``host``; a target graph serves a missing host one."""
+    def graph(self, purpose: str, dialect: str | None = None) -> GraphEntry:
+        """Return the graph for ``target`` or ``host``; a target graph serves a missing host one.
+
+        Args:
+            purpose: Which of the two.
+            dialect: Only a graph of this one; None is whichever the bundle lists first.
+
+        Raises:
+            BundleError: There is none.
+        """
         for wanted in (purpose, "target"):
             for entry in self.manifest.graphs:
-                if entry.purpose == wanted:
+                if entry.purpose == wanted and dialect in {None, entry.dialect}:
                     return entry
-        raise BundleError(f"{self.path} has no graph")
+        raise BundleError(
+            f"{self.path} has no graph" + (f" of dialect {dialect}" if dialect else "")
+        )
 
     def tensor(self, name: str) -> TensorEntry:
         """Return a tensor's entry by name."""
@@ -59,22 +69,14 @@ class Bundle:
                 return entry
         raise BundleError(f"{self.path} has no tensor {name}")
 
-    def blob_path(self, entry: TensorEntry) -> Path:
-        """Return the file that holds a tensor's bytes."""
-        return self.path / blob_location(entry.sha256)
-
     def read_tensor(self, entry: TensorEntry, *, check: bool = False) -> npt.NDArray[Any]:
-        """Map a tensor's bytes: its shape, or for int4 the shape with the last axis halved.
+        """Map a tensor's bytes; see :func:`map_blob`.
 
         Raises:
+            BundleError: The blob cannot be read.
             DigestMismatchError: ``check`` is set and the bytes are not those of the manifest.
         """
-        shape = list(entry.shape)
-        if entry.dtype == "int4":
-            shape[-1] //= 2
-        path = self.blob_path(entry)
-        with bundle_errors(path):
-            data = np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))
+        data = map_blob(self.path, entry)
         if check:
             digest = hashlib.sha256(data.view(np.uint8).data).hexdigest()
             if digest != entry.sha256:
@@ -93,6 +95,24 @@ class Bundle:
         """Bytes of every file: blobs once, files, manifest and its digest."""
         files = sum(entry.size_bytes for entry in self.manifest.files)
         return blob_bytes(self.manifest.tensors) + files + len(self.manifest.to_bytes()) + 65
+
+
+def map_blob(root: Path, entry: TensorEntry) -> npt.NDArray[Any]:
+    """Map a tensor's bytes: its shape, or for int4 the shape with the last axis halved.
+
+    Args:
+        root: Folder above the blobs: a bundle, or one being written.
+        entry: The tensor.
+
+    Raises:
+        BundleError: The blob cannot be read.
+    """
+    shape = list(entry.shape)
+    if entry.dtype == "int4":
+        shape[-1] //= 2
+    path = root / blob_location(entry.sha256)
+    with bundle_errors(path):
+        return np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))
 
 
 @contextlib.contextmanager

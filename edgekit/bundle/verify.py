@@ -1,25 +1,20 @@
 """Checks every byte of a bundle against its manifest, and that nothing else is in the folder.
 
-Files are hashed side by side: hashlib lets other threads run while it hashes, at some 1.5 GB/s a
-core with SHA instructions. What uses a bundle calls :func:`check_digests` first, so that damage is
-named here rather than answered with nonsense.
+What uses a bundle calls :func:`check_digests` first, so that damage is named here rather than
+answered with nonsense.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.bundle.digests import hash_files
 from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST, listed_files
 from edgekit.bundle.reader import Bundle, bundle_errors
 from edgekit.errors import BundleError, DigestMismatchError
 from edgekit.progress import SILENT, Progress
-
-_CHUNK_BYTES = 1 << 20
-"""Read at a time: it stays in a core's cache between the read and the hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +65,6 @@ def check_digests(bundle: Bundle, *, threads: int = 2, progress: Progress = SILE
     report = DigestReport(len(bundle.manifest.files), blobs, total_bytes)
     progress.finish(f"{report.files} files and {report.blobs} blobs are whole")
     return report
-
-
-def hash_files(
-    paths: Mapping[str, Path], *, threads: int = 2, progress: Progress = SILENT
-) -> Iterator[tuple[str, str]]:
-    """Yield each file's name and sha256 (hex) in the order given, hashed by several threads.
-
-    Leaving the iteration early stops the threads.
-
-    Args:
-        paths: Files by the name to report them by.
-        threads: Files hashed at once.
-        progress: Advanced by the bytes that pass, from any of the threads.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    stopped = False
-
-    def digest(name: str) -> str:
-        result, buffer = hashlib.sha256(), bytearray(_CHUNK_BYTES)
-        view = memoryview(buffer)
-        with paths[name].open("rb", buffering=0) as file:
-            while not stopped and (count := file.readinto(buffer)):
-                result.update(view[:count])
-                progress.advance(count, name)
-        return result.hexdigest()
-
-    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="edgekit-digest")
-    try:
-        yield from zip(paths, pool.map(digest, paths), strict=True)
-    finally:
-        stopped = True
-        pool.shutdown(cancel_futures=True)
 
 
 def _refuse_strays(root: Path, listed: Collection[str]) -> None:

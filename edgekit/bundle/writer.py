@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from edgekit.bundle.digests import file_digest
 from edgekit.bundle.layout import (
     BLOB_FOLDER,
     MANIFEST,
@@ -117,7 +118,7 @@ class BundleWriter:
         noted = self._noted.get(key)
         for entry in noted.entries if noted else ():
             path = self.work / blob_location(entry.sha256)
-            if not path.is_file() or _file_digest(path) != entry.sha256:
+            if not path.is_file() or file_digest(path)[0] != entry.sha256:
                 return None
         return noted
 
@@ -226,14 +227,6 @@ def _write_all(file: IO[bytes], view: memoryview) -> int:
     while done < len(view):
         done += file.write(view[done : done + (1 << 26)])
     return done
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_journal(path: Path) -> dict[str, Noted]:

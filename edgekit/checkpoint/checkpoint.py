@@ -87,14 +87,11 @@ def open_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
     """
     if not is_folder(path):
         raise CheckpointError(f"{path} is not a folder", "Point MODEL at a checkpoint folder")
-    hf_config = read_json(path / "config.json")
-    generation_config = find_json(path / "generation_config.json") or {}
-    generation_defaults(generation_config)
-    config = model_config_from_hf(hf_config, generation_config)
+    hf_config, generation_config, config = read_config(path)
     tokenizer = find_tokenizer(path)
     stored, shards = read_shards(path)
     tensors = open_weights(stored, hf_config.get("quantization_config"))
-    _check_complete(path, tensors, config)
+    check_complete(str(path), tensors, config)
     kept = {name: tensors[name] for name in tensor_shapes(config)}
     adapter_files: tuple[Path, ...] = ()
     if adapter is not None:
@@ -104,13 +101,35 @@ def open_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
     )
 
 
-def _check_complete(path: Path, tensors: Mapping[str, LazyTensor], config: ModelConfig) -> None:
-    """Compare names and shapes with the architecture, both ways."""
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], ModelConfig]:
+    """Read what a folder says of its model: ``config.json``, ``generation_config.json``, both.
+
+    Raises:
+        UnsupportedModelError: An architecture or key that edgekit does not build.
+        CheckpointError: ``config.json`` is missing, or one of them is damaged.
+    """
+    hf_config = read_json(path / "config.json")
+    generation_config = find_json(path / "generation_config.json") or {}
+    generation_defaults(generation_config)
+    return hf_config, generation_config, model_config_from_hf(hf_config, generation_config)
+
+
+def check_complete(model: str, tensors: Mapping[str, LazyTensor], config: ModelConfig) -> None:
+    """Compare names and shapes with the architecture, both ways.
+
+    Args:
+        model: What the checkpoint is called in an error.
+        tensors: Its weights.
+        config: Its architecture.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape.
+    """
     wanted = tensor_shapes(config)
     missing = sorted(set(wanted) - set(tensors))
     if missing:
         raise CheckpointError(
-            f"{path} lacks {len(missing)} of {len(wanted)} tensors: {missing[0]}",
+            f"{model} lacks {len(missing)} of {len(wanted)} tensors: {missing[0]}",
             "The checkpoint is incomplete: download it again",
         )
     allowed = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -118,8 +137,8 @@ def _check_complete(path: Path, tensors: Mapping[str, LazyTensor], config: Model
     unexpected = sorted(name for name in extra if not _is_empty_bias(tensors, name))
     if unexpected:
         raise CheckpointError(
-            f"{path} holds {len(unexpected)} tensors that a {config.model_type} of its config.json "
-            f"does not have: {unexpected[0]}",
+            f"{model} holds {len(unexpected)} tensors that a {config.model_type} of its "
+            f"config.json does not have: {unexpected[0]}",
             "The weights and config.json are not of one model",
         )
     for name, shape in wanted.items():

@@ -62,6 +62,16 @@ def open_weights(stored: Mapping[str, StoredTensor], quantization: Any) -> dict[
     return weights
 
 
+def is_packed(quantization: Any) -> bool:
+    """Tell whether weights are made of parts whose bytes must be read to pair them.
+
+    Raises:
+        UnsupportedModelError: As :func:`open_weights`, for what ``quantization_config`` says alone.
+    """
+    open_weights({}, quantization)
+    return isinstance(quantization, Mapping) and quantization["quant_method"] != "fp8"
+
+
 def _suffixes(parts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f".{name}" for name in parts)
 

@@ -6,8 +6,10 @@ Only data files are fetched; remote code is never fetched and never run. Downloa
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from edgekit.progress import SILENT, Progress
 from edgekit.units import format_bytes
 
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+DESCRIPTION_PATTERNS = ("config.json", "generation_config.json", "*.safetensors.index.json")
+"""What says what a model is, but for its weights' headers."""
 PICKLED_PATTERNS = ("pytorch_model*.bin",)
 """Fetched as well when a repository has no safetensors; never unpickled (``pytorch_zip.py``)."""
 SUBFOLDERS = "*/*"
@@ -33,6 +37,22 @@ def resolve_model(model: str, *, revision: str | None = None, progress: Progress
         CheckpointError: MODEL is neither a folder nor of the form of a hub id.
         HubError: The repository is not found, gated, or offline and not cached.
     """
+    local = local_folder(model)
+    if local is not None:
+        return local
+    progress.advance(0, f"fetching {model}")
+    folder = _fetch_weights(model, revision, _byte_bar(model, progress))
+    if folder is None:
+        raise no_weights(model)
+    return folder
+
+
+def local_folder(model: str) -> Path | None:
+    """Return the folder that MODEL is; None when it is a hub id.
+
+    Raises:
+        CheckpointError: It is neither a folder nor of the form of a hub id.
+    """
     path = Path(model).expanduser()
     if is_folder(path):
         return path
@@ -43,15 +63,45 @@ def resolve_model(model: str, *, revision: str | None = None, progress: Progress
             f"{shown(model)} is neither a folder nor a hub id (owner/name)",
             "Check the path, or give an id like deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
         )
+    return None
+
+
+def fetch_description(model: str, revision: str | None, progress: Progress = SILENT) -> Path:
+    """Return the folder with a hub id's configuration and index of shards, fetched if need be.
+
+    Raises:
+        HubError: The repository is not found, gated, or offline and not cached.
+    """
     progress.advance(0, f"fetching {model}")
-    bar = _byte_bar(model, progress)
+    return _fetch(model, revision, DESCRIPTION_PATTERNS, _byte_bar(model, progress))
+
+
+def cached_weights(model: str, commit: str) -> Path | None:
+    """Return the folder of a hub id's commit if all that a build fetches is in the cache."""
+    try:
+        return _fetch_weights(model, commit, None)
+    except HubError:
+        return None
+
+
+def _fetch_weights(model: str, revision: str | None, bar: type | None) -> Path | None:
+    """Fetch all that a build reads, or look for it in the cache; None where there are no weights.
+
+    Args:
+        model: Hub id.
+        revision: Commit, tag or branch.
+        bar: Told of the bytes; None looks in the cache only.
+    """
     folder = _fetch(model, revision, PATTERNS, bar)
     if any(folder.glob("*.safetensors")):
         return folder
     folder = _fetch(model, revision, (*PATTERNS, *PICKLED_PATTERNS), bar)
-    if any(folder.glob(PICKLED_PATTERNS[0])):
-        return folder
-    raise HubError(
+    return folder if any(folder.glob(PICKLED_PATTERNS[0])) else None
+
+
+def no_weights(model: str) -> HubError:
+    """Return the error of a repository without weights."""
+    return HubError(
         f"{model} publishes no weights that edgekit reads (*.safetensors, pytorch_model*.bin)",
         "Use another repository of the model, or convert it with transformers' save_pretrained and "
         "point MODEL at that folder",
@@ -89,39 +139,57 @@ def _byte_bar(model: str, progress: Progress) -> type:
     return ByteBar
 
 
-def _fetch(model: str, revision: str | None, patterns: tuple[str, ...], bar: type) -> Path:
-    try:
+def _fetch(model: str, revision: str | None, patterns: tuple[str, ...], bar: type | None) -> Path:
+    with hub_errors(model, revision, "Run the same command again: the download resumes"):
         import huggingface_hub as hub  # noqa: PLC0415 - optional, and slow to import
-        from huggingface_hub import errors  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(f"fetching {model} from the hub", "host") from error
-    # The HTTP library's own error, whichever httpx this version of the hub's client uses.
-    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    at = f"{model} at revision {revision}" if revision else model
-    try:
+
         folder = hub.snapshot_download(
             model,
             revision=revision,
             allow_patterns=list(patterns),
             ignore_patterns=[SUBFOLDERS],
             tqdm_class=bar,
+            local_files_only=bar is None,
         )
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def hub_errors(model: str, revision: str | None, remedy: str) -> Iterator[None]:
+    """Turn what the hub's client raises into errors of one line.
+
+    Args:
+        model: Hub id that is asked for.
+        revision: Of it.
+        remedy: What to do about an error of the network.
+
+    Raises:
+        HubError: What the hub refuses, or that it cannot be reached.
+        MissingExtraError: Its client is not installed.
+    """
+    try:
+        from huggingface_hub import errors  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise MissingExtraError(f"fetching {model} from the hub", "host") from error
+    # The HTTP library's own error, whichever httpx this version of the hub's client uses.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    at = f"{model} at revision {revision}" if revision else model
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise HubError(f"{model} is gated", "Accept its terms and run `hf auth login`") from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{model} has no revision {revision}", "Check --revision") from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"the hub has no model {model}, or it is private", "Check the id, or `hf auth login`"
+            f"the hub has no model {model}, or it is private, and there is no such folder here",
+            "Check the path or the id, or `hf auth login`",
         ) from error
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(
             f"{at} is not, or not wholly, in the cache, and the hub cannot be reached",
-            "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder",
+            "Connect, unset HF_HUB_OFFLINE, or point MODEL at a folder: there is none of this name",
         ) from error
     except (http_error, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(
-            f"fetching {at} failed: {first}", "Run the same command again: the download resumes"
-        ) from error
-    return Path(folder)
+        raise HubError(f"fetching {at} failed: {first}", remedy) from error

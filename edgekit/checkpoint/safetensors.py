@@ -21,6 +21,8 @@ import numpy.typing as npt
 from edgekit.checkpoint.files import read_errors
 from edgekit.errors import CheckpointError
 
+PREFIX_BYTES = 8
+"""Of the header's length, before it."""
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_TENSORS = 200_000
 MAX_RANK = 8
@@ -77,21 +79,49 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """
     with read_errors(path), path.open("rb") as file:
         size = path.stat().st_size
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise CheckpointError(f"{path.name} has {size} bytes, too few to hold a header")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                f"{path.name} claims a header of {length} bytes in a file of {size}", _TRUNCATED
-            )
-        header = file.read(length)
+        header = file.read(header_bytes(path, file.read(PREFIX_BYTES), size))
+    return parse_header(path, header, size)
+
+
+def header_bytes(path: Path, prefix: bytes, size: int) -> int:
+    """Return the length of a file's header.
+
+    Args:
+        path: The file, to be named.
+        prefix: Its first :data:`PREFIX_BYTES`; fewer when it has no more.
+        size: Bytes of the whole file.
+
+    Raises:
+        CheckpointError: The file is too short for it, or the header for what it claims.
+    """
+    if len(prefix) < PREFIX_BYTES:
+        raise CheckpointError(f"{path.name} has {size} bytes, too few to hold a header")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(MAX_HEADER_BYTES, size - PREFIX_BYTES):
+        raise CheckpointError(
+            f"{path.name} claims a header of {length} bytes in a file of {size}", _TRUNCATED
+        )
+    return int(length)
+
+
+def parse_header(path: Path, header: bytes, size: int) -> dict[str, StoredTensor]:
+    """Check a file's header; returns its tensors by name.
+
+    Args:
+        path: The file.
+        header: What follows the prefix.
+        size: Bytes of the whole file.
+
+    Raises:
+        CheckpointError: The header is no object of tensors, or lies about sizes.
+    """
+    start = PREFIX_BYTES + len(header)
     tensors = [
-        _stored(path, name, row, 8 + length)
+        _stored(path, name, row, start)
         for name, row in _parse(path, header).items()
         if name != "__metadata__"
     ]
-    _check_layout(path, tensors, 8 + length, size)
+    _check_layout(path, tensors, start, size)
     return {tensor.name: tensor for tensor in tensors}
 
 

@@ -46,7 +46,7 @@ _PICKLED = _Format(PICKLED_SINGLE, PICKLED_INDEX, ".bin", read_pytorch)
 
 
 def read_shards(
-    folder: Path, *, pickled: bool = True
+    folder: Path, *, pickled: bool = True, absent: Reader | None = None
 ) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
     """Return every tensor of a checkpoint by name, and its shards in order.
 
@@ -55,6 +55,8 @@ def read_shards(
     Args:
         folder: The checkpoint.
         pickled: Take PyTorch's own files where there are no safetensors.
+        absent: Reads the header of a safetensors file that is not in the folder; without it that
+            is an error.
 
     Raises:
         CheckpointError: No weights, a missing shard, a name that leaves the folder, or an index
@@ -62,10 +64,12 @@ def read_shards(
     """
     for form in (_SAFETENSORS, _PICKLED) if pickled else (_SAFETENSORS,):
         if contained_file(folder, form.index) is not None:
-            return _read_indexed(folder, form)
+            return _read_indexed(folder, form, absent)
         path = contained_file(folder, form.single)
         if path is not None:
             return form.read(path), (path,)
+        if absent is not None and form is _SAFETENSORS:
+            return absent(folder / form.single), (folder / form.single,)
     with read_errors(folder):
         others = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pth"})
     if others:
@@ -79,7 +83,9 @@ def read_shards(
     )
 
 
-def _read_indexed(folder: Path, form: _Format) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+def _read_indexed(
+    folder: Path, form: _Format, absent: Reader | None
+) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
     index = form.index
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -88,14 +94,15 @@ def _read_indexed(folder: Path, form: _Format) -> tuple[dict[str, StoredTensor],
     if len(names) > MAX_SHARDS:
         raise CheckpointError(f"{index} names {len(names)} shards, at most {MAX_SHARDS} are read")
     missing = [name for name in names if contained_file(folder, name) is None]
-    if missing:
+    if missing and absent is None:
         raise CheckpointError(
             f"{len(missing)} of {len(names)} shards are missing from {folder}: {missing[0]}",
             "Download the checkpoint again: an interrupted download is resumed",
         )
     tensors: dict[str, StoredTensor] = {}
     for name in names:
-        header = form.read(folder / name)
+        read = absent if absent is not None and name in missing else form.read
+        header = read(folder / name)
         for key, tensor in header.items():
             if weight_map.get(key) != name:
                 raise CheckpointError(

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -31,14 +32,29 @@ COMMANDS = {
     "inspect": "Show what a checkpoint or a bundle holds.",
     "verify": "Check a bundle: digests, graph, golden prompts.",
     "eval": "Measure a bundle's quality on data.",
+    "export": "Write a bundle's weights for another engine.",
     "diff": "Show what changed between two bundles and what a device would fetch.",
+    "plan": "Project memory, rates, energy and cost before a build.",
     "recipes": "List the recipes and the published models.",
     "doctor": "Show what this machine can do and what is missing.",
 }
 
 
+def _keep_examples(command: click.Command) -> None:
+    r"""Let a help text's examples stay one a line.
+
+    What says so to click is a line of the one character ``\b``; docstrings are raw, and write two.
+    """
+    if command.help:
+        command.help = command.help.replace("\\b\n", "\b\n")
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when it runs, so ``--help`` stays instant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _keep_examples(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order a new user meets them."""
@@ -52,7 +68,20 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"edgekit.cli.commands.{cmd_name}")
         command: click.Command = module.command
+        _keep_examples(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a name that is nearly one's is told so."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib  # noqa: PLC0415 - for this error only
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -87,6 +116,7 @@ def main(args: list[str] | None = None) -> None:
 def _run(arguments: list[str], *, as_json: bool) -> int:
     """Run a command; returns its exit code, every error explained."""
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # until here, entry.py's
         code = cli.main(arguments, prog_name="edgekit", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         # click turns a KeyboardInterrupt into its Abort.

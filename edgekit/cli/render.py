@@ -6,6 +6,7 @@ Progress is drawn by ``edgekit.cli.stages``.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,18 @@ __all__ = ["StageProgress", "console", "error_console", "facts_table", "grid_tab
 PROSE_CHARS = 24
 """A column with longer cells is wrapped between words, down to this width, before a table gives
 up its columns."""
+LOG_CHARS = 1000
+"""Width of what is no terminal, unless COLUMNS says one: digests and paths stay whole for grep."""
 GAP_CHARS = 3
 """Between two columns of ``box.SIMPLE_HEAD``."""
 
 
 def console() -> Console:
-    """Return a console on stdout."""
-    return Console(highlight=False)
+    """Return a console on stdout; without a terminal its lines are as long as they are."""
+    out = Console(highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = LOG_CHARS
+    return out
 
 
 def error_console() -> Console:

@@ -92,11 +92,13 @@ class StageProgress:
         if self._done and elapsed_s > 0:
             rate = f", {format_rate(self._done / elapsed_s, self._unit)}"
         took = f"[dim]({format_duration(elapsed_s)}{rate})[/]"
-        stage = f"{self._stage:<{STAGE_CHARS}}"
-        self._console.print(
-            f"[green]✓[/] [bold]{stage}[/] {escape(summary)} {took}",
-            soft_wrap=not self._console.is_terminal,  # a log's lines stay whole
-        )
+        mark, stage = "[green]✓[/]", f"[bold]{self._stage:<{STAGE_CHARS}}[/]"
+        if self._console.is_terminal:  # what does not fit goes on below the summary
+            line = Table.grid(Column(no_wrap=True), Column(no_wrap=True), Column(), padding=(0, 1))
+            line.add_row(mark, stage, f"{escape(summary)} {took}")
+            self._console.print(line)
+        else:  # a log's lines stay whole
+            self._console.print(f"{mark} {stage} {escape(summary)} {took}", soft_wrap=True)
 
 
 def format_rate(per_second: float, unit: str) -> str:

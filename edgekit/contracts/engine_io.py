@@ -21,6 +21,18 @@ Slice of the cache is a copy there.
 The ``trt103`` dialect has no in-place outputs: instead of ``present_*`` it returns the new rows
 ``new_key_i``, ``new_value_i`` [B, Hkv, S, D], which the runtime copies into the cache at
 ``write_index`` after the step. Its mask is C wide.
+
+The ``ort`` dialect attends by ONNX Runtime's ``GroupQueryAttention``, which is causal by itself and
+counts rotary positions from what a sequence holds. Instead of ``position_ids``, ``attention_mask``
+and ``write_index`` it reads
+
+| input | dtype, shape | meaning |
+|---|---|---|
+| ``seqlens_k`` | int32 [B] | tokens of each sequence with the new ones, less one |
+| ``total_sequence_length`` | int32 [1], on the CPU | at least their largest plus one, at most C |
+
+New rows stand at ``seqlens_k + 1 - S`` onward. With S > 1, B is 1 unless every sequence begins at
+0, and ``total_sequence_length`` is exact.
 """
 
 from __future__ import annotations
@@ -31,6 +43,8 @@ ATTENTION_MASK = "attention_mask"
 WRITE_INDEX = "write_index"
 LOGITS_INDEX = "logits_index"
 LOGITS = "logits"
+SEQLENS_K = "seqlens_k"
+TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
 
 
 def past_key(layer: int) -> str:

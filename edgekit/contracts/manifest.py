@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from edgekit.contracts.canonical import canonical_bytes, parse_document
+from edgekit.contracts.engine_plan import check_plan
 from edgekit.contracts.fields import check_choice, check_fields, check_rows
 from edgekit.errors import BundleError
 
@@ -148,7 +149,7 @@ class Manifest:
 
     The mappings are documented key by key in ``docs/bundle-format.md``: ``model``, ``recipe``,
     ``target``, ``requirements``, ``limits``, ``tools``, ``f16_exponents``, ``golden``,
-    ``quality``, ``size``.
+    ``quality``, ``size``, ``engine_plans``, ``compile_check`` (None in bundles of before it).
     """
 
     name: str
@@ -167,6 +168,7 @@ class Manifest:
     quality: Mapping[str, Any]
     size: Mapping[str, Any]
     engine_plans: tuple[Mapping[str, Any], ...] = ()
+    compile_check: Mapping[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
     unrecognized: Mapping[str, Any] = field(default_factory=dict)
 
@@ -174,8 +176,9 @@ class Manifest:
         """Return the JSON form, unknown fields included."""
         data: dict[str, Any] = {"format": FORMAT, **self.unrecognized}
         for item in fields(self):
-            if item.name != "unrecognized":
-                data[item.name] = _plain(getattr(self, item.name))
+            value = getattr(self, item.name)
+            if item.name != "unrecognized" and value is not None:
+                data[item.name] = _plain(value)
         return data
 
     def to_bytes(self) -> bytes:
@@ -271,14 +274,25 @@ def _check_values(values: Mapping[str, Any]) -> None:
     kinds = dict.fromkeys(exponents, "integers")
     check_fields(exponents, kinds, "manifest.json: f16_exponents")
     check_rows(values["quality"]["tensors"], _ERROR, "quality.tensors", MAX_ENTRIES)
+    if "compile_check" in values:
+        check_fields(values["compile_check"], {"status": "text"}, "manifest.json: compile_check")
     lists = {"checkpoint_files": _FILE, "files": _FILE, "graphs": _GRAPH, "tensors": _TENSOR}
     for name, kinds in {**lists, "engine_plans": {}}.items():
         check_rows(values.get(name), kinds, f"manifest.json: {name}", MAX_ENTRIES)
+    for index, plan in enumerate(values["engine_plans"]):
+        check_plan(plan, f"manifest.json: engine_plans[{index}]")
 
 
 def _check_listed(manifest: Manifest) -> None:
     """Refuse what would be read without its digest having been checked."""
     listed = {entry.path for entry in manifest.files}
+    graphs = {graph.name for graph in manifest.graphs}
+    for plan in manifest.engine_plans:
+        if plan["graph"] not in graphs:
+            raise BundleError(
+                f"manifest.json plans an engine of {plan['graph']}, which is none of its graphs",
+                "Fetch or build the bundle again",
+            )
     for path in (*(graph.path for graph in manifest.graphs), manifest.golden["path"]):
         if path not in listed:
             raise BundleError(

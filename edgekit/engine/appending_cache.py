@@ -61,6 +61,7 @@ class AppendingCacheSession(OneByOneSession):
             max_sequences=max_sequences,
             vocab_size=config.vocab_size,
             chunk=prefill_chunk,
+            activation_dtype=activation_dtype,
         )
         self._config = config
         self._dtype = np.dtype(activation_dtype)

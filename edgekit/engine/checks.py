@@ -50,6 +50,24 @@ def check_room(slot: int, start: int, count: int, *, held: int, max_context: int
         )
 
 
+def not_finite(slot: int, activation_dtype: str) -> EngineError:
+    """Return the error of a step whose logits are NaN or infinite.
+
+    Args:
+        slot: Whose logits they are.
+        activation_dtype: What the graph computes in, ``float16`` or ``float32``.
+    """
+    remedy = (
+        "the model overflows float16: build it with --target cpu, which computes in float32"
+        if activation_dtype == "float16"
+        else "the weights it was built from are at fault: try their checkpoint in another program"
+    )
+    return EngineError(
+        f"the model gave NaN or infinite logits in slot {slot}",
+        f"Verify the bundle; if it is whole, {remedy}",
+    )
+
+
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
     """Refuse a step without tokens, or with one that the model does not have.
 

@@ -12,8 +12,9 @@ from edgekit.bundle.verify import check_digests
 from edgekit.contracts import optimum_io
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.appending_cache import AppendingCacheSession
+from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
-from edgekit.engine.ort import OrtSession, Provider
+from edgekit.engine.ort import OrtSession, Provider, newest_opset
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, EngineError
 from edgekit.models.config import ModelConfig
@@ -60,10 +61,11 @@ def load_bundle(
     threads: int | None = None,
     max_sequences: int = 1,
     digests: bool = True,
+    dialect: str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> LoadedModel:
-    """Load a bundle in ONNX Runtime: its host graph on a CPU, its target graph on CUDA.
+    """Load a bundle in ONNX Runtime with the graph of :func:`graph_to_run`.
 
     Args:
         bundle: An opened bundle.
@@ -71,17 +73,19 @@ def load_bundle(
         threads: Threads on a CPU; None is the number of cores.
         max_sequences: Cache slots.
         digests: Check every byte against the manifest first; off only where that was just done.
+        dialect: Run the graph of this dialect; None is :func:`fastest_graph`.
         progress: Told about the stages ``digests`` and ``load``.
         options: Further arguments of the session that the graph's dialect needs.
 
     Raises:
         DigestMismatchError: The bundle is damaged.
+        BundleError: It has no graph of ``dialect``.
         EngineError: The engine is missing or refuses the graph.
     """
     if digests:
         cores = len(os.sched_getaffinity(0))
         check_digests(bundle, threads=threads or cores, progress=progress)
-    entry = bundle.graph("host" if provider == "cpu" else "target")
+    entry = graph_to_run(bundle, provider, dialect)
     config = stored_config(bundle.manifest.model["config"])
     options = {**options, "max_sequences": max_sequences, "threads": threads}
     progress.start("load", 0)
@@ -95,6 +99,38 @@ def load_bundle(
         Tokenizer.from_folder(folder),
         ChatTemplate.from_folder(folder),
     )
+
+
+def graph_to_run(bundle: Bundle, provider: Provider, dialect: str | None = None) -> GraphEntry:
+    """Return a bundle's fastest host graph on a CPU, its fastest target graph on CUDA.
+
+    On a CPU, an ONNX Runtime too old for one gets an older one: JetPack 6.2's Python ends at 1.23,
+    which refuses the standard graph's opset 24, takes 23 (``ort``) and 21 (``trt103``).
+
+    Raises:
+        BundleError: The bundle has no graph.
+        EngineError: ONNX Runtime is too old for either.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    purpose = "host" if provider == "cpu" else "target"
+    if dialect is not None:
+        return bundle.graph(purpose, dialect)
+    if provider != "cpu":
+        return _fastest(bundle, purpose)
+    newest, target = newest_opset(), bundle.graph("target")
+    for entry in (_fastest(bundle, purpose), bundle.graph(purpose), target):
+        if entry.opset <= newest:
+            return entry
+    raise EngineError(
+        f"this ONNX Runtime takes opset {newest}, the bundle's graphs have {target.opset}",
+        "Use ONNX Runtime 1.24 or newer (Python 3.11), or a bundle built with --target orin-jp62",
+    )
+
+
+def _fastest(bundle: Bundle, purpose: str) -> GraphEntry:
+    """Return the graph that ONNX Runtime runs fastest: ``ort``, where the bundle has it."""
+    dialects = {entry.dialect for entry in bundle.manifest.graphs}
+    return bundle.graph(purpose, "ort" if "ort" in dialects else None)
 
 
 def open_session(
@@ -123,6 +159,9 @@ def open_session(
     if not isinstance(config, ModelConfig):
         raise BundleError(f"{bundle.path} has a {entry.dialect} graph of another exporter's model")
     dtype: Any = entry.activation_dtype
+    if entry.dialect == "ort":
+        cores = options.get("threads") or len(os.sched_getaffinity(0))
+        options = {**options, "derived": make_derived(bundle, entry, cores)}
     if entry.dialect == "trt103" and provider == "cpu":
         return AppendingCacheSession(
             graph, config=config, max_context=max_context, activation_dtype=dtype, **options

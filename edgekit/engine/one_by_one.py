@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.engine.checks import check_distinct, check_room, check_slot, check_tokens
+from edgekit.engine.checks import (
+    check_distinct,
+    check_room,
+    check_slot,
+    check_tokens,
+    not_finite,
+)
 from edgekit.errors import EngineError
 
 Float32Array = npt.NDArray[np.float32]
@@ -30,18 +36,27 @@ class OneByOneSession(ABC):
         max_sequences: Cache slots.
         vocab_size: Width of the logits.
         chunk: Tokens of a prefill step.
+        activation_dtype: What the graph computes in.
     """
 
     _caches: list[Any]
 
     def __init__(
-        self, session: Any, *, max_context: int, max_sequences: int, vocab_size: int, chunk: int
+        self,
+        session: Any,
+        *,
+        max_context: int,
+        max_sequences: int,
+        vocab_size: int,
+        chunk: int,
+        activation_dtype: str = "float32",
     ) -> None:
         self._session = session
         self._max_context = max_context
         self._max_sequences = max_sequences
         self._vocab_size = vocab_size
         self._chunk = chunk
+        self._activation_dtype = activation_dtype
         self._lengths = [0] * max_sequences
 
     @property
@@ -125,7 +140,4 @@ class OneByOneSession(ABC):
             finite = np.isfinite(logits.sum(axis=-1)).all()
         if not finite:
             self._forget(slot)
-            raise EngineError(
-                f"the model gave NaN or infinite logits in slot {slot}",
-                "Verify the bundle; if it is whole, build it again with an 8-bit recipe",
-            )
+            raise not_finite(slot, self._activation_dtype)

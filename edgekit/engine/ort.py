@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
-from edgekit.engine.checks import check_distinct, check_room, check_slot, check_tokens
+from edgekit.engine.checks import (
+    check_distinct,
+    check_room,
+    check_slot,
+    check_tokens,
+    not_finite,
+)
+from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
+from edgekit.engine.ort_options import cuda_options, session_options
 from edgekit.engine.ort_step import Step
 from edgekit.errors import EngineError, MissingExtraError
 from edgekit.models.config import ModelConfig
@@ -44,6 +51,8 @@ class OrtSession:
         prefill_chunk: Tokens of a prefill step.
         cuda_graph: Capture decode steps as CUDA graphs (``cuda`` only).
         exact: Run the graph as it is written, without ONNX Runtime's optimizations.
+        derived: Weights that the graph reads and no file holds, of the ``ort`` dialect.
+        settings: Further session configuration entries of ONNX Runtime.
 
     Raises:
         EngineError: ONNX Runtime has no such provider, or refuses the graph.
@@ -63,6 +72,8 @@ class OrtSession:
         prefill_chunk: int = 512,
         cuda_graph: bool = False,
         exact: bool = False,
+        derived: Mapping[str, npt.NDArray[Any]] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self._max_context = max_context
@@ -71,9 +82,17 @@ class OrtSession:
         self._device = provider
         self._chunk = prefill_chunk
         self._cuda_graph = cuda_graph and provider == "cuda"
-        self._session = open_ort(graph, provider, threads, cuda_graph=self._cuda_graph, exact=exact)
+        self._session = open_ort(
+            graph,
+            provider,
+            threads,
+            cuda_graph=self._cuda_graph,
+            exact=exact,
+            derived=derived,
+            settings=settings,
+        )
         if engine_io.present_key(0) not in {x.name for x in self._session.get_outputs()}:
-            raise EngineError(f"{graph.name} is not of the standard dialect")
+            raise EngineError(f"{graph.name} is neither of the standard nor of the ort dialect")
         self._lengths = np.zeros(max_sequences, np.int64)
         self._tiers = TIERS_TO_A_DOUBLING[provider]
         largest = tier_for(max_context, max_context, self._tiers)
@@ -136,11 +155,12 @@ class OrtSession:
         self._reserve(max(positions) + 1)
         first, batch = (slots[0], 1) if len(slots) == 1 else (0, self._bucket(max(slots) + 1))
         step = self._decode_step(first, batch)
-        step.set_idle(self._lengths[first : first + batch])
+        step.inputs.set_idle(self._lengths[first : first + batch])
         rows = [slot - first for slot in slots]
         for row, token, position in zip(rows, tokens, positions, strict=True):
-            step.set_row(row, token, position)
-        logits = np.asarray(step.run(self._session)[rows, 0], np.float32)  # a copy already
+            step.inputs.set_row(row, token, position)
+        logits = to_float32(step.run(self._session)[:, 0])
+        logits = logits if rows == list(range(batch)) else logits[rows]
         self._lengths[list(slots)] = np.asarray(positions) + 1
         self._require_finite(logits, slots, np.arange(len(slots)))
         return logits
@@ -162,8 +182,8 @@ class OrtSession:
     ) -> Float32Array:
         key = (slot, 1, len(tokens), wanted)
         step = Step(self._session, self._cache, self.config, key, self._device, graph_id=None)
-        step.set_tokens(tokens, start)
-        return np.array(step.run(self._session)[0], np.float32)
+        step.inputs.set_tokens(tokens, start)
+        return to_float32(step.run(self._session)[0])
 
     def _decode_step(self, first: int, batch: int) -> Step:
         """Return the bound buffers of a decode shape; they are kept, and so is its CUDA graph."""
@@ -211,11 +231,7 @@ class OrtSession:
             broken = sorted({slots[row] for row in owner[bad]})
             self._cache.zero(broken)
             self._lengths[broken] = 0
-            raise EngineError(
-                f"the model gave NaN or infinite logits in slot {broken[0]}",
-                "Verify the bundle; if it is whole, the model overflows float16: build it with "
-                "--target cpu, which computes in float32",
-            )
+            raise not_finite(broken[0], self._dtype.name)
 
 
 def open_ort(
@@ -225,6 +241,8 @@ def open_ort(
     *,
     cuda_graph: bool,
     exact: bool = False,
+    derived: Mapping[str, npt.NDArray[Any]] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """Load a graph in ONNX Runtime with the options edgekit relies on.
 
@@ -235,13 +253,7 @@ def open_ort(
         EngineError: The provider is missing, or the graph is refused.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime as ort  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("Running a model", "cuda" if provider == "cuda" else "host") from (
-            error
-        )
-
+    ort = _onnxruntime(provider)
     name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
     if name not in ort.get_available_providers():
         raise EngineError(
@@ -253,15 +265,9 @@ def open_ort(
         # command's JSON; the check below is what reports them.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    # int8 activations in MatMulNBits: without it 8-bit weights run a hundred times slower.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-    if exact:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings = {"enable_cuda_graph": "1"} if cuda_graph else {}
-    providers = [(name, settings)] if provider == "cuda" else [name]
+    options = session_options(threads, exact=exact, derived=derived, settings=settings)
+    chosen = cuda_options(ort.__version__, cuda_graph=cuda_graph) if provider == "cuda" else {}
+    providers = [(name, chosen)]
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -273,3 +279,26 @@ def open_ort(
             "Check that the driver, CUDA and cuDNN are those onnxruntime-gpu was built for",
         )
     return session
+
+
+def newest_opset() -> int:
+    """Return the newest ONNX opset that the installed ONNX Runtime takes.
+
+    Source: 1.23.2 refuses opset 24 ("official support for domain ai.onnx is till opset 23"); from
+    1.24 on it is taken.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    major, minor = _onnxruntime("cpu").__version__.split(".")[:2]
+    return 24 if (int(major), int(minor)) >= (1, 24) else 23
+
+
+def _onnxruntime(provider: Provider) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise MissingExtraError("Running a model", "cuda" if provider == "cuda" else "host") from (
+            error
+        )
+    return onnxruntime

@@ -61,7 +61,7 @@ class KeyValueCache:
         device: str,
         capacity: int,
     ) -> None:
-        self.slots, self.heads, self.max_capacity, self.dim = shape
+        self.slots, self.heads, _, self.dim = shape
         self.dtype = np.dtype(dtype)
         self.capacity = capacity
         count = int(np.prod(shape))

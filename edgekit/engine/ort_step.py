@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from edgekit.contracts import engine_io
 from edgekit.engine.ort_cache import KeyValueCache
+from edgekit.engine.step_inputs import step_inputs
 from edgekit.errors import EngineError
 from edgekit.models.config import ModelConfig
 
@@ -28,6 +28,9 @@ class Step:
         device: ``cpu`` or ``cuda``.
         graph_id: CUDA graph annotation of this shape, never used for another; None runs
             without a graph.
+
+    Attributes:
+        inputs: What the next run reads; to be filled before it.
     """
 
     def __init__(
@@ -48,23 +51,21 @@ class Step:
         # Unset, the annotation is 0, which captures too: -1 is what runs without a graph.
         self._graph_id = str(NO_GRAPH if graph_id is None else graph_id)
         self._options.add_run_config_entry("gpu_graph_id", self._graph_id)
-        self.arrays: dict[str, npt.NDArray[Any]] = {
-            engine_io.INPUT_IDS: np.zeros((batch, tokens), np.int64),
-            engine_io.POSITION_IDS: np.zeros((batch, tokens), np.int64),
-            engine_io.ATTENTION_MASK: np.zeros((batch, 1, tokens, cache.capacity), np.bool_),
-            engine_io.WRITE_INDEX: np.zeros(batch, np.int64),
-            engine_io.LOGITS_INDEX: np.zeros((batch, wanted, 1), np.int64),
-        }
-        self.arrays[engine_io.LOGITS_INDEX][:] = np.arange(tokens - wanted, tokens)[:, None]
+        names = {value.name for value in session.get_inputs()}
+        self.inputs = step_inputs(names, (batch, tokens, wanted), cache.capacity, device)
         logits = np.zeros((batch, wanted, config.vocab_size), cache.dtype)
-        self._inputs = {
-            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-            for name, array in self.arrays.items()
+        host = self.inputs.on_host
+        self._values = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, "cpu" if name in host else device, 0)
+            for name, array in self.inputs.arrays.items()
         }
+        # Host inputs share the arrays' memory; which logits are wanted is the shape's own.
+        fixed = {*host, engine_io.LOGITS_INDEX}
+        self._uploaded = [name for name in self._values if name not in fixed]
         self._logits = ort.OrtValue.ortvalue_from_numpy(logits, device, 0)
         self._host_logits = logits
         self._binding = session.io_binding()
-        for name, value in self._inputs.items():
+        for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
         self._binding.bind_ortvalue_output(engine_io.LOGITS, self._logits)
         shape = cache.shape(batch)
@@ -77,31 +78,6 @@ class Step:
                 self._binding.bind_input(past, device, 0, cache.dtype.type, shape, where)
                 self._binding.bind_output(present, device, 0, cache.dtype.type, shape, where)
 
-    def set_tokens(self, tokens: Sequence[int], start: int) -> None:
-        """Fill the one row of a prefill step."""
-        count = len(tokens)
-        positions = np.arange(start, start + count)
-        self.arrays[engine_io.INPUT_IDS][0] = tokens
-        self.arrays[engine_io.POSITION_IDS][0] = positions
-        mask = self.arrays[engine_io.ATTENTION_MASK]
-        mask[0, 0] = np.arange(mask.shape[-1]) <= positions[:, None]
-        self.arrays[engine_io.WRITE_INDEX][0] = start
-
-    def set_idle(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Make every row harmless: it writes where its slot has no token yet, and sees row 0."""
-        self.arrays[engine_io.WRITE_INDEX][:] = lengths
-        self.arrays[engine_io.POSITION_IDS][:] = 0
-        mask = self.arrays[engine_io.ATTENTION_MASK]
-        mask[:] = False
-        mask[:, :, :, 0] = True
-
-    def set_row(self, row: int, token: int, position: int) -> None:
-        """Fill one row of a decode step."""
-        self.arrays[engine_io.INPUT_IDS][row, 0] = token
-        self.arrays[engine_io.POSITION_IDS][row, 0] = position
-        self.arrays[engine_io.ATTENTION_MASK][row, 0, 0, : position + 1] = True
-        self.arrays[engine_io.WRITE_INDEX][row] = position
-
     def run(self, session: Any) -> npt.NDArray[Any]:
         """Run the step; returns logits [batch, wanted, V], overwritten by the next run.
 
@@ -109,8 +85,8 @@ class Step:
             EngineError: ONNX Runtime fails (out of memory, a kernel that refuses a shape).
         """
         if self._device != "cpu":
-            for name, value in self._inputs.items():
-                value.update_inplace(self.arrays[name])
+            for name in self._uploaded:
+                self._values[name].update_inplace(self.inputs.arrays[name])
         try:
             session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

@@ -99,17 +99,6 @@ class DivergenceAccumulator:
         return Divergence(np.maximum(kl, 0.0), reference, candidate)
 
 
-def kl_divergence(
-    reference: npt.NDArray[np.floating], candidate: npt.NDArray[np.floating]
-) -> Float64Array:
-    """Return KL(reference || candidate) in nats, float64 [P], of whole logits [P, V].
-
-    Raises:
-        EngineError: Logits are not finite.
-    """
-    return compare_logits(reference, candidate, np.full(len(reference), -1)).kl_nats
-
-
 def compare_logits(
     reference: npt.NDArray[np.floating],
     candidate: npt.NDArray[np.floating],

@@ -6,12 +6,12 @@ the answer, what stands after ``</think>``, is compared; white space around it d
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgekit.contracts.data_files import read_json_lines, text_field
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import CalibrationError
 from edgekit.evaluate.greedy import Completion, greedy_completions
@@ -19,9 +19,7 @@ from edgekit.progress import SILENT, Progress
 from edgekit.text.chat_template import ChatTemplate
 from edgekit.text.reasoning import ReasoningSplitter, prompt_opens_reasoning
 from edgekit.text.tokenizer import Tokenizer
-from edgekit.units import MIB
 
-MAX_LINE_BYTES = 4 * MIB
 MAX_NEW_TOKENS = 512
 _REMEDY = 'Each line is a JSON object: {"prompt": "...", "reasoning": "...", "answer": "..."}'
 
@@ -93,23 +91,8 @@ def read_rows(path: Path, limit: int | None = None) -> list[EvalRow]:
     Raises:
         CalibrationError: The file cannot be read, has no rows, or a line has another form.
     """
-    rows: list[EvalRow] = []
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while (limit is None or len(rows) < limit) and (
-                line := file.readline(MAX_LINE_BYTES + 1)
-            ):
-                number += 1
-                if line.strip() or len(line) > MAX_LINE_BYTES:
-                    rows.append(_row(line, f"{path}:{number}"))
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot read {path}: {error.strerror}", "Give a readable .jsonl file"
-        ) from error
-    if not rows:
-        raise CalibrationError(f"{path} has no rows", _REMEDY)
-    return rows
+    rows = read_json_lines(path, _REMEDY, limit)
+    return [_row(row, where) for where, row in rows]
 
 
 def chat_encoder(tokenizer: Tokenizer, template: ChatTemplate) -> Callable[[str], EncodedPrompt]:
@@ -176,23 +159,9 @@ def answer_of(text: str, *, in_reasoning: bool) -> str | None:
     return "".join(piece.text for piece in pieces if not piece.is_reasoning).strip()
 
 
-def _row(line: bytes, where: str) -> EvalRow:
-    if len(line) > MAX_LINE_BYTES:
-        raise CalibrationError(f"{where} is longer than {MAX_LINE_BYTES} bytes", _REMEDY)
-    try:
-        data = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{where} is not JSON: {error}", _REMEDY) from error
-    if not isinstance(data, dict):
-        raise CalibrationError(f"{where} is not a JSON object", _REMEDY)
+def _row(row: Mapping[str, Any], where: str) -> EvalRow:
     return EvalRow(
-        _text(data, "prompt", where), _text(data, "reasoning", where), _text(data, "answer", where)
+        text_field(row, "prompt", where, _REMEDY),
+        text_field(row, "reasoning", where, _REMEDY, default=""),
+        text_field(row, "answer", where, _REMEDY),
     )
-
-
-def _text(data: dict[str, Any], key: str, where: str) -> str:
-    value = data.get(key, "" if key == "reasoning" else None)
-    if not isinstance(value, str) or (key != "reasoning" and not value.strip()):
-        state = "lacks" if key not in data else "has a wrong value for"
-        raise CalibrationError(f"{where} {state} {key!r}", _REMEDY)
-    return value

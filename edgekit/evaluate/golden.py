@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.engine.session import InferenceSession
-from edgekit.errors import BundleError, CalibrationError, ContextOverflowError, QualityError
+from edgekit.errors import BundleError, ContextOverflowError, QualityError
 from edgekit.evaluate.golden_set import GoldenSequence, GoldenSet
-from edgekit.evaluate.reference import ReferenceModel, Tokens
+from edgekit.evaluate.reference import Tokens
 from edgekit.evaluate.scores import Float64Array, ScoreAccumulator, TokenScores
 from edgekit.progress import SILENT, Progress
 from edgekit.units import MIB
@@ -95,27 +95,6 @@ class GoldenReport:
                 "The graph or its engine computes something else than the stored weights: "
                 "build the bundle again with this version, or report the model",
             )
-
-
-def make_golden(
-    reference: ReferenceModel, windows: Sequence[Tokens], *, progress: Progress = SILENT
-) -> GoldenSet:
-    """Record what the reference says of each sequence.
-
-    Args:
-        reference: The unquantized model.
-        windows: Ids of each sequence, prompt and greedy continuation, at least two.
-        progress: As :meth:`ReferenceModel.hidden_states`.
-
-    Raises:
-        CalibrationError: There are no sequences, or one is too short.
-        CheckpointError: The reference's checkpoint is damaged.
-    """
-    if not windows or min(len(window) for window in windows) < 2:
-        raise CalibrationError("a golden sequence needs at least 2 tokens", "Give longer prompts")
-    states = reference.hidden_states(windows, progress=progress).windows
-    wanted = [np.append(window[1:], -1) for window in windows]
-    return golden_from_scores(windows, reference.scores(states, wanted, top_k=2))
 
 
 def golden_from_scores(windows: Sequence[Tokens], scores: Sequence[TokenScores]) -> GoldenSet:

@@ -21,7 +21,7 @@ from edgekit.errors import CheckpointError
 from edgekit.evaluate.scores import ScoreAccumulator, TokenScores
 from edgekit.evaluate.weight_strips import STRIP_BYTES, TensorSource, WeightStrips
 from edgekit.evaluate.workers import Workers
-from edgekit.graph.float16_range import LayerMaxima
+from edgekit.graph.float16_range import LayerMaxima, NormRange
 from edgekit.models.config import Linear, ModelConfig, layer_linears, lm_head
 from edgekit.models.rope import cos_sin_tables
 from edgekit.progress import SILENT, Progress
@@ -45,11 +45,13 @@ class HiddenStates:
         windows: Per sequence float32 [S, hidden_size], after the final norm.
         maxima: One entry per layer.
         embedding_amax: Largest |embedding| of the tokens seen.
+        final_norm: Range of the final norm.
     """
 
     windows: tuple[Float32Array, ...]
     maxima: tuple[LayerMaxima, ...]
     embedding_amax: float
+    final_norm: NormRange
 
     @property
     def residual_amax(self) -> float:
@@ -168,10 +170,9 @@ class ReferenceModel:
             maxima.append(seen)
             names = [linear.weight_key for linear in layer_linears(config, layer)]
             progress.advance(self._weights.stored_bytes(names), f"layer {layer}")
-        norm = self._weights.vector("model.norm.weight", config.hidden_size)
-        states = _rms_norm(residual, norm, config.rms_norm_eps, out=residual)
+        states, norm = self._norm("model.norm", residual, out=residual)
         parts = tuple(states[a:b] for a, b in pairwise(bounds))
-        return HiddenStates(parts, tuple(maxima), embedding_amax)
+        return HiddenStates(parts, tuple(maxima), embedding_amax, norm)
 
     def _layer(
         self,
@@ -182,9 +183,28 @@ class ReferenceModel:
         seen: LayerMaxima,
     ) -> LayerMaxima:
         """Run one layer in place over the block ``residual`` [T, hidden_size]."""
-        prefix, config = f"model.layers.{layer}", self.config
-        q, k, v, o, gate, up, down = layer_linears(config, layer)
-        x = self._norm(f"{prefix}.input_layernorm.weight", residual)
+        seen = self._attention_block(layer, residual, edges, rope, seen)
+        seen = self._mlp_block(layer, residual, seen)
+        largest = _amax(residual)
+        if not largest**2 * self.config.hidden_size < _FLOAT32_MAX:  # also when it is NaN
+            raise CheckpointError(
+                f"the activations of layer {layer} overflow float32 ({largest:.3g})",
+                "The weights are damaged, or not of the architecture config.json names",
+            )
+        return seen.merge(residual=largest)
+
+    def _attention_block(
+        self,
+        layer: int,
+        residual: Float32Array,
+        edges: npt.NDArray[np.int64],
+        rope: tuple[Float32Array, Float32Array],
+        seen: LayerMaxima,
+    ) -> LayerMaxima:
+        prefix = f"model.layers.{layer}"
+        q, k, v, o, *_ = layer_linears(self.config, layer)
+        x, norm = self._norm(f"{prefix}.input_layernorm", residual)
+        seen = seen.merge(input_norm=norm.output, input_norm_weight=norm.weight)
         (queries, q_amax), (keys, k_amax), (values, v_amax) = (
             self._project(linear, x) for linear in (q, k, v)
         )
@@ -192,26 +212,29 @@ class ReferenceModel:
         values = self._heads(prefix, "v", values)
         seen = seen.merge(query_projection=q_amax, key_projection=k_amax, value=v_amax)
         seen = seen.merge(query=_amax(queries), key=_amax(keys))
-        score = self._attend(queries, keys, values, edges - edges[0], rope)
+        score, attended = self._attend(queries, keys, values, edges - edges[0], rope)
+        seen = seen.merge(attention_score=score, attended_score=attended)
         added, added_amax = self._project(o, queries.reshape(residual.shape[0], -1))
         residual += added
-        seen = seen.merge(attention_score=score, residual=max(added_amax, _amax(residual)))
-        del queries, keys, values, added
-        x = self._norm(f"{prefix}.post_attention_layernorm.weight", residual)
+        return seen.merge(residual=max(added_amax, _amax(residual)))
+
+    def _mlp_block(self, layer: int, residual: Float32Array, seen: LayerMaxima) -> LayerMaxima:
+        gate, up, down = layer_linears(self.config, layer)[4:]
+        x, norm = self._norm(f"model.layers.{layer}.post_attention_layernorm", residual)
+        seen = seen.merge(post_attention_norm=norm.output, post_attention_norm_weight=norm.weight)
         product, gate_amax, up_amax = self._gated_product(gate, up, x)
         added, added_amax = self._project(down, product, out=x)
         residual += added
-        largest = _amax(residual)
-        if not largest**2 * self.config.hidden_size < _FLOAT32_MAX:  # also when it is NaN
-            raise CheckpointError(
-                f"the activations of layer {layer} overflow float32 ({largest:.3g})",
-                "The weights are damaged, or not of the architecture config.json names",
-            )
         seen = seen.merge(gate=gate_amax, up=up_amax, mlp_product=_amax(product))
-        return seen.merge(residual=max(added_amax, largest))
+        return seen.merge(residual=added_amax)
 
-    def _norm(self, name: str, x: Float32Array) -> Float32Array:
-        return _rms_norm(x, self._weights.vector(name, x.shape[-1]), self.config.rms_norm_eps)
+    def _norm(
+        self, name: str, x: Float32Array, out: Float32Array | None = None
+    ) -> tuple[Float32Array, NormRange]:
+        """Return x normalized, and the range of that."""
+        weight = self._weights.vector(f"{name}.weight", x.shape[-1])
+        normed = _rms_norm(x, weight, self.config.rms_norm_eps, out)
+        return normed, NormRange(_amax(normed), _amax(weight))
 
     def _project(
         self, linear: Linear, x: Float32Array, out: Float32Array | None = None
@@ -239,16 +262,21 @@ class ReferenceModel:
         values: Float32Array,
         edges: npt.NDArray[np.int64],
         rope: tuple[Float32Array, Float32Array],
-    ) -> float:
-        """Attend within each sequence; the result replaces ``queries``, [T, heads, head_dim]."""
+    ) -> tuple[float, float]:
+        """Attend within each sequence; the result replaces ``queries``, [T, heads, head_dim].
 
-        def attend(window: int) -> float:
+        Returns:
+            The largest |score| computed, and the largest of each query's largest.
+        """
+
+        def attend(window: int) -> tuple[float, float]:
             part = slice(int(edges[window]), int(edges[window + 1]))
             _rotate(queries[part], rope)
             _rotate(keys[part], rope)
             return _causal_attention(queries[part], keys[part], values[part])
 
-        return max(self._workers.map(attend, len(edges) - 1), default=0.0)
+        seen = [(0.0, 0.0), *self._workers.map(attend, len(edges) - 1)]
+        return max(score for score, _ in seen), max(attended for _, attended in seen)
 
     def _gated_product(
         self, gate: Linear, up: Linear, x: Float32Array
@@ -316,20 +344,25 @@ def _rotate(x: Float32Array, rope: tuple[Float32Array, Float32Array]) -> None:
     first[...] = turned
 
 
-def _causal_attention(queries: Float32Array, keys: Float32Array, values: Float32Array) -> float:
-    """Replace ``queries`` by attention's result; return the largest |score| computed.
+def _causal_attention(
+    queries: Float32Array, keys: Float32Array, values: Float32Array
+) -> tuple[float, float]:
+    """Replace ``queries`` by attention's result.
 
     Args:
         queries: Float32 [S, heads, head_dim], rotated.
         keys: Float32 [S, kv_heads, head_dim], rotated.
         values: Float32 [S, kv_heads, head_dim].
+
+    Returns:
+        The largest |score| computed, and the largest of each query's largest.
     """
     length, heads, dim = queries.shape
     groups = keys.shape[1]
     by_head = np.ascontiguousarray(keys.transpose(1, 2, 0))  # [kv_heads, head_dim, S]
     by_value = np.ascontiguousarray(values.transpose(1, 0, 2))  # [kv_heads, S, head_dim]
     step = max(1, min(256, SCORE_BYTES // (4 * heads * max(1, length))))
-    largest, scale = 0.0, np.float32(dim**-0.5)
+    largest, attended, scale = 0.0, 0.0, np.float32(dim**-0.5)
     for start in range(0, length, step):
         stop = min(start + step, length)
         block = queries[start:stop].reshape(stop - start, groups, heads // groups, dim)
@@ -339,13 +372,15 @@ def _causal_attention(queries: Float32Array, keys: Float32Array, values: Float32
         by_row = scores.reshape(heads, stop - start, stop)
         future = np.triu(np.ones((stop - start, stop - start), bool), 1)
         by_row[:, :, start:][:, future] = -np.inf
-        scores -= scores.max(axis=-1, keepdims=True)
+        peaks = scores.max(axis=-1, keepdims=True)
+        attended = max(attended, _amax(peaks))
+        scores -= peaks
         np.exp(scores, out=scores)
         total = scores.sum(axis=-1, keepdims=True)
         result = (scores @ by_value[:, :stop]) / total
         by_query = result.reshape(groups, heads // groups, stop - start, dim)
         queries[start:stop] = by_query.transpose(2, 0, 1, 3).reshape(stop - start, heads, dim)
-    return largest
+    return largest, attended
 
 
 def _silu(x: Float32Array) -> None:

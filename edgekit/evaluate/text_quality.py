@@ -95,37 +95,6 @@ def split_windows(
     return tuple(part for part in parts if len(part) >= 2)
 
 
-def make_sample(
-    tokens: Sequence[int] | Tokens,
-    reference: ReferenceModel | None = None,
-    *,
-    window: int = WINDOW,
-    limit: int = LIMIT,
-    progress: Progress = SILENT,
-) -> TextSample:
-    """Cut a text into windows and run the reference over them, each weight read once.
-
-    Raises:
-        CalibrationError: The text is too short.
-        CheckpointError: The reference's checkpoint is damaged.
-    """
-    windows = split_windows(tokens, window, limit)
-    if reference is None:
-        return TextSample(windows)
-    return TextSample(windows, reference, reference.hidden_states(windows, progress=progress))
-
-
-def evaluate_text(
-    session: InferenceSession,
-    reference: ReferenceModel | None,
-    tokens: Sequence[int] | Tokens,
-    window: int = WINDOW,
-    limit: int = LIMIT,
-) -> TextQuality:
-    """Measure an engine on a text; see :func:`measure_session` for the errors."""
-    return measure_session(session, make_sample(tokens, reference, window=window, limit=limit))
-
-
 def measure_session(
     session: InferenceSession,
     sample: TextSample,
@@ -169,22 +138,6 @@ def measure_session(
         return _measure(sample, logits, session.vocab_size)
     finally:
         session.release(slot)
-
-
-def measure_model(candidate: ReferenceModel, sample: TextSample) -> TextQuality:
-    """Measure a model of changed weights (fake-quantized, say), with no engine at all.
-
-    Raises:
-        CheckpointError: A weight of the candidate is damaged.
-    """
-    return measure_states(candidate, candidate.hidden_states(sample.windows), sample)
-
-
-def measure_states(
-    candidate: ReferenceModel, states: HiddenStates, sample: TextSample
-) -> TextQuality:
-    """Measure a model whose hidden states on the sample's windows are known already."""
-    return summarize(compare_states(candidate, states, sample))
 
 
 def compare_states(

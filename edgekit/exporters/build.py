@@ -6,22 +6,17 @@ it, judges it by the graph it was made from, and bundles it like its own.
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import __version__
-from edgekit.bundle.layout import GOLDEN, TOKENIZER_FOLDER
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
-from edgekit.checkpoint.files import read_bytes
-from edgekit.checkpoint.hub import hub_commit, resolve_model
+from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts import optimum_io
-from edgekit.contracts.canonical import canonical_bytes
-from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest
+from edgekit.contracts.manifest import GraphEntry, Manifest
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.errors import RecipeError, UnsupportedModelError
 from edgekit.evaluate.golden_set import GoldenSet
@@ -31,23 +26,20 @@ from edgekit.exporters.quality import compare_graphs, open_exact, record_windows
 from edgekit.exporters.requantize import Requantized, refuse_calibrated, requantize
 from edgekit.exporters.source import Source, context_limit, open_source
 from edgekit.exporters.staging import stage_checkpoint
-from edgekit.graph.check import GraphReport
 from edgekit.graph.exponents import Exponents
 from edgekit.graph.exported import check_exported_graph
 from edgekit.models.exported import ExportedConfig
 from edgekit.models.families import token_id
 from edgekit.pipeline.calibrated import check_device
+from edgekit.pipeline.compile_findings import NO_TENSORRT, not_run
+from edgekit.pipeline.compiled import Compiled
+from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests
-from edgekit.pipeline.fit import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.pipeline.golden_windows import windows_of_tokenizer
-from edgekit.pipeline.options import (
-    choose_context,
-    is_local,
-    model_name,
-    refuse_idle_options,
-)
-from edgekit.pipeline.quality import require_quality
+from edgekit.pipeline.options import choose_context, refuse_idle_options
+from edgekit.pipeline.quality import quality_summary, require_quality
 from edgekit.pipeline.request import BuildRequest, BuildResult
+from edgekit.plan.memory import PREFILL_CHUNK_TOKENS, RUNTIME_ALLOWANCE_BYTES, Fit, require_fit
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.report import error_report
 from edgekit.recipe import MAX_CONTEXT
@@ -80,29 +72,6 @@ class Exported:
     logits: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What stands in the work folder before the manifest.
-
-    Attributes:
-        weights: The blobs.
-        report: The written graph's operators.
-        fit: Predicted memory.
-        quality: The manifest's quality report.
-        golden: The golden sequences.
-        max_context: Tokens a sequence can hold.
-        max_sequences: Sequences that can be decoded.
-    """
-
-    weights: Requantized
-    report: GraphReport
-    fit: Fit
-    quality: dict[str, Any]
-    golden: GoldenSet
-    max_context: int
-    max_sequences: int
-
-
 def build_exported(
     request: BuildRequest, python: Path | None, progress: Progress = SILENT
 ) -> BuildResult:
@@ -129,7 +98,7 @@ def build_exported(
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         shutil.rmtree(writer.work / EXPORT_FOLDER, ignore_errors=True)  # a killed build's
         require_space(writer.work, EXPORT_COPIES * 4 * source.parameters)
-        manifest, stored = _write(request, source, optimum, max_context, writer, progress)
+        manifest, contents = _write(request, source, optimum, max_context, writer, progress)
         path = writer.finish(manifest)
         progress.finish(f"{len(manifest.tensors)} tensors, sha256:{manifest.digest()[:12]}")
     return BuildResult(
@@ -139,10 +108,11 @@ def build_exported(
         recipe=request.recipe.name,
         target=request.target.name,
         total_bytes=open_bundle(path).total_bytes,
-        fit=stored.fit,
-        quality=stored.quality,
-        max_context=stored.max_context,
-        max_sequences=stored.max_sequences,
+        fit=contents.fit,
+        quality=dict(contents.quality),
+        max_context=contents.max_context,
+        max_sequences=contents.max_sequences,
+        compile_check=contents.compiled.findings,
     )
 
 
@@ -179,22 +149,27 @@ def _write(
     max_context: int,
     writer: BundleWriter,
     progress: Progress,
-) -> tuple[Manifest, Stored]:
+) -> tuple[Manifest, Contents]:
     """Run the writing stages; returns the manifest, and what it was made of."""
     folder = writer.work / EXPORT_FOLDER
     with CheckpointDigests(source.files) as digests:
         try:
             exported = _export(source, optimum, folder, progress)
-            stored = _store(request, source, exported, max_context, writer, progress)
+            contents = _store(request, source, exported, max_context, writer, progress)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        for name, path in source.tokenizer.files.items():
-            writer.add_file(f"{TOKENIZER_FOLDER}/{name}", read_bytes(path))
-        writer.add_file(GOLDEN, canonical_bytes(stored.golden.to_dict()))
+        add_files(writer, source.tokenizer, contents.golden)
         progress.start("bundle", digests.remaining_bytes)
-        files = digests.result(progress)
-        manifest = _manifest(request, source, exported, stored, writer, files)
-    return manifest, stored
+        made_of = Ingredients(
+            folder=source.path,
+            model_type=source.model_type,
+            parameters=source.parameters,
+            config=exported.config.to_dict(),
+            files=digests.result(progress),
+            exporter=exported.tools,
+        )
+        manifest = make_manifest(request, made_of, contents, writer.files)
+    return manifest, contents
 
 
 def _export(source: Source, optimum: Optimum, folder: Path, progress: Progress) -> Exported:
@@ -246,7 +221,7 @@ def _store(
     max_context: int,
     writer: BundleWriter,
     progress: Progress,
-) -> Stored:
+) -> Contents:
     """Quantize the graph, write it and judge it.
 
     Raises:
@@ -270,12 +245,24 @@ def _store(
     writer.add_file(GRAPH_FILE, graph.proto.SerializeToString(deterministic=True))
     labels = {name: s.label for name, s in weights.schemes.items() if s is not None}
     report = check_exported_graph(writer.work / GRAPH_FILE, labels)
+    entry = GraphEntry(GRAPH_NAME, GRAPH_FILE, optimum_io.DIALECT, OPSET, "float32", "target")
     max_sequences = request.max_sequences or recipe.graph.max_sequences
     fit = predict_exported(request, source, exported.config, weights, max_context, max_sequences)
     require_fit(fit, request.target)
     quality, golden = _judge(request, exported, writer.work / GRAPH_FILE, progress)
     quality["tensors"] = error_report(weights.errors, weights.schemes)
-    return Stored(weights, report, fit, quality, golden, max_context, max_sequences)
+    return Contents(
+        tensors=weights.entries,
+        graphs=(entry,),
+        compiled=Compiled((), not_run(NO_TENSORRT)),
+        report=replace(report, linears=weights.labels),
+        exponents=Exponents(),
+        fit=fit,
+        quality=quality,
+        golden=golden,
+        max_context=max_context,
+        max_sequences=max_sequences,
+    )
 
 
 def predict_exported(
@@ -323,74 +310,5 @@ def _judge(
         session.close()
     quality = compare_graphs(windows, exported.logits, logits)
     require_quality(quality, request.recipe.acceptance)
-    progress.finish(
-        f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
-        f"{100 * quality['top1_agreement']:.1f} %"
-    )
+    progress.finish(quality_summary(quality))
     return {"checked": True, **quality}, record_windows(windows, logits)
-
-
-def _manifest(
-    request: BuildRequest,
-    source: Source,
-    exported: Exported,
-    stored: Stored,
-    writer: BundleWriter,
-    checkpoint_files: tuple[FileEntry, ...],
-) -> Manifest:
-    recipe, target, weights = request.recipe, request.target, stored.weights
-    graph = GraphEntry(GRAPH_NAME, GRAPH_FILE, optimum_io.DIALECT, OPSET, "float32", "target")
-    return Manifest(
-        name=model_name(request.model),
-        model={
-            "source": model_name(request.model) if is_local(request.model) else request.model,
-            "revision": hub_commit(source.path),
-            "model_type": source.model_type,
-            "parameters": source.parameters,
-            "config": exported.config.to_dict(),
-        },
-        checkpoint_files=checkpoint_files,
-        recipe={
-            "name": recipe.name,
-            "sha256": recipe.digest(),
-            "resolved": recipe.resolved(),
-            "calibration_sha256": None,
-            "calibration_run": None,
-            "base_sha256": None,
-        },
-        target=target.to_dict(),
-        requirements={
-            "l4t": target.l4t,
-            "tensorrt": target.tensorrt,
-            "onnxruntime": target.onnxruntime,
-            "memory_bytes": stored.fit.total_bytes,
-            "disk_bytes": weights.weights_bytes + sum(x.size_bytes for x in writer.files),
-        },
-        limits={"max_context": stored.max_context, "max_sequences": stored.max_sequences},
-        tools=_tools(exported.tools),
-        files=writer.files,
-        graphs=(graph,),
-        tensors=tuple(sorted(weights.entries, key=lambda entry: entry.name)),
-        f16_exponents=Exponents().to_dict(),
-        golden={
-            "path": GOLDEN,
-            "sequences": len(stored.golden.sequences),
-            "tokens": stored.golden.tokens,
-            "scored_by": "stored weights" if stored.quality["checked"] else "checkpoint",
-        },
-        quality=stored.quality,
-        size={
-            "weights_bytes": weights.weights_bytes,
-            "linear_bytes": weights.linear_bytes,
-            "bits_per_linear_weight": round(weights.bits_per_linear_weight, 6),
-            "graph_census": stored.report.census,
-            "linears": weights.labels,
-        },
-    )
-
-
-def _tools(exporter: dict[str, str]) -> dict[str, str]:
-    """Return the versions of what decides the bytes, the exporter's environment included."""
-    names = ("numba", "numpy", "onnx", "onnxruntime", "tokenizers")
-    own = {name: importlib.metadata.version(name) for name in names}
-    return {"edgekit": __version__, **own, **exporter}

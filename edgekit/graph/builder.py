@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edgekit.contracts.derived import DerivedTensor
 from edgekit.errors import GraphError
 from edgekit.graph.weights import GraphTensor
 
@@ -21,6 +22,8 @@ ActivationDtype = Literal["float16", "float32"]
 ELEM_TYPE: dict[str, int] = {
     "int4": TensorProto.INT4,
     "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
     "float16": TensorProto.FLOAT16,
@@ -29,6 +32,27 @@ ELEM_TYPE: dict[str, int] = {
 
 IR_VERSION = 11
 """Oldest IR that carries opset 24's types; newer IR versions shut out older runtimes."""
+
+
+DERIVED_LOCATION = "made-at-load"
+"""Stands where a derived initializer's file would; there is none."""
+KIND_KEY, SOURCES_KEY = "edgekit.kind", "edgekit.sources"
+"""Metadata of a derived initializer; its sources are separated by newlines."""
+
+
+def derived_tensors(model: onnx.ModelProto) -> tuple[DerivedTensor, ...]:
+    """Return the initializers of a graph that are made at load."""
+    dtypes = {kind: name for name, kind in ELEM_TYPE.items()}
+    found = []
+    for tensor in model.graph.initializer:
+        notes = {note.key: note.value for note in tensor.metadata_props}
+        if KIND_KEY in notes:
+            sources = tuple(notes.get(SOURCES_KEY, "").split("\n"))
+            dtype = dtypes.get(tensor.data_type, "")
+            found.append(
+                DerivedTensor(tensor.name, notes[KIND_KEY], dtype, tuple(tensor.dims), sources)
+            )
+    return tuple(found)
 
 
 class GraphBuilder:
@@ -85,7 +109,7 @@ class GraphBuilder:
         for name in inputs:
             if name and name not in self._values:
                 raise GraphError(f"{op_type} reads {name}, which nothing before it makes")
-        for name in outputs:
+        for name in filter(None, outputs):  # an empty name is an output that is not wanted
             self._claim(name)
         node = helper.make_node(op_type, inputs, outputs, name=outputs[0], domain=domain, **attrs)
         self._nodes.append(node)
@@ -121,6 +145,25 @@ class GraphBuilder:
             proto.external_data.add(key="location", value=tensor.location)
             proto.external_data.add(key="offset", value="0")
             proto.external_data.add(key="length", value=str(tensor.size_bytes))
+            self._initializers[tensor.name] = proto
+        return tensor.name
+
+    def derived(self, tensor: DerivedTensor) -> str:
+        """Return an initializer that the session makes at load; no file holds its bytes.
+
+        How it is made stands in its metadata, from which the bundle's list is written.
+        """
+        if tensor.name not in self._initializers:
+            self._claim(tensor.name)
+            proto = TensorProto(
+                name=tensor.name,
+                data_type=ELEM_TYPE[tensor.dtype],
+                dims=tensor.shape,
+                data_location=TensorProto.EXTERNAL,
+            )
+            proto.external_data.add(key="location", value=DERIVED_LOCATION)
+            proto.metadata_props.add(key=KIND_KEY, value=tensor.kind)
+            proto.metadata_props.add(key=SOURCES_KEY, value="\n".join(tensor.sources))
             self._initializers[tensor.name] = proto
         return tensor.name
 

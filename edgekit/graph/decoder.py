@@ -16,7 +16,15 @@ from edgekit.contracts import engine_io
 from edgekit.errors import GraphError
 from edgekit.graph.builder import ActivationDtype, GraphBuilder
 from edgekit.graph.exponents import Exponents
-from edgekit.graph.lowering import Heads, Lowering, Projections, RotaryTables, cast
+from edgekit.graph.lowering import (
+    AttentionBlock,
+    Heads,
+    Lowering,
+    Norm,
+    Product,
+    RotaryTables,
+    cast,
+)
 from edgekit.graph.weights import (
     ROPE_COS,
     ROPE_SIN,
@@ -49,6 +57,14 @@ class DecoderSpec:
     exponents: Exponents = field(default_factory=Exponents)
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What is to be added to the residual, and what the sum is called."""
+
+    value: str
+    total: str
+
+
 def build_decoder(spec: DecoderSpec, lowering: Lowering, producer_version: str) -> onnx.ModelProto:
     """Return the decoder's graph, its weights as external data."""
     return _Decoder(spec, lowering).build(producer_version)
@@ -61,20 +77,25 @@ class _Decoder:
         self.spec = spec
         self.lower = lowering
         config = spec.config
-        self.g = GraphBuilder("decoder", lowering.opset)
+        self.g = GraphBuilder("decoder", lowering.opset, lowering.domains)
         self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
 
     def build(self, producer_version: str) -> onnx.ModelProto:
         g, config = self.g, self.spec.config
         self._declare_inputs()
-        x = self.embedding()
-        tables = RotaryTables(self.dense(ROPE_COS), self.dense(ROPE_SIN))
+        tables = RotaryTables(self.stored(ROPE_COS), self.stored(ROPE_SIN))
+        x, branch = self.embedding(), None
         for layer in range(config.num_hidden_layers):
-            x = self.attention_block(layer, x, tables)
-            x = self.mlp_block(layer, x)
+            name = f"model.layers.{layer}"
+            x, h = self.norm_of_sum(x, branch, f"{name}.input_layernorm")
+            branch = Branch(self.attention(layer, h, tables), f"{name}.self_attn.residual")
+            x, h = self.norm_of_sum(x, branch, f"{name}.post_attention_layernorm")
+            branch = Branch(self.mlp(layer, h), f"{name}.mlp.residual")
+        if branch is not None:
+            x = g.node("Add", [x, branch.value], branch.total)
         # [B, S, hidden] -> [B, K, hidden]: the head runs only where logits are wanted.
         x = g.node("GatherND", [x, engine_io.LOGITS_INDEX], "wanted", batch_dims=1)
-        x = self.norm("model.norm", x)
+        x = self.lower.rms_norm(g, x, self.norm("model.norm"))
         self.linear(lm_head(config), x, output=engine_io.LOGITS)
         self._declare_outputs()
         return g.model(producer_version)
@@ -96,71 +117,63 @@ class _Decoder:
         wanted = self.spec.activation_dtype
         return x if dtype == wanted else cast(self.g, x, wanted)
 
-    def attention_block(self, layer: int, x: str, tables: RotaryTables) -> str:
-        g, name = self.g, f"model.layers.{layer}.self_attn"
-        query, key, value, out, *_ = layer_linears(self.spec.config, layer)
-        h = self.norm(f"model.layers.{layer}.input_layernorm", x)
-        q = self.split_heads(query, h, self.heads.queries, norm=f"{name}.q_norm")
-        k = self.split_heads(key, h, self.heads.keys, norm=f"{name}.k_norm")
-        v = self.split_heads(value, h, self.heads.keys, norm=None)
-        q = self.lower.rotary(g, q, tables, self.heads, f"{name}.q_rotary")
-        k = self.lower.rotary(g, k, tables, self.heads, f"{name}.k_rotary")
-        a = self.lower.attend(g, layer, Projections(q, k, v, self.scale(layer)), self.heads)
-        a = g.node("Transpose", [a], f"{name}.merge", perm=[0, 2, 1, 3])  # [B, S, H, D]
-        width = self.heads.queries * self.heads.dim
-        a = g.node("Reshape", [a, g.ints((0, 0, width))], f"{name}.merged")
-        return g.node("Add", [x, self.linear(out, a)], f"{name}.residual")
+    def attention(self, layer: int, h: str, tables: RotaryTables) -> str:
+        """Attend from the normalized input h [B, S, hidden]; return what the residual gets."""
+        config, name = self.spec.config, f"model.layers.{layer}.self_attn"
+        query, key, value, out, *_ = layer_linears(config, layer)
+        block = AttentionBlock(
+            layer=layer,
+            query=self.product(query),
+            key=self.product(key),
+            value=self.product(value),
+            query_norm=self.norm(f"{name}.q_norm") if config.qk_norm else None,
+            key_norm=self.norm(f"{name}.k_norm") if config.qk_norm else None,
+            tables=tables,
+            heads=self.heads,
+            scale=self.scale(layer),
+            dtype=self.spec.activation_dtype,
+        )
+        return self.linear(out, self.lower.attention(self.g, h, block))
 
     def scale(self, layer: int) -> float:
         exponent = self.spec.exponents.of_score(layer, qk_norm=self.spec.config.qk_norm)
         return float(self.heads.dim**-0.5 * 2.0**exponent)
 
-    def split_heads(self, linear: Linear, x: str, heads: int, norm: str | None) -> str:
-        """Project [B, S, hidden] and return [B, heads, S, D], normalized where the family does."""
-        g, dim = self.g, self.heads.dim
-        y = self.linear(linear, x)
-        y = g.node("Reshape", [y, g.ints((0, 0, heads, dim))], f"{linear.name}.heads")
-        if norm is not None and self.spec.config.qk_norm:
-            y = self.norm(norm, y)
-        return g.node("Transpose", [y], f"{linear.name}.split", perm=[0, 2, 1, 3])
-
-    def mlp_block(self, layer: int, x: str) -> str:
+    def mlp(self, layer: int, h: str) -> str:
+        """Run SwiGLU over the normalized input h; return what the residual gets."""
         g, name = self.g, f"model.layers.{layer}.mlp"
         gate, up, down = layer_linears(self.spec.config, layer)[4:]
-        h = self.norm(f"model.layers.{layer}.post_attention_layernorm", x)
-        activated = self.lower.silu(g, self.linear(gate, h), f"{name}.silu")
-        product = g.node("Mul", [activated, self.linear(up, h)], f"{name}.gated")
-        return g.node("Add", [x, self.linear(down, product)], f"{name}.residual")
+        both = [self.product(gate), self.product(up)]
+        dtype = self.spec.activation_dtype
+        gated, raised = self.lower.multiply_all(g, h, both, dtype, f"{name}.gate_up_proj")
+        activated = self.lower.silu(g, gated, f"{name}.silu")
+        return self.linear(down, g.node("Mul", [activated, raised], f"{name}.gated"))
 
-    def norm(self, name: str, x: str) -> str:
-        """Normalize x, whose power of two the epsilon follows (squared, as the mean square)."""
-        weight = self.dense(f"{name}.weight")
+    def norm_of_sum(self, x: str, branch: Branch | None, name: str) -> tuple[str, str]:
+        """Add a branch to the residual x; return the sum and its norm."""
+        norm = self.norm(name)
+        if branch is None:
+            return x, self.lower.rms_norm(self.g, x, norm)
+        return self.lower.add_norm(self.g, x, branch.value, branch.total, norm)
+
+    def norm(self, name: str) -> Norm:
+        """Return a norm, whose epsilon follows its input's power of two (squared, as the mean)."""
         epsilon = self.spec.config.rms_norm_eps * 4.0 ** self.spec.exponents.of_norm_input(name)
-        return self.lower.rms_norm(self.g, x, weight, epsilon, name)
+        return Norm(name, self.dense(f"{name}.weight"), epsilon)
 
     def linear(self, linear: Linear, x: str, output: str | None = None) -> str:
-        """Multiply by a dense or dequantized weight [K, N]; add the bias where there is one."""
-        g = self.g
-        product = output or linear.name
-        if linear.bias:
-            product = f"{linear.name}.matmul"
-        y = g.node("MatMul", [x, self.matrix(linear)], product)
-        if linear.bias:
-            bias = self.dense(bias_name(linear.name))
-            y = g.node("Add", [y, bias], output or linear.name)
-        return y
+        """Multiply x by a linear's weight and add its bias."""
+        dtype = self.spec.activation_dtype
+        return self.lower.multiply(self.g, x, self.product(linear), dtype, output)
 
-    def matrix(self, linear: Linear) -> str:
-        scheme = self.spec.schemes[linear.name]
-        if scheme is None:
-            return self.dense(dense_name(linear.name))
-        return self.lower.dequantized(
-            self.g,
-            self.stored(codes_name(linear.name)),
-            self.stored(scales_name(linear.name)),
+    def product(self, linear: Linear) -> Product:
+        name, scheme = linear.name, self.spec.schemes[linear.name]
+        return Product(
+            linear,
             scheme,
-            self.spec.activation_dtype,
-            f"{linear.name}.dequantized",
+            self.stored(dense_name(name) if scheme is None else codes_name(name)),
+            None if scheme is None else self.stored(scales_name(name)),
+            self.stored(bias_name(name)) if linear.bias else None,
         )
 
     def dense(self, name: str) -> str:
@@ -177,11 +190,7 @@ class _Decoder:
 
     def _declare_inputs(self) -> None:
         g, dtype = self.g, self.spec.activation_dtype
-        g.input(engine_io.INPUT_IDS, "int64", ("batch", "sequence"))
-        g.input(engine_io.POSITION_IDS, "int64", ("batch", "sequence"))
-        g.input(engine_io.ATTENTION_MASK, "bool", ("batch", 1, "sequence", "mask_width"))
-        g.input(engine_io.WRITE_INDEX, "int64", ("batch",))
-        g.input(engine_io.LOGITS_INDEX, "int64", ("batch", "wanted", 1))
+        self.lower.inputs(g)
         for layer in range(self.spec.config.num_hidden_layers):
             g.input(engine_io.past_key(layer), dtype, self.cache_shape())
             g.input(engine_io.past_value(layer), dtype, self.cache_shape())

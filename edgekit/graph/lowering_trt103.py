@@ -17,6 +17,7 @@ from edgekit.contracts import engine_io
 from edgekit.graph.builder import ActivationDtype, GraphBuilder
 from edgekit.graph.lowering import (
     Heads,
+    Norm,
     Projections,
     RotaryTables,
     StandardLowering,
@@ -36,22 +37,29 @@ class Trt103Lowering(StandardLowering):
     def __init__(self, dtype: ActivationDtype) -> None:
         self._dtype = dtype
 
-    def rms_norm(self, g: GraphBuilder, x: str, weight: str, epsilon: float, output: str) -> str:
+    def rms_norm(self, g: GraphBuilder, x: str, norm: Norm) -> str:
         """Return x / sqrt(mean(x**2) + epsilon) * weight, the quotient in float32."""
+        output = norm.name
         wide = self._widen(g, x, f"{output}.wide")
         square = g.node("Mul", [wide, wide], f"{output}.square")
         mean = g.node("ReduceMean", [square, g.ints((-1,))], f"{output}.mean", keepdims=1)
-        shifted = g.node("Add", [mean, g.scalar(epsilon, "float32")], f"{output}.shifted")
+        shifted = g.node("Add", [mean, g.scalar(norm.epsilon, "float32")], f"{output}.shifted")
         root = g.node("Sqrt", [shifted], f"{output}.root")
         unit = g.node("Div", [wide, root], f"{output}.unit")
-        return g.node("Mul", [self._narrow(g, unit), weight], output)
+        return g.node("Mul", [self._narrow(g, unit), norm.weight], output)
 
     def rotary(
-        self, g: GraphBuilder, x: str, tables: RotaryTables, heads: Heads, output: str
+        self,
+        g: GraphBuilder,
+        x: str,
+        tables: RotaryTables,
+        heads: Heads,
+        dtype: ActivationDtype,
+        output: str,
     ) -> str:
         """Return [a cos - b sin, b cos + a sin] of the halves a, b of each head."""
-        cos = self._positions(g, tables.cos)
-        sin = self._positions(g, tables.sin)
+        cos = self._positions(g, self.dense(g, tables.cos, dtype))
+        sin = self._positions(g, self.dense(g, tables.sin, dtype))
         half = g.ints((heads.dim // 2, heads.dim // 2))
         a, b = g.node_many("Split", [x, half], (f"{output}.a", f"{output}.b"), axis=-1)
         first = g.node(

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-StoredDtype = Literal["int4", "int8", "float16", "float32"]
-
-BITS: dict[str, int] = {"int4": 4, "int8": 8, "float16": 16, "float32": 32}
+from edgekit.contracts.manifest import BITS, Dtype
 
 ROPE_COS = "rope.cos"
 ROPE_SIN = "rope.sin"
@@ -30,7 +27,7 @@ class GraphTensor:
     """
 
     name: str
-    dtype: StoredDtype
+    dtype: Dtype
     shape: tuple[int, ...]
     location: str
 

@@ -16,7 +16,7 @@ from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import BundleError, RecipeError
 from edgekit.graph.exponents import Exponents
-from edgekit.graph.float16_range import AttentionRange
+from edgekit.graph.float16_range import AttentionRange, NormRange
 from edgekit.graph.weights import codes_name, scales_name
 from edgekit.models.config import Linear, ModelConfig, all_linears
 from edgekit.pipeline.quality import Reference
@@ -66,18 +66,24 @@ class Base:
 
     def keep_exponents(self, reference: Reference) -> Exponents:
         """Return exponents that are safe and, where they may be, the base's own."""
-        needed, own = reference.exponents, self.exponents
+        needed, own, held = reference.exponents, self.exponents, reference.held
         kept = Exponents(
             residual=_keep(needed.residual, own.residual),
             mlp=_keep_all(needed.mlp, own.mlp),
             value=_keep_all(needed.value, own.value),
+            input_norm=_keep_norms(held.input_norm, needed.input_norm, own.input_norm),
+            post_attention_norm=_keep_norms(
+                held.post_attention_norm, needed.post_attention_norm, own.post_attention_norm
+            ),
+            final_norm=_keep_norm(held.final_norm, needed.final_norm, own.final_norm),
         )
-        held = reference.attention
         if not needed.query_norm:
-            query, key = _keep_pairs(held, (needed.query, needed.key), (own.query, own.key))
+            query, key = _keep_pairs(
+                held.attention, (needed.query, needed.key), (own.query, own.key)
+            )
             return replace(kept, query=query, key=key)
         query, key = _keep_pairs(
-            held, (needed.query_norm, needed.key_norm), (own.query_norm, own.key_norm)
+            held.attention, (needed.query_norm, needed.key_norm), (own.query_norm, own.key_norm)
         )
         return replace(
             kept,
@@ -150,6 +156,18 @@ def _keep_all(needed: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
     if len(needed) != len(own):
         return needed
     return tuple(map(_keep, needed, own))
+
+
+def _keep_norm(held: NormRange, needed: int, own: int) -> int:
+    return own if abs(own) - abs(needed) <= SPARE_EXPONENT and held.fits(own) else needed
+
+
+def _keep_norms(
+    held: tuple[NormRange, ...], needed: tuple[int, ...], own: tuple[int, ...]
+) -> tuple[int, ...]:
+    if len(needed) != len(own):
+        return needed
+    return tuple(map(_keep_norm, held, needed, own))
 
 
 _Pair = tuple[tuple[int, ...], tuple[int, ...]]

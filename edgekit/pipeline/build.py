@@ -1,31 +1,27 @@
 """``edgekit build``, stage by stage.
 
-open -> plan -> reference -> quantize -> graph -> check -> bundle. Each stage is a function of
-frozen inputs; this module only orders them. What fails in a way that repeating cannot mend leaves
-nothing; an interruption or a full disk leaves the work folder, and the next run resumes.
+open -> plan -> reference -> quantize -> graph -> compile -> check -> bundle. Each stage is a
+function of frozen inputs; this module only orders them. What fails in a way that repeating cannot
+mend leaves nothing; an interruption or a full disk leaves the work folder, and the next run
+resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import __version__
-from edgekit.bundle.layout import GOLDEN, TOKENIZER_FOLDER
 from edgekit.bundle.reader import open_bundle
 from edgekit.bundle.storage import require_space
 from edgekit.bundle.writer import BundleWriter
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from edgekit.checkpoint.files import read_bytes
-from edgekit.checkpoint.hub import hub_commit, resolve_model
+from edgekit.checkpoint.hub import resolve_model
 from edgekit.contracts.canonical import canonical_bytes
-from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest, blob_bytes
+from edgekit.contracts.manifest import GraphEntry, Manifest
 from edgekit.evaluate.golden_set import GoldenSet
-from edgekit.graph.check import GraphReport
+from edgekit.graph.exponents import Exponents
 from edgekit.models.config import ModelConfig, count_parameters
 from edgekit.pipeline.base import Base, describe_update, open_base
 from edgekit.pipeline.calibrated import (
@@ -33,23 +29,20 @@ from edgekit.pipeline.calibrated import (
     mix_schemes,
     read_calibration,
     refuse_requantizing,
-    run_facts,
     store_calibrated,
 )
+from edgekit.pipeline.compile_findings import not_run
+from edgekit.pipeline.compiled import Compiled, check_compiles, plan_engines
+from edgekit.pipeline.contents import Contents, Ingredients, add_files, make_manifest
 from edgekit.pipeline.fingerprint import CheckpointDigests, files_as_they_are
-from edgekit.pipeline.fit import Fit, predict_fit, require_fit
 from edgekit.pipeline.graphs import write_graphs
 from edgekit.pipeline.kept import kept_schemes
-from edgekit.pipeline.options import (
-    choose_context,
-    is_local,
-    model_name,
-    refuse_idle_options,
-)
+from edgekit.pipeline.options import choose_context, refuse_idle_options
 from edgekit.pipeline.quality import (
     Reference,
     judge_stored,
     make_reference,
+    quality_summary,
     record_golden,
     require_quality,
 )
@@ -61,6 +54,7 @@ from edgekit.pipeline.stored import (
     store_tensors,
 )
 from edgekit.pipeline.stored_tensors import StoredTensors
+from edgekit.plan.memory import Fit, predict_fit, require_fit
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, plan_quantization
@@ -77,7 +71,6 @@ LAYER_MARGIN_BYTES = 150_000
 class Plan:
     """What will be built, decided before anything is written."""
 
-    name: str
     schemes: Schemes
     calibration: CalibrationSet | None
     base: Base | None
@@ -104,19 +97,20 @@ def build(request: BuildRequest, progress: Progress = SILENT) -> BuildResult:
         missing = max(0, plan.fit.weights_bytes - writer.stored_bytes)
         streams = kept_stream_bytes(request, checkpoint.config, plan.calibration)
         require_space(writer.work, missing + streams + _margin_bytes(checkpoint))
-        path, digest, quality = _write(request, checkpoint, plan, writer, progress)
+        path, manifest = _write(request, checkpoint, plan, writer, progress)
     bundle = open_bundle(path)
     return BuildResult(
         path=path,
-        digest=digest,
-        name=plan.name,
+        digest=manifest.digest(),
+        name=manifest.name,
         recipe=request.recipe.name,
         target=request.target.name,
         total_bytes=bundle.total_bytes,
         fit=plan.fit,
-        quality=quality,
+        quality=dict(manifest.quality),
         max_context=plan.max_context,
         max_sequences=plan.max_sequences,
+        compile_check=dict(manifest.compile_check or {}),
         update=describe_update(plan.base, bundle) if plan.base else None,
     )
 
@@ -156,9 +150,7 @@ def make_plan(request: BuildRequest, checkpoint: Checkpoint, progress: Progress 
         max_sequences=max_sequences,
     )
     require_fit(fit, request.target)
-    return Plan(
-        model_name(request.model), schemes, calibration, base, fit, max_context, max_sequences
-    )
+    return Plan(schemes, calibration, base, fit, max_context, max_sequences)
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -176,9 +168,8 @@ def _write(
     plan: Plan,
     writer: BundleWriter,
     progress: Progress,
-) -> tuple[Path, str, dict[str, Any]]:
-    """Run the writing stages; returns the bundle's path, digest and quality."""
-    config = checkpoint.config
+) -> tuple[Path, Manifest]:
+    """Run the writing stages; returns the bundle's path and manifest."""
     with CheckpointDigests(checkpoint.files) as digests:
         reference = make_reference(
             checkpoint, request.threads, progress, request.target.activation_dtype
@@ -186,41 +177,109 @@ def _write(
         if plan.base is not None:
             kept = plan.base.keep_exponents(reference)
             reference = replace(reference, exponents=kept)
-        model = StoredModel()
-        store = Store(
-            checkpoint,
-            _identity(checkpoint, plan.base),
-            writer,
-            reference.exponents,
-            request.threads,
-            progress,
-            plan.base,
+        model = _store_weights(request, checkpoint, plan, reference.exponents, writer, progress)
+        contents = _write_graphs(
+            request, checkpoint.config, plan, reference, model, writer, progress
         )
-        if plan.calibration is not None and request.recipe.quant.algorithm != "rtn":
-            progress.start("calibrate", count_stored_bytes(checkpoint))
-            store_calibrated(request, store, plan.schemes, plan.calibration, model)
-            progress.finish(f"{request.recipe.quant.algorithm}, {len(model.errors)} linears")
-        progress.start("quantize", count_stored_bytes(checkpoint))
-        embedding = request.recipe.quant.embedding.dtype
-        store_tensors(store, plan.schemes, embedding, plan.max_context, model)
-        progress.finish(f"{plan.fit.bits_per_linear_weight:.3f} bits per linear weight")
-        progress.start("graph", 0)
-        graphs, report = write_graphs(
-            writer, config, plan.schemes, model, reference.exponents, request.target, progress
-        )
-        progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
-        quality, golden = _judge(request, config, reference, model, writer, progress)
-        _add_files(writer, checkpoint, golden)
-        quality["tensors"] = error_report(model.errors, plan.schemes)
+        add_files(writer, checkpoint.tokenizer, contents.golden)
         progress.start("bundle", digests.remaining_bytes)
-        manifest = _manifest(
-            request, checkpoint, plan, reference, model, writer, graphs, report, quality,
-            golden, digests.result(progress),
-        )  # fmt: skip
+        made_of = Ingredients(
+            folder=checkpoint.path,
+            model_type=checkpoint.config.model_type,
+            parameters=count_parameters(checkpoint.config),
+            config=checkpoint.config.to_dict(),
+            files=digests.result(progress),
+            calibration=plan.calibration,
+            base_sha256=plan.base.bundle.digest if plan.base else None,
+        )
+        manifest = make_manifest(request, made_of, contents, writer.files)
         progress.advance(0, "writing to disk")
         path = writer.finish(manifest)
-        progress.finish(f"{len(model.entries)} tensors, sha256:{manifest.digest()[:12]}")
-    return path, manifest.digest(), quality
+        progress.finish(f"{len(manifest.tensors)} tensors, sha256:{manifest.digest()[:12]}")
+    return path, manifest
+
+
+def _store_weights(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    exponents: Exponents,
+    writer: BundleWriter,
+    progress: Progress,
+) -> StoredModel:
+    """Store every tensor, calibrated ones first."""
+    identity = _identity(checkpoint, plan.base)
+    store = Store(checkpoint, identity, writer, exponents, request.threads, progress, plan.base)
+    model, quant = StoredModel(), request.recipe.quant
+    if plan.calibration is not None and quant.algorithm != "rtn":
+        progress.start("calibrate", count_stored_bytes(checkpoint))
+        store_calibrated(request, store, plan.schemes, plan.calibration, model)
+        progress.finish(f"{quant.algorithm}, {len(model.errors)} linears")
+    progress.start("quantize", count_stored_bytes(checkpoint))
+    store_tensors(store, plan.schemes, quant.embedding.dtype, plan.max_context, model)
+    progress.finish(f"{plan.fit.bits_per_linear_weight:.3f} bits per linear weight")
+    return model
+
+
+def _write_graphs(
+    request: BuildRequest,
+    config: ModelConfig,
+    plan: Plan,
+    reference: Reference,
+    model: StoredModel,
+    writer: BundleWriter,
+    progress: Progress,
+) -> Contents:
+    """Write the graphs over the stored tensors, and judge these.
+
+    Raises:
+        GraphError: A graph does not pass its checks.
+        QualityError: The recipe's limits are missed.
+    """
+    progress.start("graph", 0)
+    graphs, report = write_graphs(
+        writer, config, plan.schemes, model, reference.exponents, request.target, progress
+    )
+    progress.finish(f"{', '.join(g.name for g in graphs)}, {sum(report.census.values())} nodes")
+    compiled = _compile(request, plan, writer, graphs, model, progress)
+    quality, golden = _judge(request, config, reference, model, writer, progress)
+    quality["warnings"] = list(reference.warnings)
+    quality["tensors"] = error_report(model.errors, plan.schemes)
+    return Contents(
+        tensors=tuple(model.entries),
+        graphs=graphs,
+        compiled=compiled,
+        report=report,
+        exponents=reference.exponents,
+        fit=plan.fit,
+        quality=quality,
+        golden=golden,
+        max_context=plan.max_context,
+        max_sequences=plan.max_sequences,
+    )
+
+
+def _compile(
+    request: BuildRequest,
+    plan: Plan,
+    writer: BundleWriter,
+    graphs: tuple[GraphEntry, ...],
+    model: StoredModel,
+    progress: Progress,
+) -> Compiled:
+    """Plan the engines and compile them, or say why not.
+
+    Raises:
+        GraphError: The builder's parser refuses the graph, or the engine is not what it says.
+        EngineError: The builder fails.
+    """
+    plans = plan_engines(
+        request.target, graphs, max_context=plan.max_context, max_sequences=plan.max_sequences
+    )
+    if not request.compile_check:
+        return Compiled(plans, not_run("built with --no-compile-check"))
+    tensors = tuple(model.entries)
+    return Compiled(plans, check_compiles(writer.work, graphs, plans, tensors, progress))
 
 
 def _judge(
@@ -247,10 +306,7 @@ def _judge(
     stored = StoredTensors(writer.work, entries, untied, reference.exponents)
     quality, golden = judge_stored(reference, stored, request.threads, progress)
     require_quality(quality, request.recipe.acceptance)
-    progress.finish(
-        f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
-        f"{100 * quality['top1_agreement']:.1f} %"
-    )
+    progress.finish(quality_summary(quality))
     return {"checked": True, **quality}, golden
 
 
@@ -263,79 +319,3 @@ def _identity(checkpoint: Checkpoint, base: Base | None) -> str:
     shards = files_as_they_are(checkpoint.files)
     source = {"shards": shards, "base": base.bundle.digest if base else None}
     return hashlib.sha256(canonical_bytes(source)).hexdigest()
-
-
-def _add_files(writer: BundleWriter, checkpoint: Checkpoint, golden: GoldenSet) -> None:
-    for name, path in checkpoint.tokenizer.files.items():
-        writer.add_file(f"{TOKENIZER_FOLDER}/{name}", read_bytes(path))
-    writer.add_file(GOLDEN, canonical_bytes(golden.to_dict()))
-
-
-def _manifest(
-    request: BuildRequest,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    reference: Reference,
-    model: StoredModel,
-    writer: BundleWriter,
-    graphs: tuple[GraphEntry, ...],
-    report: GraphReport,
-    quality: Mapping[str, Any],
-    golden: GoldenSet,
-    checkpoint_files: tuple[FileEntry, ...],
-) -> Manifest:
-    config, recipe, target = checkpoint.config, request.recipe, request.target
-    weights_bytes = blob_bytes(model.entries)
-    return Manifest(
-        name=plan.name,
-        model={
-            "source": plan.name if is_local(request.model) else request.model,
-            "revision": hub_commit(checkpoint.path),
-            "model_type": config.model_type,
-            "parameters": count_parameters(config),
-            "config": config.to_dict(),
-        },
-        checkpoint_files=checkpoint_files,
-        recipe={
-            "name": recipe.name,
-            "sha256": recipe.digest(),
-            "resolved": recipe.resolved(),
-            "calibration_sha256": plan.calibration.digest if plan.calibration else None,
-            "calibration_run": run_facts(request, plan.calibration),
-            "base_sha256": plan.base.bundle.digest if plan.base else None,
-        },
-        target=target.to_dict(),
-        requirements={
-            "l4t": target.l4t,
-            "tensorrt": target.tensorrt,
-            "onnxruntime": target.onnxruntime,
-            "memory_bytes": plan.fit.total_bytes,
-            "disk_bytes": weights_bytes + sum(entry.size_bytes for entry in writer.files),
-        },
-        limits={"max_context": plan.max_context, "max_sequences": plan.max_sequences},
-        tools=_tools(),
-        files=writer.files,
-        graphs=graphs,
-        tensors=tuple(sorted(model.entries, key=lambda entry: entry.name)),
-        f16_exponents=reference.exponents.to_dict(),
-        golden={
-            "path": GOLDEN,
-            "sequences": len(golden.sequences),
-            "tokens": golden.tokens,
-            "scored_by": "stored weights" if quality["checked"] else "checkpoint",
-        },
-        quality=quality,
-        size={
-            "weights_bytes": weights_bytes,
-            "linear_bytes": plan.fit.linear_bytes,
-            "bits_per_linear_weight": round(plan.fit.bits_per_linear_weight, 6),
-            "graph_census": report.census,
-            "linears": report.linears,
-        },
-    )
-
-
-def _tools() -> dict[str, str]:
-    """Return the versions of what decides the bytes."""
-    names = ("numba", "numpy", "onnx", "onnxruntime", "tokenizers")
-    return {"edgekit": __version__, **{name: importlib.metadata.version(name) for name in names}}

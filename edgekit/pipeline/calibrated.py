@@ -94,6 +94,8 @@ def check_device(request: BuildRequest) -> None:
         MissingExtraError: torch is not installed.
         QuantizationError: torch finds no such device.
     """
+    if request.recipe.needs_calibration:
+        require_torch("Calibrated quantization")
     if request.device == "cpu":
         return
     if not request.recipe.needs_calibration:
@@ -101,7 +103,6 @@ def check_device(request: BuildRequest) -> None:
             f"recipe {request.recipe.name} is not calibrated and takes no --device",
             "Leave --device out, or use a recipe that needs calibration",
         )
-    require_torch("Calibrated quantization")
     from edgekit.quant.torch_run import torch_device  # noqa: PLC0415 - needs torch
 
     torch_device(request.device)

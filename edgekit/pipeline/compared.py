@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle.digests import hash_files
 from edgekit.bundle.reader import Bundle
-from edgekit.bundle.verify import hash_files
 from edgekit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgekit.checkpoint.files import read_errors
 from edgekit.checkpoint.hub import resolve_model

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle.reader import Bundle
+from edgekit.contracts.data_files import read_text
 from edgekit.engine.load import LoadedModel, load_bundle
 from edgekit.engine.ort import Provider
 from edgekit.errors import CalibrationError, ContextOverflowError
@@ -24,10 +25,9 @@ from edgekit.evaluate.exact_match import (
 from edgekit.evaluate.reference import ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, measure_session, split_windows
 from edgekit.pipeline.compared import Compared, open_reference
+from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import Messages, reasoned_text
-
-MAX_TEXT_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class EvalRequest:
         sequences: Prompts answered at once.
         provider: Where to run.
         threads: CPU threads.
+        dialect: Which of the bundle's graphs to run; None is the fastest.
         digests: Check the bundle's bytes, and compare the reference's with those it was built from.
     """
 
@@ -56,6 +57,7 @@ class EvalRequest:
     sequences: int = 8
     provider: Provider = "cpu"
     threads: int = 2
+    dialect: str | None = None
     digests: bool = True
 
 
@@ -73,7 +75,7 @@ def evaluate_bundle(
         EngineError: The engine fails.
     """
     rows = read_rows(request.data, request.limit) if request.data else []
-    text = _read_text(request.text) if request.text else None
+    text = read_text(request.text) if request.text else None
     compared = None
     if request.reference is not None:
         compared = open_reference(
@@ -87,6 +89,7 @@ def evaluate_bundle(
         bundle,
         provider=request.provider,
         threads=request.threads,
+        dialect=request.dialect,
         max_sequences=request.sequences,
         digests=request.digests,
         progress=progress,
@@ -103,6 +106,7 @@ def evaluate_bundle(
             report |= _divergence(model, windows, compared, request.threads, progress)
     finally:
         model.session.close()
+    report["machine"] = read_machine().to_dict()
     return report
 
 
@@ -122,28 +126,6 @@ def _exact_match(model: LoadedModel, rows: list[EvalRow], progress: Progress) ->
     )
     progress.finish(f"{result.correct} of {result.total} answers are exact")
     return result.to_dict()
-
-
-def _read_text(path: Path) -> str:
-    """Read a plain text.
-
-    Raises:
-        CalibrationError: It cannot be read, is too large or not UTF-8.
-    """
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise CalibrationError(
-                f"{path} is larger than {MAX_TEXT_BYTES} bytes", "Give a part of it"
-            )
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot read {path}: {error.strerror}", "Give a readable text file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{path} is not UTF-8 at byte {error.start}", "Convert it"
-        ) from error
 
 
 def _windows(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgekit.bundle.digests import file_digest
 from edgekit.checkpoint.files import read_errors
 from edgekit.contracts.manifest import FileEntry
 from edgekit.progress import SILENT, Progress
@@ -16,7 +17,6 @@ from edgekit.progress import SILENT, Progress
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_CHUNK_BYTES = 1 << 22
 _POLL_S = 0.1
 
 
@@ -30,7 +30,7 @@ class CheckpointDigests:
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         self._files = files
-        self._stop = False
+        self._stop = Event()
         self._done_bytes = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="edgekit-digest")
         self._result: Future[tuple[FileEntry, ...]] | None = None
@@ -45,7 +45,7 @@ class CheckpointDigests:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop = True
+        self._stop.set()
         self._pool.shutdown(wait=True)
 
     @property
@@ -74,10 +74,9 @@ class CheckpointDigests:
         return self._result.result()
 
     def _digest(self, path: Path) -> FileEntry:
-        digest, size = hashlib.sha256(), 0
-        with read_errors(path), path.open("rb") as file:
-            while not self._stop and (chunk := file.read(_CHUNK_BYTES)):
-                digest.update(chunk)
-                size += len(chunk)
-                self._done_bytes += len(chunk)
-        return FileEntry(path.name, size, digest.hexdigest())
+        with read_errors(path):
+            digest, size = file_digest(path, self._count, self._stop)
+        return FileEntry(path.name, size, digest)
+
+    def _count(self, passed_bytes: int) -> None:
+        self._done_bytes += passed_bytes

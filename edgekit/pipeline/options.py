@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from edgekit.checkpoint.files import is_folder
-from edgekit.errors import CheckpointError, RecipeError, UnsupportedModelError
+from edgekit.errors import CheckpointError, EdgekitError, RecipeError, UnsupportedModelError
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import MIN_CONTEXT
 
@@ -27,6 +27,11 @@ def refuse_idle_options(request: BuildRequest) -> None:
             f"--revision {request.revision} chooses a version of a hub repository, and "
             f"{request.model} is a folder",
             "Leave --revision out, or give the hub id",
+        )
+    if not request.compile_check and not request.target.tensorrt:
+        raise EdgekitError(
+            f"--no-compile-check leaves nothing out: target {request.target.name} runs no TensorRT",
+            "Leave --no-compile-check out",
         )
     if request.calibration is not None and not recipe.needs_calibration:
         raise RecipeError(

@@ -19,8 +19,8 @@ from edgekit.evaluate.golden_set import GoldenSet
 from edgekit.evaluate.reference import HiddenStates, ReferenceModel, Tokens
 from edgekit.evaluate.text_quality import TextSample, compare_states, summarize
 from edgekit.graph.builder import ActivationDtype
-from edgekit.graph.exponents import Exponents, choose_exponents
-from edgekit.graph.float16_range import AttentionRange, attention_range, require_float16
+from edgekit.graph.exponents import Exponents, choose_exponents, require_float16
+from edgekit.graph.float16_range import ModelRange, coarse_score_warning, model_range
 from edgekit.models.config import all_linears, lm_head
 from edgekit.pipeline.golden_windows import golden_windows
 from edgekit.pipeline.stored_tensors import StoredTensors
@@ -36,13 +36,15 @@ class Reference:
         sample: The sequences and what the model makes of them.
         exponents: Powers of two the model's activations call for.
         layers: Largest activations, one mapping a layer.
-        attention: What the exponents of each layer's queries and keys have to hold.
+        held: What the exponents of queries, keys and norms have to hold.
+        warnings: One sentence each on what the target's activation type holds badly.
     """
 
     sample: TextSample
     exponents: Exponents
     layers: tuple[Mapping[str, float], ...]
-    attention: tuple[AttentionRange, ...]
+    held: ModelRange
+    warnings: tuple[str, ...] = ()
 
 
 def make_reference(
@@ -66,14 +68,17 @@ def make_reference(
     model = ReferenceModel(checkpoint.config, checkpoint.tensor, threads=threads)
     states = model.hidden_states(windows, progress=progress)
     qk_norm, head_dim = checkpoint.config.qk_norm, checkpoint.config.head_dim
-    attention = tuple(attention_range(x, head_dim, qk_norm=qk_norm) for x in states.maxima)
+    held = model_range(states.maxima, states.final_norm, head_dim, qk_norm=qk_norm)
+    exponents = choose_exponents(states.residual_amax, states.maxima, held, qk_norm=qk_norm)
+    warning = None
     if activation_dtype == "float16":
-        require_float16(states.maxima, attention)
-    exponents = choose_exponents(states.residual_amax, states.maxima, attention, qk_norm=qk_norm)
+        require_float16(states.maxima, held, exponents, qk_norm=qk_norm)
+        warning = coarse_score_warning(states.maxima)
     tokens = sum(map(len, windows))
     progress.finish(f"{tokens} tokens, largest activation {states.residual_amax:.3g}")
     layers = tuple(layer.to_dict() for layer in states.maxima)
-    return Reference(TextSample(windows, model, states), exponents, layers, attention)
+    sample = TextSample(windows, model, states)
+    return Reference(sample, exponents, layers, held, (warning,) if warning else ())
 
 
 def judge_stored(
@@ -90,8 +95,9 @@ def judge_stored(
     Returns:
         The quality report against the reference: the keys of
         :class:`~edgekit.evaluate.text_quality.TextQuality`, rounded to six decimals, and
-        ``layers``, the reference's largest activations. And the golden sequences as the stored
-        weights score them, which is what an engine that runs them must reproduce.
+        ``layers`` and ``final_norm_amax``, the reference's largest activations. And the golden
+        sequences as the stored weights score them, which is what an engine that runs them must
+        reproduce.
     """
     opened = [stored.open(linear.weight_key) for linear in all_linears(stored.config)]
     progress.start("check", sum(tensor.stored_bytes for tensor in opened))
@@ -104,6 +110,7 @@ def judge_stored(
     quality = summarize(compared).to_dict()
     report: dict[str, Any] = {name: round(value, 6) for name, value in quality.items()}
     report["layers"] = [dict(layer) for layer in reference.layers]
+    report["final_norm_amax"] = float(f"{reference.held.final_norm.output:.4g}")
     scores = [part.candidate for part in compared]
     return report, golden_from_scores(reference.sample.windows, scores)
 
@@ -135,3 +142,11 @@ def require_quality(quality: Mapping[str, Any], limits: Acceptance) -> None:
             f"top-1 agreement on the golden sequences is {agreement:.4f}, the recipe wants {least}",
             "Use a recipe with more bits or smaller groups",
         )
+
+
+def quality_summary(quality: Mapping[str, Any]) -> str:
+    """Return a quality report's two figures in words."""
+    return (
+        f"KL divergence {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+        f"{100 * quality['top1_agreement']:.1f} %"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.pipeline.fit import Fit
+from edgekit.plan.memory import Fit
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
 
@@ -27,6 +27,7 @@ class BuildRequest:
         device: Where a calibrated recipe runs the model: ``cpu``, ``cuda`` or ``cuda:N``; its bytes
             depend on it.
         check: Judge the stored weights on the golden sequences; `edgekit verify` runs the graphs.
+        compile_check: Compile the target's graph with this machine's TensorRT builder.
     """
 
     model: str
@@ -43,6 +44,7 @@ class BuildRequest:
     device: str = "cpu"
     overwrite: bool = False
     check: bool = True
+    compile_check: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class BuildResult:
         quality: The manifest's quality report.
         max_context: Tokens a sequence can hold.
         max_sequences: Sequences decoded at once.
+        compile_check: The manifest's findings of the compile check.
         update: What the update from the base costs; None without one.
     """
 
@@ -98,6 +101,7 @@ class BuildResult:
     quality: dict[str, Any]
     max_context: int
     max_sequences: int
+    compile_check: dict[str, Any]
     update: Update | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,5 +117,6 @@ class BuildResult:
             "limits": {"max_context": self.max_context, "max_sequences": self.max_sequences},
             "fit": self.fit.to_dict(),
             "quality": self.quality,
+            "compile_check": self.compile_check,
             "update": self.update.to_dict() if self.update else None,
         }

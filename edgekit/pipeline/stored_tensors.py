@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.layout import blob_location
+from edgekit.bundle.reader import map_blob
 from edgekit.checkpoint.lazy import Float32Array, LazyTensor
 from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import BundleError
@@ -95,7 +95,7 @@ class _StoredDense:
         return self.entry.size_bytes
 
     def rows(self, start: int, stop: int) -> Float32Array:
-        data = _mapped(self.root, self.entry)
+        data = map_blob(self.root, self.entry)
         part = data[:, start:stop].T if self.transposed else data[start:stop]
         values = part.astype(np.float32, order="C")
         values *= np.float32(2.0**-self.exponent)
@@ -123,7 +123,7 @@ class _StoredQuantized:
         return self.codes.size_bytes + self.scales.size_bytes
 
     def rows(self, start: int, stop: int) -> Float32Array:
-        codes, scales = _mapped(self.root, self.codes), _mapped(self.root, self.scales)
+        codes, scales = map_blob(self.root, self.codes), map_blob(self.root, self.scales)
         if not self.transposed:
             return _scaled(codes[start:stop], scales[start:stop], self.exponent)
         if self.codes.dtype == "int8":
@@ -148,14 +148,3 @@ def _scaled(codes: Array, scales: Array, exponent: int) -> Float32Array:
     by_group = values.reshape(len(values), scales.shape[1], -1)
     by_group *= np.ldexp(scales.astype(np.float32), -exponent)[:, :, None]
     return values
-
-
-_DTYPES = {"int4": np.uint8, "int8": np.int8, "float16": np.float16, "float32": np.float32}
-
-
-def _mapped(root: Path, entry: TensorEntry) -> Array:
-    shape = list(entry.shape)
-    if entry.dtype == "int4":
-        shape[-1] //= 2
-    path = root / blob_location(entry.sha256)
-    return np.memmap(path, dtype=_DTYPES[entry.dtype], mode="r", shape=tuple(shape))

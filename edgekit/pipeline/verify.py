@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
-from edgekit.engine.load import load_bundle, open_session
-from edgekit.engine.ort import Provider
+from edgekit.engine.load import open_session
+from edgekit.engine.ort import Provider, newest_opset
 from edgekit.engine.session import InferenceSession
-from edgekit.errors import BundleError, ContextOverflowError, EngineError
+from edgekit.errors import BundleError, ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
-from edgekit.graph.check import GraphReport, check_graph
-from edgekit.graph.exported import check_exported_graph
 from edgekit.graph.weights import codes_name
 from edgekit.models.config import ModelConfig, all_linears
 from edgekit.models.exported import stored_config
+from edgekit.pipeline.compile_findings import not_run
+from edgekit.power import read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.quant.scheme import QuantScheme, scheme_of_label
+
+if TYPE_CHECKING:  # it imports onnx, which a device does without
+    from edgekit.graph.check import GraphReport
 
 ENGINE_LIMITS = GoldenLimits(
     kl_divergence_nats_max=0.02, mean_abs_difference_nats_max=0.25, top1_agreement_min=0.97
@@ -36,36 +40,66 @@ def verify_bundle(
     *,
     provider: Provider = "cpu",
     threads: int = 2,
+    graphs: bool = True,
     run: bool = True,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Check digests, graphs and, with ``run``, the golden sequences on an engine.
+    """Check digests, with ``graphs`` the graphs and with ``run`` the golden sequences.
 
-    On a CPU both graphs run: the host's as `edgekit run` runs it, and the target's as it is
-    written, so that what would overflow float16 on the device does here.
+    With both the target's graph is compiled, too, where this machine has a TensorRT builder.
+
+    On a CPU every graph runs: float32 ones as `edgekit run` runs them, float16 ones as they are
+    written, so that what would overflow float16 on the device does here. On CUDA the target's run.
 
     Returns:
         The report of ``docs/schemas/verify.schema.json``.
 
     Raises:
+        MissingExtraError: ``graphs`` is set and onnx is not installed; nothing was checked.
         BundleError: A byte is not what the manifest says.
-        GraphError: A graph is not valid or not as planned.
+        GraphError: A graph is not valid or not as planned, or a TensorRT builder refuses it.
         QualityError: The engine's answers are further from the recorded ones than the build's
             own figures allow.
     """
+    if graphs:
+        _require_onnx()
     digests = verify_digests(bundle, threads=threads, progress=progress)
-    progress.start("graphs", 0)
-    graphs = check_graphs(bundle, progress)
-    progress.finish(", ".join(graphs))
+    reports = None
+    if graphs:
+        progress.start("graphs", 0)
+        reports = check_graphs(bundle, progress)
+        progress.finish(", ".join(reports))
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
         "files": digests.files,
         "blobs": digests.blobs,
         "checked_bytes": digests.checked_bytes,
-        "graphs": {name: report.to_dict() for name, report in graphs.items()},
+        "graphs": reports and {name: report.to_dict() for name, report in reports.items()},
+        "compile_check": _compile(bundle, graphs=graphs, run=run, progress=progress),
         "golden": _run_golden(bundle, provider, threads, progress) if run else None,
+        "machine": read_machine().to_dict(),
     }
+
+
+def _compile(bundle: Bundle, *, graphs: bool, run: bool, progress: Progress) -> dict[str, Any]:
+    """Compile the target's graph; returns the findings, or why it was not compiled."""
+    for wanted, option in ((graphs, "--no-graphs"), (run, "--no-run")):
+        if not wanted:
+            return not_run(f"verified with {option}")
+    from edgekit.pipeline.compiled import check_bundle  # noqa: PLC0415 - imports onnx
+
+    return check_bundle(bundle, progress)
+
+
+def _require_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError(
+            "Checking graphs",
+            "host",
+            "or leave it out with --no-graphs, as devices do: they were checked when they were "
+            "built, and every byte is under a digest",
+        )
 
 
 def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, GraphReport]:
@@ -75,23 +109,27 @@ def check_graphs(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Graph
         GraphError: A graph is not valid or not as planned.
         BundleError: A tensor names a scheme this edgekit does not know.
     """
-    graphs = {graph.name: bundle.path / graph.path for graph in bundle.manifest.graphs}
+    from edgekit.graph.exported import check_exported_graph  # noqa: PLC0415 - imports onnx
+    from edgekit.pipeline.graphs import check_dialect  # noqa: PLC0415 - imports onnx
+
+    graphs = bundle.manifest.graphs
     config = stored_config(bundle.manifest.model["config"])
     reports = {}
     if isinstance(config, ModelConfig):
         schemes = stored_schemes(bundle, config)
-        for name, path in graphs.items():
-            progress.advance(0, name)
-            reports[name] = check_graph(path, config, schemes)
+        for graph in graphs:
+            progress.advance(0, graph.name)
+            path = bundle.path / graph.path
+            reports[graph.name] = check_dialect(path, graph.dialect, config, schemes)
         return reports
     labels = {
         entry.name.removesuffix(codes_name("")): entry.scheme
         for entry in bundle.manifest.tensors
         if entry.role == "codes" and entry.scheme and entry.scheme != ROW_SCHEME
     }
-    for name, path in graphs.items():
-        progress.advance(0, name)
-        reports[name] = check_exported_graph(path, labels)
+    for graph in graphs:
+        progress.advance(0, graph.name)
+        reports[graph.name] = check_exported_graph(bundle.path / graph.path, labels)
     return reports
 
 
@@ -112,24 +150,35 @@ def stored_schemes(bundle: Bundle, config: ModelConfig) -> dict[str, QuantScheme
     return schemes
 
 
+def _runs_on_cuda(graph: GraphEntry) -> bool:
+    return graph.purpose == "target" and graph.dialect != "trt103"
+
+
 def _run_golden(
     bundle: Bundle, provider: Provider, threads: int, progress: Progress
 ) -> dict[str, Any]:
     """Run the golden sequences on an engine; returns each graph's report by its name."""
     golden = GoldenSet.from_dict(bundle.golden())
-    # Its digests are checked already.
-    model = load_bundle(
-        bundle, provider=provider, threads=threads, digests=False, progress=progress
-    )
-    loaded, target = bundle.graph("host" if provider == "cpu" else "target"), bundle.graph("target")
-    graphs = 1 + (target.name != loaded.name)
-    progress.start("golden", graphs * golden.tokens, "tokens")
-    reports = {loaded.name: _check(model.session, golden, loaded, progress)}
-    if target.name != loaded.name:
+    newest = newest_opset()
+    graphs = [
+        graph
+        for graph in bundle.manifest.graphs
+        if graph.opset <= newest and (provider == "cpu" or _runs_on_cuda(graph))
+    ]
+    if not graphs:
+        raise EngineError(
+            f"no graph of the bundle runs on {provider} with this ONNX Runtime",
+            "Verify it with --provider cpu, and ONNX Runtime 1.24 or newer",
+        )
+    config = stored_config(bundle.manifest.model["config"])
+    progress.start("golden", len(graphs) * golden.tokens, "tokens")
+    reports = {}
+    for graph in graphs:
         # ONNX Runtime's optimizations compute whole stretches of a float16 graph in float32.
-        options = {"threads": threads, "exact": True}
-        session = open_session(bundle, target, model.config, provider, options)
-        reports[target.name] = _check(session, golden, target, progress)
+        exact = provider == "cpu" and graph.activation_dtype == "float16"
+        options = {"threads": threads, **({"exact": True} if exact else {})}
+        session = open_session(bundle, graph, config, provider, options)
+        reports[graph.name] = _check(session, golden, graph, progress)
     progress.finish(f"{golden.tokens} tokens on {provider}: {', '.join(reports)}")
     return {name: report.to_dict() for name, report in reports.items()}
 

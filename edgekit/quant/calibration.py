@@ -8,7 +8,6 @@ templates (the caller gives a function) or touch torch.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.contracts.data_files import read_json_lines, read_text, text_field
 from edgekit.errors import CalibrationError
 
 Messages = Sequence[Mapping[str, str]]
 Render = Callable[[Messages], str]
 """Messages to the prompt text that opens the assistant's turn."""
 
-MAX_LINE_BYTES = 4 << 20
-MAX_TEXT_BYTES = 256 << 20
-"""Largest file read; a calibration set is some hundred kilobytes."""
 MIN_WINDOW = 16
 
 _REMEDY = (
@@ -163,50 +160,18 @@ def _mixed(
 
 
 def _read_texts(path: Path, render: Render | None) -> list[str]:
-    if path.suffix not in {".txt", ".jsonl"}:
+    if path.suffix == ".txt":
+        return [read_text(path)]
+    if path.suffix != ".jsonl":
         raise CalibrationError(
             f"calibration file {path} is neither .txt nor .jsonl", "Give one of these"
         )
-    try:
-        size = path.stat().st_size
-        if size > MAX_TEXT_BYTES:
-            raise CalibrationError(
-                f"{path} has {size} bytes, more than the {MAX_TEXT_BYTES} edgekit reads",
-                "Give a part of it: some hundred kilobytes are enough",
-            )
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot read {path}: {error.strerror}", "Give a readable .txt or .jsonl file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{path} is not UTF-8 at byte {error.start}", "Convert it"
-        ) from error
-    if path.suffix == ".txt":
-        return [text]
-    rows = [
-        _row_text(line, f"{path}:{number}", render)
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
-    if not rows:
-        raise CalibrationError(f"{path} has no rows", _REMEDY)
-    return rows
+    return [_row_text(row, where, render) for where, row in read_json_lines(path, _REMEDY)]
 
 
-def _row_text(line: str, where: str, render: Render | None) -> str:
-    if len(line) > MAX_LINE_BYTES:
-        raise CalibrationError(f"{where} is longer than {MAX_LINE_BYTES} characters", _REMEDY)
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{where} is not JSON: {error}", _REMEDY) from error
-    if not isinstance(row, dict):
-        raise CalibrationError(f"{where} is not a JSON object", _REMEDY)
+def _row_text(row: Mapping[str, Any], where: str, render: Render | None) -> str:
     if "text" in row:
-        return _string(row, "text", where)
+        return text_field(row, "text", where, _REMEDY)
     if "messages" in row:
         return _conversation(_messages(row["messages"], where), render)
     if "prompt" in row:
@@ -214,20 +179,10 @@ def _row_text(line: str, where: str, render: Render | None) -> str:
     raise CalibrationError(f"{where} has none of text, messages and prompt", _REMEDY)
 
 
-def _string(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
-    value = row.get(key, default)
-    if not isinstance(value, str) or (default is None and not value):
-        state = "has a wrong value for" if key in row else "lacks"
-        raise CalibrationError(f"{where} {state} {key!r}", _REMEDY)
-    return value
-
-
 def _messages(value: Any, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
         raise CalibrationError(f"{where} has no list of objects as 'messages'", _REMEDY)
-    return [
-        {"role": _string(m, "role", where), "content": _string(m, "content", where)} for m in value
-    ]
+    return [{key: text_field(m, key, where, _REMEDY) for key in ("role", "content")} for m in value]
 
 
 def _conversation(messages: list[dict[str, str]], render: Render | None) -> str:
@@ -248,9 +203,9 @@ def _continue(prompt: str, reply: str) -> str:
 
 
 def _reasoned(row: Mapping[str, Any], where: str, render: Render | None) -> str:
-    question = _string(row, "prompt", where)
-    reasoning = _string(row, "reasoning", where, default="")
-    return reasoned_text(question, reasoning, _string(row, "answer", where), render)
+    question, answer = (text_field(row, key, where, _REMEDY) for key in ("prompt", "answer"))
+    reasoning = text_field(row, "reasoning", where, _REMEDY, default="")
+    return reasoned_text(question, reasoning, answer, render)
 
 
 def reasoned_text(question: str, reasoning: str, answer: str, render: Render | None) -> str:

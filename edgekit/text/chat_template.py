@@ -9,21 +9,13 @@ touches a file, a process or the network.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache, wraps
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import CheckpointError, EngineError, MissingExtraError
-from edgekit.text.template_limits import (
-    MAX_RENDERED_CHARS,
-    check_call,
-    check_operator,
-    check_sum,
-    limited_range,
-    work,
-)
+from edgekit.text.template_limits import MAX_RENDERED_CHARS, work
 from edgekit.text.tokenizer import TOKENIZER_CONFIG_FILE, read_json_object, special_token
 
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -122,18 +114,8 @@ class ChatTemplate:
             **_plain({"messages": [dict(message) for message in messages], "tools": tools}),
             "add_generation_prompt": add_generation_prompt,
         }
-        parts: list[str] = []
-        count = 0
-        work.start()
         try:
-            for part in self._template.generate(values):
-                parts.append(part)
-                count += len(part)
-                if count > MAX_RENDERED_CHARS:
-                    raise EngineError(
-                        f"The chat template wrote more than {MAX_RENDERED_CHARS} characters",
-                        "Shorten the conversation",
-                    )
+            return self._write(values)
         except (
             TemplateError,
             TypeError,
@@ -148,6 +130,19 @@ class ChatTemplate:
                 f"The chat template does not accept these messages: {error}",
                 "Check each message's role and content, and the order of the roles",
             ) from error
+
+    def _write(self, values: Mapping[str, Any]) -> str:
+        parts: list[str] = []
+        count = 0
+        work.start()
+        for part in self._template.generate(values):
+            parts.append(part)
+            count += len(part)
+            if count > MAX_RENDERED_CHARS:
+                raise EngineError(
+                    f"The chat template wrote more than {MAX_RENDERED_CHARS} characters",
+                    "Shorten the conversation",
+                )
         return "".join(parts)
 
 
@@ -189,122 +184,13 @@ def _pick(value: Any, name: str) -> str | None:
 def _compile(source: str) -> Any:
     try:
         from jinja2 import TemplateError  # noqa: PLC0415 - an extra
+
+        from edgekit.text.template_sandbox import sandbox  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError("Rendering a chat template", "host") from error
     try:
-        return _environment().from_string(source)
+        return sandbox().from_string(source)
     except (TemplateError, RecursionError) as error:
         raise CheckpointError(
             f"The chat template has a mistake: {error}", "Fetch the checkpoint again"
         ) from error
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Any:
-    """Return the sandbox, set as transformers sets it (``utils/chat_template_utils.py``)."""
-    from jinja2 import nodes  # noqa: PLC0415 - an extra
-    from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
-    from jinja2.visitor import NodeTransformer  # noqa: PLC0415
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**", "+", "%"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            """Refuse products and sums that would fill the memory before output is counted."""
-            check_operator(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-        def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
-            """Refuse string methods that would pad or repeat without end."""
-            method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
-            text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-            check_call(name, text, arguments, named)
-            return super().call(context, function, *arguments, **named)
-
-        def tick(self) -> str:
-            """Count one step; written into every loop and macro."""
-            work.add(1)
-            return ""
-
-        def concatenate(self, *values: Any) -> str:
-            """Do what ``~`` does, within the length of a prompt."""
-            texts = [str(value) for value in values]
-            check_sum("".join(texts[:-1]), texts[-1])
-            return "".join(texts)
-
-        def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
-            """Parse a template, and write the counting of steps into it."""
-            tree = super()._parse(source, name, filename)
-            counted: Any = tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
-            for node in counted:
-                call = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
-                node.body.insert(0, nodes.ExprStmt(call).set_lineno(node.lineno))
-            return _Concatenation().visit(tree).set_environment(self)
-
-    class _Concatenation(NodeTransformer):
-        def visit_Concat(self, node: Any) -> Any:  # noqa: N802 - jinja2's own protocol
-            """Replace ``a ~ b`` by a call that checks the length."""
-            self.generic_visit(node)
-            function = nodes.EnvironmentAttribute("concatenate")
-            return nodes.Call(function, node.nodes, [], None, None).set_lineno(node.lineno)
-
-    class GenerationTag(Extension):
-        """``{% generation %}`` marks assistant text for training masks; here it only renders."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2's own protocol
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    sandbox = Sandbox(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-        extensions=[GenerationTag, loopcontrols],
-    )
-    sandbox.filters["tojson"] = _tojson
-    for name in ("center", "format", "indent", "replace"):
-        sandbox.filters[name] = _limited(name, sandbox.filters[name])
-    sandbox.globals["range"] = limited_range
-    sandbox.globals["raise_exception"] = _raise_exception
-    sandbox.globals["strftime_now"] = _strftime_now
-    return sandbox
-
-
-def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter of jinja2's that checks first how long its result would be."""
-
-    @wraps(function)  # with the mark that says whether it takes the evaluation context
-    def checked(*arguments: Any, **named: Any) -> Any:
-        # ``replace`` gets the evaluation context first; none of the others' texts can be one.
-        given = arguments[1:] if name == "replace" else arguments
-        check_call(name, given[0], given[1:], named)
-        return function(*arguments, **named)
-
-    return checked
-
-
-def _raise_exception(message: str) -> None:
-    from jinja2 import TemplateError  # noqa: PLC0415 - an extra
-
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the signature templates call
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002
-) -> str:
-    """Serialize without jinja2's HTML escapes, as transformers does."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )

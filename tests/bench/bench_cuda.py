@@ -1,7 +1,15 @@
-"""A bundle on CUDA (onnxruntime-gpu): logits against float64, rates, what CUDA graphs buy.
+"""A bundle on CUDA (onnxruntime-gpu): logits against float64, rates, where a step's time goes.
 
     python tests/bench/bench_cuda.py check BUNDLE           # logits against float64 on the GPU
     python tests/bench/bench_cuda.py time BUNDLE --contexts 512 2048 4096
+    python tests/bench/bench_cuda.py profile BUNDLE --contexts 512 4096
+
+Each of ``--variants`` is measured: ``standard`` and ``ort`` are the bundle's graphs, ``ort-intb``
+the latter with ONNX Runtime's weight-only kernels (``ep.cuda.fpa_intb_gemm``; groups of 32 only).
+``check`` and ``time`` run them with and without CUDA graphs. ``profile`` runs them without, every
+kernel waited for (CUDA_LAUNCH_BLOCKING): operators' times are the GPU's and the launch's; the step
+is longer.
+``ORT_ENABLE_XQA=0`` or ``=1`` in the environment chooses the attention kernel of the ort variants.
 
 Needs torch with CUDA for ``check`` only. Prints one JSON document. Rates include everything a token
 costs in the session: inputs to the GPU, the step, logits back.
@@ -10,10 +18,15 @@ costs in the session: inputs to the GPU, the step, logits back.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,138 +44,264 @@ from edgekit.pipeline.stored_tensors import StoredTensors
 PROMPT_TOKENS = 96
 DECODED_TOKENS = 16
 STEPS = 60
+PROFILED_STEPS = 20
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "standard": ("standard", {}),
+    "ort": ("ort", {}),
+    "ort-intb": ("ort", {"ep.cuda.fpa_intb_gemm": "1"}),
+}
+"""Dialect and session settings of each."""
 
 
-def float64_logits(bundle: Bundle, tokens: list[int]) -> np.ndarray[Any, Any]:
-    """Return logits [S, V] of the stored weights, all arithmetic in float64 on the GPU."""
-    import torch
+def open_variant(bundle: Bundle, variant: str, **options: Any) -> Any:
+    """Open a bundle on CUDA the way a variant runs it."""
+    dialect, settings = VARIANTS[variant]
+    return load_bundle(
+        bundle, provider="cuda", dialect=dialect, settings=settings, digests=False, **options
+    ).session
 
-    manifest = bundle.manifest
-    config = ModelConfig.from_dict(dict(manifest.model["config"]))
-    exponents = Exponents.from_dict(manifest.f16_exponents)
-    entries = {entry.name: entry for entry in manifest.tensors}
-    untied = replace(config, tie_word_embeddings=False)
-    stored = StoredTensors(bundle.path, entries, untied, exponents)
 
-    def weight(name: str) -> Any:
-        return torch.from_numpy(np.asarray(read_all(stored.open(name)))).cuda().double()
+class Float64Model:
+    """The stored weights of a bundle, all arithmetic in float64 on the GPU."""
 
-    def norm(x: Any, name: str) -> Any:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.rms_norm_eps) * weight(name)
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.config = ModelConfig.from_dict(dict(manifest.model["config"]))
+        entries = {entry.name: entry for entry in manifest.tensors}
+        untied = replace(self.config, tie_word_embeddings=False)
+        exponents = Exponents.from_dict(manifest.f16_exponents)
+        self._stored = StoredTensors(bundle.path, entries, untied, exponents)
 
-    tables = cos_sin_tables(config.rope, config.head_dim, np.arange(len(tokens)))
-    cos, sin = (torch.from_numpy(t).cuda().double() for t in tables)
+    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """Return logits [S, V]."""
+        import torch
 
-    def rotate(x: Any) -> Any:
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        tables = cos_sin_tables(self.config.rope, self.config.head_dim, np.arange(len(tokens)))
+        cos_sin = tuple(torch.from_numpy(table).cuda().double() for table in tables)
+        mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1).cuda().double()
+        x = self._weight("model.embed_tokens.weight")[torch.tensor(tokens).cuda()]
+        for layer in range(self.config.num_hidden_layers):
+            prefix = f"model.layers.{layer}"
+            h = self._norm(x, f"{prefix}.input_layernorm.weight")
+            x = x + self._attention(layer, h, cos_sin, mask)
+            h = self._norm(x, f"{prefix}.post_attention_layernorm.weight")
+            gate, up = self._linear(layer, 4, h), self._linear(layer, 5, h)
+            x = x + self._linear(layer, 6, torch.nn.functional.silu(gate) * up)
+        x = self._norm(x, "model.norm.weight")
+        result: np.ndarray[Any, Any] = (x @ self._weight("lm_head.weight").T).cpu().numpy()
+        return result
 
-    x = weight("model.embed_tokens.weight")[torch.tensor(tokens).cuda()]
-    mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1).cuda().double()
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-
-        def linear(index: int, value: Any, layer: int = layer) -> Any:
-            spec = layer_linears(config, layer)[index]
-            y = value @ weight(spec.weight_key).T
-            return y + weight(f"{spec.name}.bias") if spec.bias else y
-
-        def heads(index: int, value: Any, name: str | None, prefix: str = prefix) -> Any:
-            y = linear(index, value).view(len(tokens), -1, config.head_dim)
-            if name and config.qk_norm:
-                y = norm(y, f"{prefix}.self_attn.{name}.weight")
-            return y.transpose(0, 1)
-
-        h = norm(x, f"{prefix}.input_layernorm.weight")
-        q, k = rotate(heads(0, h, "q_norm")), rotate(heads(1, h, "k_norm"))
+    def _attention(self, layer: int, h: Any, cos_sin: tuple[Any, ...], mask: Any) -> Any:
+        config = self.config
+        q = _rotate(self._heads(layer, 0, h, "q_norm"), *cos_sin)
+        k = _rotate(self._heads(layer, 1, h, "k_norm"), *cos_sin)
         groups = config.num_attention_heads // config.num_key_value_heads
         k = k.repeat_interleave(groups, 0)
-        v = heads(2, h, None).repeat_interleave(groups, 0)
+        v = self._heads(layer, 2, h, None).repeat_interleave(groups, 0)
         scores = q @ k.transpose(1, 2) * config.head_dim**-0.5 + mask
-        a = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(tokens), -1)
-        x = x + linear(3, a)
-        h = norm(x, f"{prefix}.post_attention_layernorm.weight")
-        x = x + linear(6, torch.nn.functional.silu(linear(4, h)) * linear(5, h))
-    logits: np.ndarray[Any, Any] = (
-        (norm(x, "model.norm.weight") @ weight("lm_head.weight").T).cpu().numpy()
-    )
-    return logits
+        a = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(h), -1)
+        return self._linear(layer, 3, a)
+
+    def _heads(self, layer: int, index: int, value: Any, norm: str | None) -> Any:
+        y = self._linear(layer, index, value).view(len(value), -1, self.config.head_dim)
+        if norm and self.config.qk_norm:
+            y = self._norm(y, f"model.layers.{layer}.self_attn.{norm}.weight")
+        return y.transpose(0, 1)
+
+    def _linear(self, layer: int, index: int, value: Any) -> Any:
+        spec = layer_linears(self.config, layer)[index]
+        y = value @ self._weight(spec.weight_key).T
+        return y + self._weight(f"{spec.name}.bias") if spec.bias else y
+
+    def _norm(self, x: Any, name: str) -> Any:
+        variance = (x * x).mean(-1, keepdim=True)
+        return x * (variance + self.config.rms_norm_eps).rsqrt() * self._weight(name)
+
+    def _weight(self, name: str) -> Any:
+        import torch
+
+        return torch.from_numpy(np.asarray(read_all(self._stored.open(name)))).cuda().double()
 
 
-def check(path: Path) -> dict[str, Any]:
+def _rotate(x: Any, cos: Any, sin: Any) -> Any:
+    import torch
+
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def check(path: Path, variants: list[str]) -> dict[str, Any]:
     """Compare prefill and decode logits, with and without CUDA graphs, with float64."""
     bundle = open_bundle(path)
     vocab = bundle.manifest.model["config"]["vocab_size"]
     total = PROMPT_TOKENS + DECODED_TOKENS
     tokens = np.random.default_rng(0).integers(0, vocab, total).tolist()
-    wanted = float64_logits(bundle, tokens)
-    report: dict[str, Any] = {"bundle": path.name}
-    for name, graph in (("plain", False), ("cuda_graph", True)):
-        session = load_bundle(bundle, provider="cuda", max_sequences=4, cuda_graph=graph).session
-        got = [session.prefill(1, tokens[:PROMPT_TOKENS], all_logits=True)]
-        got += [session.decode([1], [tokens[at]], [at]) for at in range(PROMPT_TOKENS, total)]
-        rows = np.concatenate(got).astype(np.float64)
-        errors = np.linalg.norm(rows - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-        report[f"{name}_prefill_relative_error"] = float(errors[:PROMPT_TOKENS].max())
-        report[f"{name}_decode_relative_error"] = float(errors[PROMPT_TOKENS:].max())
-        report[f"{name}_top1_agreement"] = float((rows.argmax(1) == wanted.argmax(1)).mean())
-        session.close()
-    return report
+    wanted = Float64Model(bundle).logits(tokens)
+    rows = []
+    for variant in variants:
+        for graph in (False, True):
+            session = open_variant(bundle, variant, max_sequences=4, cuda_graph=graph)
+            got = [session.prefill(1, tokens[:64], all_logits=True)]
+            got += [session.prefill(1, tokens[64:PROMPT_TOKENS], 64, all_logits=True)]
+            got += [session.decode([1], [tokens[at]], [at]) for at in range(PROMPT_TOKENS, total)]
+            # Slot 3 alone, then a batch of lengths that differ, as the scheduler runs them.
+            session.prefill(3, tokens[:40])
+            both = session.decode([1, 3], [tokens[-1], tokens[40]], [total - 1, 40])
+            logits = np.concatenate(got).astype(np.float64)
+            errors = np.linalg.norm(logits - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+            batch = np.linalg.norm(both - wanted[[-1, 40]], axis=1)
+            rows.append(
+                {
+                    "variant": variant,
+                    "cuda_graph": graph,
+                    "prefill_relative_error": float(errors[:PROMPT_TOKENS].max()),
+                    "decode_relative_error": float(errors[PROMPT_TOKENS:].max()),
+                    "batch_relative_error": float(
+                        (batch / np.linalg.norm(wanted[[-1, 40]], axis=1)).max()
+                    ),
+                    "top1_agreement": float((logits.argmax(1) == wanted.argmax(1)).mean()),
+                }
+            )
+            session.close()
+    return {"bundle": path.name, "rows": rows}
 
 
-def measure(path: Path, contexts: list[int], batches: list[int]) -> dict[str, Any]:
+def measure(
+    path: Path,
+    variants: list[str],
+    graphs: list[bool],
+    contexts: list[int],
+    batches: list[int],
+) -> dict[str, Any]:
     """Time decode at each context and batch, with and without CUDA graphs, and prefill."""
     bundle = open_bundle(path)
     weights = sum(e.size_bytes for e in bundle.manifest.tensors if "embed_tokens" not in e.name)
-    report: dict[str, Any] = {"bundle": path.name, "streamed_weight_bytes": weights, "rows": []}
-    for graph in (False, True):
-        start = time.perf_counter()
-        session = load_bundle(
-            bundle, provider="cuda", max_sequences=max(batches), cuda_graph=graph
-        ).session
-        report["load_s"] = round(time.perf_counter() - start, 1)
+    rows = []
+    for variant in variants:
+        for graph in graphs:
+            start = time.perf_counter()
+            session = open_variant(bundle, variant, max_sequences=max(batches), cuda_graph=graph)
+            load_s = round(time.perf_counter() - start, 1)
+            for context in contexts:
+                timed = time_context(session, context, batches, weights)
+                same = {"variant": variant, "cuda_graph": graph, "load_s": load_s}
+                rows += [{**same, **row} for row in timed]
+            session.close()
+    return {"bundle": path.name, "streamed_weight_bytes": weights, "rows": rows}
+
+
+def time_context(
+    session: Any, context: int, batches: list[int], weights: int
+) -> Iterator[dict[str, Any]]:
+    """Yield decode rates behind a context, one row a batch, and the rate it was prefilled at."""
+    prompt = np.random.default_rng(1).integers(0, 4000, context - STEPS - 12).tolist()
+    session.prefill(0, prompt)  # shapes seen once are not timed
+    started = time.perf_counter()
+    for slot in range(max(batches)):
+        session.prefill(slot, prompt)
+    prefill_s = (time.perf_counter() - started) / max(batches)
+    for batch in batches:
+        slots = list(range(batch))
+        times = []
+        for step in range(STEPS):
+            position = len(prompt) + step
+            begin = time.perf_counter()
+            session.decode(slots, [step] * batch, [position] * batch)
+            times.append(time.perf_counter() - begin)
+        median = statistics.median(times[10:])
+        yield {
+            "context_tokens": context,
+            "batch": batch,
+            "decode_step_ms": round(1000 * median, 3),
+            "decode_tokens_per_s": round(batch / median, 1),
+            "weight_stream_gb_per_s": round(weights / median / 1e9, 1),
+            "prefill_tokens_per_s": round(len(prompt) / prefill_s, 1),
+        }
+
+
+@contextlib.contextmanager
+def profiled(prefix: str) -> Iterator[None]:
+    """Make sessions opened inside write a profile."""
+    import onnxruntime as ort
+
+    real = ort.InferenceSession
+
+    def opened(path: str, options: Any, **more: Any) -> Any:
+        options.enable_profiling, options.profile_file_prefix = True, prefix
+        return real(path, options, **more)
+
+    ort.InferenceSession = opened
+    try:
+        yield
+    finally:
+        ort.InferenceSession = real
+
+
+def profile(path: Path, variants: list[str], contexts: list[int]) -> dict[str, Any]:
+    """Return where the time of decode steps of one sequence goes, by operator."""
+    bundle, rows = open_bundle(path), []
+    for variant in variants:
         for context in contexts:
-            prompt = np.random.default_rng(1).integers(0, 4000, context - STEPS - 12).tolist()
-            started = time.perf_counter()
-            for slot in range(max(batches)):
-                session.prefill(slot, prompt)
-            prefill_s = (time.perf_counter() - started) / max(batches)
-            for batch in batches:
-                slots = list(range(batch))
-                times = []
-                for step in range(STEPS):
-                    position = len(prompt) + step
-                    begin = time.perf_counter()
-                    session.decode(slots, [step] * batch, [position] * batch)
-                    times.append(time.perf_counter() - begin)
-                median = statistics.median(times[10:])
-                report["rows"].append(
-                    {
-                        "cuda_graph": graph,
-                        "context_tokens": context,
-                        "batch": batch,
-                        "decode_step_ms": round(1000 * median, 3),
-                        "decode_tokens_per_s": round(batch / median, 1),
-                        "weight_stream_gb_per_s": round(weights / median / 1e9, 1),
-                        "prefill_tokens_per_s": round(len(prompt) / prefill_s, 1),
-                    }
-                )
-        session.close()
-    return report
+            with tempfile.TemporaryDirectory() as folder:
+                with profiled(f"{folder}/profile"):
+                    session = open_variant(bundle, variant, cuda_graph=False)
+                prompt = np.random.default_rng(1).integers(0, 4000, context - 32).tolist()
+                session.prefill(0, prompt)
+                for step in range(PROFILED_STEPS + 4):
+                    session.decode([0], [step], [len(prompt) + step])
+                events = json.loads(Path(session._session.end_profiling()).read_text())
+                session.close()
+            rows.append({"variant": variant, "context_tokens": context, **summarize(events)})
+    return {"bundle": path.name, "rows": rows}
+
+
+def summarize(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return milliseconds a step and runs a step by operator and by where it ran, largest first."""
+    runs = [event for event in events if event["name"] == "model_run"][-PROFILED_STEPS:]
+    spent, count = Counter[str](), Counter[str]()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            if event["ts"] < runs[0]["ts"]:
+                continue
+            arguments = event["args"]
+            where = arguments.get("provider", "").removesuffix("ExecutionProvider")
+            name = f"{arguments['op_name']} on {where}"
+            spent[name] += event["dur"]
+            count[name] += 1
+    return {
+        "step_ms": round(statistics.median(event["dur"] for event in runs) / 1000, 3),
+        "operators": {
+            name: {
+                "ms": round(micros / 1000 / len(runs), 4),
+                "runs": round(count[name] / len(runs), 1),
+            }
+            for name, micros in spent.most_common()
+        },
+    }
 
 
 def main() -> int:
-    """Run one of the two measurements."""
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=("check", "time"))
+    parser.add_argument("what", choices=("check", "time", "profile"))
     parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=["standard", "ort"]
+    )
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--captured", action="store_true", help="time with CUDA graphs only")
     options = parser.parse_args()
+    bundle, variants = options.bundle, options.variants
     if options.what == "check":
-        print(json.dumps(check(options.bundle)))
+        report = check(bundle, variants)
+    elif options.what == "time":
+        graphs = [True] if options.captured else [False, True]
+        report = measure(bundle, variants, graphs, options.contexts, options.batches)
     else:
-        print(json.dumps(measure(options.bundle, options.contexts, options.batches)))
+        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # read when the first session starts CUDA
+        report = profile(bundle, variants, options.contexts)
+    print(json.dumps(report))
     return 0
 
 

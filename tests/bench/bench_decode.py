@@ -65,7 +65,7 @@ def worker_candidate(
         figures: dict[str, float] = json.loads(lines[-1]) if lines else {}
         return figures
 
-    label = "edgekit" if kind == "bundle" else kind
+    label = kind.replace("bundle", "edgekit")
     return Candidate(f"{label} {model.name}", tuple(command), parse)
 
 
@@ -99,7 +99,8 @@ def candidates(options: argparse.Namespace) -> list[Candidate]:
         BenchError: A peer's model is named without the peer.
     """
     here = Path(sys.executable)
-    found = [worker_candidate("bundle", here, folder, options) for folder in options.bundle]
+    kinds = [f"bundle-{dialect}" for dialect in options.dialect] or ["bundle"]
+    found = [worker_candidate(k, here, folder, options) for folder in options.bundle for k in kinds]
     genai, llama = peers.genai_from(options), peers.llama_from(options)
     for folder in options.genai:
         if genai is None:
@@ -155,6 +156,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR")
     parser.add_argument("--genai", type=Path, action="append", default=[], metavar="DIR")
     parser.add_argument("--gguf", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument(
+        "--dialect",
+        choices=("standard", "ort"),
+        action="append",
+        default=[],
+        help="Measure this graph of each bundle, not the one edgekit takes. May be repeated.",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", default="128,512")

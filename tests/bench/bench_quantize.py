@@ -12,6 +12,7 @@ less from other work on the machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -102,8 +103,8 @@ def measure(weight: MemoryWeight, threads: int, rounds: int, work: Path) -> dict
         "read+write": lambda: read_and_write(source, target, weight),
     }
     for scheme in SCHEMES:
-        candidates[f"{scheme.label}-{scheme.scale_search}"] = lambda scheme=scheme: quantize_weight(
-            weight, scheme, threads=threads
+        candidates[f"{scheme.label}-{scheme.scale_search}"] = functools.partial(
+            quantize_weight, weight, scheme, threads=threads
         )
     first = {name: timed(run)[0] for name, run in candidates.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}

@@ -1,7 +1,7 @@
 """Time prefill and decode of one model in this process: the worker of bench_decode.py.
 
     python decode_of.py KIND MODEL --threads 2 --prompts 128,512 --contexts 128,2048 --tokens 64
-    KIND: genai (runs in its own environment), bundle
+    KIND: genai (runs in its own environment), bundle, bundle-standard, bundle-ort (that dialect)
 
 Prints one JSON object: ``pp<n>``, prompt tokens per second of an n-token prefill into an empty
 cache (the last position's logits only), and ``tg@<n>``, tokens per second of greedy decoding
@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,10 +68,12 @@ class GenaiEngine:
 class BundleEngine:
     """An edgekit bundle in ONNX Runtime on the CPU."""
 
-    def __init__(self, folder: Path, *, threads: int, capacity: int) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int, capacity: int, dialect: str | None = None
+    ) -> None:
         from bundle_session import open_session
 
-        self._session = open_session(folder, threads=threads, max_context=capacity)
+        self._session = open_session(folder, threads=threads, max_context=capacity, dialect=dialect)
         self._position = 0
         self._logits: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
@@ -86,7 +89,12 @@ class BundleEngine:
         self._position += 1
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"genai": GenaiEngine, "bundle": BundleEngine}
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "genai": GenaiEngine,
+    "bundle": BundleEngine,
+    "bundle-standard": partial(BundleEngine, dialect="standard"),
+    "bundle-ort": partial(BundleEngine, dialect="ort"),
+}
 
 
 def measure(

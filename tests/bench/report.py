@@ -7,10 +7,13 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from edgekit.power import read_machine
 
 
 def add_calm_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,13 @@ def median(values: Sequence[float]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader needs to judge the figures: processor, cores, load, time."""
+    """Return what a reader needs to judge the figures: processor, cores, load, power, time.
+
+    Prints a warning where a Jetson's power mode or clocks hold the figures down.
+    """
+    power = read_machine()
+    for warning in power.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -43,6 +52,7 @@ def machine() -> dict[str, Any]:
         "load_average_1min": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "power": power.to_dict(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

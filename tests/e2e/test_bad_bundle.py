@@ -15,7 +15,7 @@ import pytest
 from bad_input import fails, request
 from factories import EXAMPLE, write_checkpoint
 
-from edgekit.bundle.reader import open_bundle
+from edgekit.bundle.reader import map_blob, open_bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import TensorEntry
@@ -145,13 +145,13 @@ def test_wrong_target_graph_is_found(
 
 def test_broken_quantization_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales that belong to another channel miss the default recipe's limits; nothing is left."""
-    real = stored_tensors._mapped
+    real = map_blob
 
     def mapped(root: Path, entry: TensorEntry) -> Any:
         data = real(root, entry)
         return np.roll(data, 1, axis=-1) if entry.role == "scales" else data
 
-    monkeypatch.setattr(stored_tensors, "_mapped", mapped)
+    monkeypatch.setattr(stored_tensors, "map_blob", mapped)
     with pytest.raises(QualityError, match=r"KL divergence .* the recipe allows 1\.0"):
         build(request(EXAMPLE, tmp_path / "b"))
     assert not list(tmp_path.iterdir())

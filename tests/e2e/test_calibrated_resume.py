@@ -22,7 +22,7 @@ from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe, parse_recipe
 from edgekit.targets import TARGETS
 
-pytest.importorskip("torch")
+pytestmark = pytest.mark.calibrate
 
 DATA = Path(__file__).parent.parent / "data"
 LAYERS = 3
@@ -45,14 +45,15 @@ class Watcher:
         self._stop = stop
         self._kill = kill
 
-    def start(self, stage: str, total_bytes: int) -> None:
-        self.stage, self.total = stage, total_bytes
+    def start(self, stage: str, total: int, unit: str = "bytes") -> None:
+        del unit
+        self.stage, self.total = stage, total
 
-    def advance(self, done_bytes: int, item: str = "") -> None:
+    def advance(self, done: int, item: str = "") -> None:
         self.measured += self.stage == "sensitivity"
         if self.stage != "calibrate":
             return
-        self.advances.append((item, done_bytes))
+        self.advances.append((item, done))
         if self._stop and item.startswith(self._stop):
             if self._kill:
                 os.kill(os.getpid(), signal.SIGKILL)

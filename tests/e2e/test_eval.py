@@ -11,13 +11,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from bad_input import fails
 from factories import write_checkpoint
-from test_bad_input import fails
 
 from edgekit.bundle.layout import blob_location
 from edgekit.bundle.reader import open_bundle
 from edgekit.cli.main import main
 from edgekit.contracts.manifest import FileEntry
+from edgekit.evaluate import text_quality
 from edgekit.pipeline import evaluate
 from edgekit.pipeline.build import build
 from edgekit.pipeline.compared import open_reference
@@ -53,7 +54,7 @@ def damaged(root: Path) -> Path:
     shutil.copytree(root / "bundle", root / "damaged")
     bundle = open_bundle(root / "damaged")
     codes = next(entry for entry in bundle.manifest.tensors if entry.role == "codes")
-    path = bundle.blob_path(codes)
+    path = bundle.path / blob_location(codes.sha256)
     data = bytearray(path.read_bytes())
     data[0] ^= 1
     path.write_bytes(data)
@@ -195,7 +196,7 @@ def test_base_models_start_with_bos_everywhere(
         assert sequence["token_ids"].count(BOS) == 1
         assert sequence["token_ids"][0] == BOS
     seen: list[Any] = []
-    measure = evaluate.measure_session
+    measure = text_quality.measure_session
 
     def spy(session: Any, sample: Any, **options: Any) -> Any:
         seen.extend(sample.windows)

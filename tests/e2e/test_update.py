@@ -15,7 +15,7 @@ from test_build import digests, edgekit
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.evaluate.text_quality import TextSample
 from edgekit.graph.exponents import Exponents
-from edgekit.graph.float16_range import AttentionRange
+from edgekit.graph.float16_range import AttentionRange, ModelRange, NormRange
 from edgekit.pipeline.base import Base
 from edgekit.pipeline.quality import Reference
 from edgekit.quant.packing import unpack_int4
@@ -126,11 +126,28 @@ def test_attention_keeps_both_exponents_or_none(
     held = AttentionRange(query=8000.0, key=4.0, score=10.0, head_dim=16)
     assert held.exponents() == (1, 0)
     sample = TextSample((), None, None)
+    norm = NormRange(8.0, 1.0)
     needed = Exponents(mlp=(0,), value=(0,), query=(1,), key=(0,))
-    reference = Reference(sample, needed, (), (held,))
+    reference = Reference(sample, needed, (), ModelRange((held,), (norm,), (norm,), norm))
     base = Base(None, {}, replace(needed, query=own[:1], key=own[1:]))  # type: ignore[arg-type]
     chosen = base.keep_exponents(reference)
     assert (chosen.query[0], chosen.key[0]) == kept
+
+
+@pytest.mark.parametrize(("own", "kept"), [(8, 8), (9, 9), (12, 12), (13, 8), (7, 8), (0, 8)])
+def test_norms_keep_exponents_that_fit(own: int, kept: int) -> None:
+    """A base's exponent of a norm is kept where it still fits and is no more than a few larger."""
+    attention, norm = AttentionRange(1.0, 1.0, 1.0, 16), NormRange(1e6, 1e5)
+    held = ModelRange((attention,), (norm,), (norm,), norm)
+    zero = Exponents(mlp=(0,), value=(0,), query=(0,), key=(0,))
+    needed = replace(zero, input_norm=(8,), post_attention_norm=(8,), final_norm=8)
+    base = replace(zero, input_norm=(own,), post_attention_norm=(own,), final_norm=own)
+    reference = Reference(TextSample((), None, None), needed, (), held)
+    chosen = Base(None, {}, base).keep_exponents(reference)  # type: ignore[arg-type]
+    assert chosen.input_norm == chosen.post_attention_norm == (kept,)
+    assert chosen.final_norm == kept
+    older = Base(None, {}, zero).keep_exponents(reference)  # type: ignore[arg-type]
+    assert (older.input_norm, older.final_norm) == ((8,), 8)
 
 
 def test_useless_bases_are_refused(versions: Path, tmp_path: Path) -> None:

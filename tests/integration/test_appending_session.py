@@ -102,6 +102,24 @@ def test_optimizations_change_nothing_that_counts(
     close(fast.prefill(0, tokens, all_logits=True), expected)
 
 
+@pytest.mark.parametrize(
+    ("purpose", "advice"), [("target", "--target cpu"), ("host", "checkpoint")]
+)
+def test_advice_on_nan_is_what_the_graph_s_type_leaves(
+    folders: tuple[Path, Path], tokens: list[int], purpose: str, advice: str
+) -> None:
+    """Only a float16 graph's NaN is answered with --target cpu, which computes in float32."""
+    opening = opened(open_bundle(folders[1]), purpose)
+    opening.prefill(0, tokens[:10])
+    own = purpose == "target"
+    cache = opening._caches[0][0] if own else opening._cache._buffers[0].array
+    cache.fill(np.nan)
+    with pytest.raises(EngineError, match="NaN or infinite logits") as caught:
+        opening.decode([0], [tokens[10]], [10])
+    assert advice in caught.value.remedy
+    assert "8-bit" not in caught.value.remedy
+
+
 def test_nan_is_reported_and_cleaned_up(
     session: AppendingCacheSession, tokens: list[int], expected: Array
 ) -> None:

@@ -15,6 +15,7 @@ import edgekit.errors as errors_module
 from edgekit import recipe
 from edgekit.cli.main import COMMANDS, main
 from edgekit.errors import EdgekitError
+from edgekit.power import Clock, Jetson
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -49,6 +50,7 @@ def test_json_is_as_documented(bundle: Path, capsys: pytest.CaptureFixture[str])
         "eval": ("eval", bundle, "--data", rows, "--limit", 4, "--text", text,
                  "--text-tokens", 256, "--reference", EXAMPLE),
         "diff": ("diff", bundle, bundle),
+        "plan": ("plan", EXAMPLE, "--all-targets"),
         "recipes": ("recipes",),
         "doctor": ("doctor",),
         "inspect": ("inspect", bundle),
@@ -58,6 +60,28 @@ def test_json_is_as_documented(bundle: Path, capsys: pytest.CaptureFixture[str])
     jsonschema.validate(output(capsys, "inspect", EXAMPLE), schema("inspect"))
     manifest = json.loads((bundle / "manifest.json").read_text())
     jsonschema.validate(manifest, schema("manifest"))
+
+
+def test_run_warns_on_a_throttled_jetson(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Jetson that is slowed down the speed comes with why, in JSON and on stderr, once."""
+    floating = Clock(306.0, 612.0, 306.0)
+    slow = Jetson("AGX", "30W", 2, 0, floating, (floating,), "schedutil", None, (), 0)
+    monkeypatch.setattr("edgekit.cli.commands.run.read_machine", lambda: slow)
+    run = ("run", bundle, "What is 5 + 4?", "--temperature", 0, "--max-tokens", 2)
+    report = output(capsys, *run)
+    jsonschema.validate(report, schema("run"))
+    assert report["machine"]["power_mode"] == "30W"
+    assert [warning[:22] for warning in report["warnings"]] == [
+        "the power mode is 30W,",
+        "clocks are not pinned ",
+    ]
+    with pytest.raises(SystemExit):
+        main([*map(str, run)])
+    shown = capsys.readouterr().err
+    assert shown.count("warning the power mode is 30W, not MAXN") == 1
+    assert shown.count("warning clocks are not pinned (gpu, cpu)") == 1
 
 
 def test_errors_are_as_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

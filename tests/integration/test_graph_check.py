@@ -41,11 +41,13 @@ def graph_of(bundle: Bundle) -> onnx.ModelProto:
 
 
 def maker(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if output in node.output)
+    found: onnx.NodeProto = next(node for node in model.graph.node if output in node.output)
+    return found
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    found: onnx.TensorProto = next(x for x in model.graph.initializer if x.name == name)
+    return found
 
 
 def other_bits(model: onnx.ModelProto) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import EXAMPLE, write_checkpoint
-from test_graph_oracle import Runner, export, oracle_logits
+from test_graph_oracle import Runner, export
+from test_oracle_transformers import oracle_logits
 
 from edgekit.bundle.reader import open_bundle
 from edgekit.checkpoint.checkpoint import open_checkpoint
@@ -160,7 +161,7 @@ def test_rotary_base_arrives(python: Path, other: Path, tmp_path: Path) -> None:
     """The exported graph computes what transformers 5 computes: rope_theta was not lost."""
     session = export_with_optimum(python, other, tmp_path)
     ids = np.random.default_rng(2).integers(0, 4096, (1, 48))
-    wanted = oracle_logits(other, ids)[0]
+    wanted = oracle_logits(other, list(ids))[0]
     got = session.prefill(0, ids[0].tolist(), all_logits=True)
     np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
 

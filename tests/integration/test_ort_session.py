@@ -16,10 +16,11 @@ from session_cases import random_tokens, reference_logits
 from edgekit.bundle.reader import open_bundle
 from edgekit.contracts import engine_io
 from edgekit.engine import ort_cache
-from edgekit.engine.load import load_bundle
+from edgekit.engine.load import graph_to_run, load_bundle
 from edgekit.engine.ort import OrtSession
 from edgekit.engine.ort_cache import DeviceBuffer, HostBuffer, KeyValueCache, tier_for
-from edgekit.errors import ContextOverflowError, EngineError
+from edgekit.engine.step_inputs import step_inputs
+from edgekit.errors import BundleError, ContextOverflowError, EngineError
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
@@ -36,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint = write_checkpoint(
         root / "checkpoint",
         family="qwen2",
-        hidden=32,
+        hidden=64,
         intermediate=64,
         max_position_embeddings=1024,
     )
@@ -51,9 +52,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, build(request).path
 
 
+@pytest.fixture(params=["standard", "ort"])
+def session(folders: tuple[Path, Path], request: pytest.FixtureRequest) -> Iterator[OrtSession]:
+    yield from opened(folders[1], request.param)
+
+
 @pytest.fixture
-def session(folders: tuple[Path, Path]) -> Iterator[OrtSession]:
-    model = load_bundle(open_bundle(folders[1]), max_sequences=4, threads=1, prefill_chunk=64)
+def standard_session(folders: tuple[Path, Path]) -> Iterator[OrtSession]:
+    yield from opened(folders[1], "standard")
+
+
+def opened(bundle: Path, dialect: str) -> Iterator[OrtSession]:
+    model = load_bundle(
+        open_bundle(bundle), dialect=dialect, max_sequences=4, threads=1, prefill_chunk=64
+    )
+    assert isinstance(model.session, OrtSession)
     yield model.session
     model.session.close()
 
@@ -207,7 +220,7 @@ COPIED = "in-place optimization not activated, copying"
 
 
 def test_caches_are_updated_in_place(
-    session: OrtSession,
+    standard_session: OrtSession,
     tokens: list[int],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -215,7 +228,7 @@ def test_caches_are_updated_in_place(
     """Prefill and decode, one slot and several, copy no cache; an unbound run does."""
     import onnxruntime as ort
 
-    real = ort.RunOptions
+    session, real = standard_session, ort.RunOptions
 
     def verbose() -> Any:
         options = real()
@@ -229,13 +242,13 @@ def test_caches_are_updated_in_place(
     session.decode([0, 1], [tokens[71], tokens[5]], [71, 5])
     assert COPIED not in capfd.readouterr().err
     step = next(iter(session._steps.values()))
-    shape = session._cache.shape(len(step.arrays[engine_io.INPUT_IDS]))
+    shape = session._cache.shape(len(step.inputs.arrays[engine_io.INPUT_IDS]))
     caches = {
         name.name: np.zeros(shape, np.float32)
         for name in session._session.get_inputs()
         if name.name.startswith("past_")
     }
-    session._session.run(None, {**step.arrays, **caches}, verbose())
+    session._session.run(None, {**step.inputs.arrays, **caches}, verbose())
     assert capfd.readouterr().err.count(COPIED) == len(caches)
 
 
@@ -249,7 +262,7 @@ def test_tokens_the_model_lacks_are_refused(session: OrtSession, tokens: list[in
 def test_an_engine_failure_is_an_engine_error(session: OrtSession) -> None:
     """What ONNX Runtime raises in a step comes out as edgekit's error, in one line."""
     session.prefill(0, [1, 2])
-    session._decode_step(0, 1).arrays[engine_io.LOGITS_INDEX][:] = 99
+    session._decode_step(0, 1).inputs.arrays[engine_io.LOGITS_INDEX][:] = 99
     with pytest.raises(EngineError, match="failed in a step") as caught:
         session.decode([0], [3], [2])
     assert "\n" not in str(caught.value)
@@ -321,6 +334,30 @@ def test_tiers_keep_a_row_for_idle_writes(rows: int, doubling: int, fine: int) -
 def test_fine_tiers_waste_an_eighth_at_most(rows: int) -> None:
     """Where rows are many, attention spans few that are not held."""
     assert rows < tier_for(rows, 8192, 8) <= rows * 1.125 + 1
+
+
+def test_the_ort_graph_is_run_where_there_is_one(folders: tuple[Path, Path]) -> None:
+    """It is the faster one; another can be asked for, and one that is not there is named."""
+    bundle = open_bundle(folders[1])
+    assert [graph.name for graph in bundle.manifest.graphs] == ["standard.float32", "ort.float32"]
+    assert graph_to_run(bundle, "cpu").name == "ort.float32"
+    with pytest.raises(BundleError, match="no graph of dialect trt103"):
+        load_bundle(bundle, dialect="trt103")
+
+
+def test_a_captured_step_is_told_its_tiers_width(session: OrtSession) -> None:
+    """A CUDA graph keeps the total length it was captured with: one that does for all its steps."""
+    names = {value.name for value in session._session.get_inputs()}
+    for device, totals in (("cpu", [4, 31]), ("cuda", [64, 64])):
+        inputs = step_inputs(names, (2, 1, 1), 64, device)
+        found = []
+        for position in (3, 30):
+            inputs.set_idle(np.array([0, 0]))
+            inputs.set_row(1, 7, position)
+            if engine_io.SEQLENS_K in names:
+                found.append(int(inputs.arrays[engine_io.TOTAL_SEQUENCE_LENGTH][0]))
+                assert inputs.arrays[engine_io.SEQLENS_K].tolist() == [0, position]
+        assert found in ([], totals)
 
 
 def test_missing_provider_is_an_error(folders: tuple[Path, Path]) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
 from edgekit.cli.commands import recipes
-from edgekit.cli.main import TRACEBACK_VARIABLE, main
+from edgekit.cli.main import COMMANDS, TRACEBACK_VARIABLE, cli, main
 from edgekit.errors import BuildInterrupted
 
-SCHEMA = json.loads(
-    (Path(__file__).parents[2] / "docs" / "schemas" / "error.schema.json").read_text()
-)
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "schemas" / "error.schema.json").read_text())
 
 
 def fail(
@@ -53,7 +55,14 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (("build", "m", "--target", "cpu", "--max-context", "5"), "5 is not in the range x>=32"),
         (("run", "b"), "--json needs a PROMPT"),
         (("recipes", "--nothing"), "--nothing"),
-        (("bild",), "bild"),
+        (("bild",), "No such command 'bild'. Did you mean 'build'?"),
+        (("nothing-like-it",), "No such command 'nothing-like-it'."),
+        (("build", "m", "--target", "cpu", "--optimum-python", "p"), "without --exporter optimum"),
+        (("eval", "b", "--text", "t", "--limit", "8"), "--limit does nothing without --data"),
+        (("eval", "b", "--data", "d", "--text-tokens", "512"), "does nothing without --text"),
+        (("eval", "b", "--data", "d", "--window", "512"), "without --text or --reference"),
+        (("inspect", ".", "--revision", "main"), "--revision does nothing with a folder"),
+        (("verify", "b", "--no-run", "--provider", "cpu"), "does nothing with --no-run"),
     ],
 )
 def test_wrong_usage_is_json_too(
@@ -64,6 +73,29 @@ def test_wrong_usage_is_json_too(
     assert message in str(error["message"])
     assert "--help" in str(error["remedy"])
     assert message in said
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_examples_in_help_stay_one_a_line(name: str) -> None:
+    """Help texts show their examples as lines to copy, and no marks meant for click."""
+    result = CliRunner().invoke(cli, [name, "--help"] if name else ["--help"])
+    assert (result.exit_code, "\b" in result.output, "\\b" in result.output) == (0, False, False)
+    examples = {
+        "": '  edgekit run DeepSeek-R1-Distill-Qwen-1.5B.orin.bundle "What is 12 * 34?"',
+        "build": "  edgekit build ./checkpoint --target cpu --recipe w8a16 --out model.bundle",
+        "run": '  edgekit run model.bundle "What is 58 + 67?" --temperature 0',
+        "eval": "  edgekit eval model.bundle --text book.txt --reference ./checkpoint",
+    }
+    assert examples.get(name, "") in result.output.splitlines()
+
+
+def test_an_option_of_the_environment_is_never_idle(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EDGEKIT_OPTIMUM_PYTHON, set for other builds, does not stop a native one."""
+    monkeypatch.setenv("EDGEKIT_OPTIMUM_PYTHON", "/nowhere/python")
+    error, _ = fail(capsys, 4, "build", "./nowhere", "--target", "cpu", kind="CheckpointError")
+    assert "./nowhere is neither a folder nor a hub id" in str(error["message"])
 
 
 def test_internal_error_is_one_line(
@@ -102,14 +134,16 @@ def test_interruption_promises_only_what_holds(
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_interruption_while_python_imports(*, as_json: bool) -> None:
+@pytest.mark.parametrize("module", ["signal", "edgekit.cli.main", "click", "rich.console"])
+def test_interruption_while_python_imports(module: str, *, as_json: bool) -> None:
     """Ctrl-C before the command line is imported ends it with 130 and no traceback."""
     script = (
-        "import os, signal, sys\n"
+        "import os, sys\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), 2)\n"
         "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.modules.pop('signal', None)\n"
         "from edgekit.cli.entry import main\n"
         "main()\n"
     )
@@ -123,3 +157,31 @@ def test_interruption_while_python_imports(*, as_json: bool) -> None:
         jsonschema.validate(json.loads(result.stdout), SCHEMA)
     else:
         assert result.stdout == ""
+
+
+def test_entry_imports_nothing_before_it_can_be_interrupted() -> None:
+    """Importing the entry point loads no module but edgekit's own three."""
+    script = (
+        "import sys; before = set(sys.modules); import edgekit.cli.entry\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["edgekit", "edgekit.cli", "edgekit.cli.entry"]
+
+
+@pytest.mark.parametrize("moment_ms", [5, 15, 20, 25, 30, 40, 60, 80, 120, 160, 200])
+def test_interruption_at_any_moment_shows_no_frame_of_ours(moment_ms: int) -> None:
+    """Ctrl-C ends a start quietly; only Python itself, before our first line, may complain."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgekit", "recipes"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(moment_ms / 1000)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert str(ROOT / "edgekit") not in errors
+    if "Traceback" not in errors:
+        assert process.returncode in {0, 130, -signal.SIGINT}
+        assert errors.strip() in {"", "interrupted"}

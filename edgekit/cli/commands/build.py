@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 from edgekit.recipe import DEFAULT_RECIPE, MIN_CONTEXT
 from edgekit.targets import TARGETS
@@ -26,9 +28,8 @@ from edgekit.units import format_bytes
 @click.option(
     "--recipe",
     "recipe_name",
-    default=DEFAULT_RECIPE,
-    show_default=True,
-    help="Shipped recipe's name, or a .toml file.",
+    help="Shipped recipe's name, or a .toml file. [default: the published model's own for the "
+    f"target, else {DEFAULT_RECIPE}]",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
@@ -79,6 +80,11 @@ from edgekit.units import format_bytes
     help="Where a calibrated recipe runs the model; its bytes depend on it.",
 )
 @click.option("--no-check", is_flag=True, help="Do not run the golden sequences at the end.")
+@click.option(
+    "--no-compile-check",
+    is_flag=True,
+    help="Do not compile the graph with this machine's TensorRT builder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(**options: Any) -> None:
     r"""Quantize, export, check and bundle MODEL, a checkpoint folder or a hub id.
@@ -91,14 +97,18 @@ def command(**options: Any) -> None:
     edgekit build ./mistral --target cpu --exporter optimum
     """  # fmt: skip
     from edgekit.pipeline.build import build  # noqa: PLC0415 - heavy
+    from edgekit.pipeline.options import model_name  # noqa: PLC0415
     from edgekit.pipeline.request import BuildRequest  # noqa: PLC0415
-    from edgekit.recipe import load_recipe  # noqa: PLC0415
+    from edgekit.recipe import default_recipe, load_recipe  # noqa: PLC0415
 
+    if options["exporter"] == "native":
+        refuse_idle("without --exporter optimum", "optimum_python")
     as_json, target = options["as_json"], TARGETS[options["target_name"]]
+    recipe = options["recipe_name"] or default_recipe(model_name(options["model"]), target.name)
     request = BuildRequest(
         model=options["model"],
         target=target,
-        recipe=load_recipe(options["recipe_name"]),
+        recipe=load_recipe(recipe),
         out=options["out"] or default_out(options["model"], target.name),
         revision=options["revision"],
         adapter=options["adapter"],
@@ -110,6 +120,7 @@ def command(**options: Any) -> None:
         device=options["device"],
         overwrite=options["overwrite"],
         check=not options["no_check"],
+        compile_check=not options["no_compile_check"],
     )
     with StageProgress() as progress:
         if options["exporter"] == "optimum":
@@ -139,47 +150,45 @@ def default_out(model: str, target: str) -> Path:
     return Path(f"{model_name(model)}.{target}.bundle")
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(result: dict[str, Any]) -> list[tuple[str | Text, str]]:
     """Return the closing table of a build."""
-    fit, quality, limits = result["fit"], result["quality"], result["limits"]
+    from edgekit.pipeline.compile_findings import describe_check  # noqa: PLC0415
+
+    fit, limits = result["fit"], result["limits"]
     used = 100 * fit["total_bytes"] / fit["usable_bytes"]
-    rows = [
-        ("bundle", result["bundle"]),
-        ("digest", result["digest"]),
-        ("recipe", f"{result['recipe']} for {result['target']}"),
-        (
-            "size",
-            f"{format_bytes(result['full_bytes'])}, "
-            f"{result['bits_per_linear_weight']:.3f} bits per linear weight",
-        ),
-        (
-            "context",
-            f"{limits['max_context']} tokens a sequence, {limits['max_sequences']} sequences",
-        ),
-        (
-            "memory",
-            f"{format_bytes(fit['total_bytes'])} predicted, {used:.1f} % of "
-            f"{format_bytes(fit['usable_bytes'])} usable; "
-            f"caches {format_bytes(fit['cache_bytes'])}",
-        ),
+    rows: dict[str, str] = {
+        "bundle": result["bundle"],
+        "digest": result["digest"],
+        "recipe": f"{result['recipe']} for {result['target']}",
+        "size": f"{format_bytes(result['full_bytes'])}, "
+        f"{result['bits_per_linear_weight']:.3f} bits per linear weight",
+        "context": f"{limits['max_context']} tokens a sequence, "
+        f"{limits['max_sequences']} sequences",
+        "memory": f"{format_bytes(fit['total_bytes'])} predicted, {used:.1f} % of "
+        f"{format_bytes(fit['usable_bytes'])} usable; caches {format_bytes(fit['cache_bytes'])}",
+        "quality": _quality(result["quality"]),
+        "compile": describe_check(result["compile_check"]),
+    }
+    if result["update"]:
+        rows["update"] = _update(result["update"])
+    warnings = [
+        (Text("warning", "bold yellow"), said) for said in result["quality"].get("warnings", ())
     ]
-    if quality.get("checked"):
-        rows.append(
-            (
-                "quality",
-                f"KL {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
-                f"{100 * quality['top1_agreement']:.1f} % over {quality['tokens']} golden tokens",
-            )
-        )
-    else:
-        rows.append(("quality", f"not checked: {quality.get('reason', '')}"))
-    if update := result["update"]:
-        kept = 100 * update["kept_scales"] / update["scales"]
-        rows.append(
-            (
-                "update",
-                f"{format_bytes(update['transfer_bytes'])} to fetch from the base, "
-                f"{kept:.1f} % of its scales kept",
-            )
-        )
-    return rows
+    return [*rows.items(), *warnings]
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    if not quality["checked"]:
+        return f"not checked: {quality['reason']}"
+    return (
+        f"KL {quality['kl_divergence_nats']:.4f} nats, top-1 agreement "
+        f"{100 * quality['top1_agreement']:.1f} % over {quality['tokens']} golden tokens"
+    )
+
+
+def _update(update: dict[str, Any]) -> str:
+    kept = 100 * update["kept_scales"] / update["scales"]
+    return (
+        f"{format_bytes(update['transfer_bytes'])} to fetch from the base, "
+        f"{kept:.1f} % of its scales kept"
+    )

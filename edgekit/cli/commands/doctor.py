@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.cli.render import console, print_json
-from edgekit.errors import MissingInterpreterError
+from edgekit.errors import MissingExtraError, MissingInterpreterError
 from edgekit.exporters.optimum import find_optimum
+from edgekit.power import Jetson, NotJetson, read_machine
+from edgekit.trt.module import find_builder
 from edgekit.units import format_bytes
 
 
@@ -27,7 +29,8 @@ class Finding:
 
     Attributes:
         what: What was looked for.
-        state: ``ok``, ``missing`` (a feature is off) or ``problem`` (a build will fail).
+        state: ``ok``, ``missing`` (a feature is off) or ``problem`` (what the machine is for will
+            fail: building, or with ``--device`` running bundles).
         detail: What was found.
         remedy: What to do; empty when nothing is needed.
     """
@@ -39,18 +42,15 @@ class Finding:
 
 
 # Feature, the packages it needs (distribution name, module), the extra that brings them.
+_RUN = (
+    "run, verify --no-graphs",
+    (("onnxruntime", "onnxruntime"), ("tokenizers", "tokenizers"), ("jinja2", "jinja2")),
+    "device",
+)
+_BUILD = ("build, verify, eval", (("onnx", "onnx"), ("numba", "numba")), "host")
 _FEATURES = (
-    (
-        "build, verify, eval, run",
-        (
-            ("onnx", "onnx"),
-            ("onnxruntime", "onnxruntime"),
-            ("numba", "numba"),
-            ("tokenizers", "tokenizers"),
-            ("jinja2", "jinja2"),
-        ),
-        "host",
-    ),
+    _RUN,
+    _BUILD,
     ("download from the hub", (("huggingface-hub", "huggingface_hub"),), "host"),
     ("calibrated recipes (GPTQ, AWQ, mixed)", (("torch", "torch"),), "calibrate"),
     ("TensorRT engines on this machine", (("tensorrt", "tensorrt"),), ""),
@@ -58,16 +58,25 @@ _FEATURES = (
 
 
 @click.command("doctor")
+@click.option("--device", is_flag=True, help="The machine runs bundles and builds none.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(*, as_json: bool) -> None:
+def command(*, device: bool, as_json: bool) -> None:
     """Show what this machine can do and what is missing.
 
-    Exits with 1 when something keeps `edgekit build` from working.
+    Exits with 1 when something keeps `edgekit build` from working, or with --device `edgekit run`.
     """
-    findings = [*_machine(), *_features(), _optimum(), *_engines()]
+    features = [*_features(device=device), _compile_check(), _optimum()]
+    machine = read_machine()
+    findings = [*_machine(device=device), _power(machine), *features, *_engines()]
     healthy = all(f.state != "problem" for f in findings)
     if as_json:
-        print_json({"healthy": healthy, "findings": [asdict(f) for f in findings]})
+        print_json(
+            {
+                "healthy": healthy,
+                "findings": [asdict(f) for f in findings],
+                "machine": machine.to_dict(),
+            }
+        )
     else:
         console().print(_table(findings))
     sys.exit(0 if healthy else 1)
@@ -87,12 +96,12 @@ def _table(findings: list[Finding]) -> Table:
     return table
 
 
-def _machine() -> list[Finding]:
+def _machine(*, device: bool) -> list[Finding]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = shutil.disk_usage(Path.cwd()).free
     python = platform.python_version()
-    supported = sys.version_info >= (3, 11)
+    supported = device or sys.version_info >= (3, 11)
     return [
         Finding(
             "Python",
@@ -107,8 +116,16 @@ def _machine() -> list[Finding]:
     ]
 
 
-def _features() -> list[Finding]:
+def _power(machine: Jetson | NotJetson) -> Finding:
+    """Say what speeds measured here are worth."""
+    warnings = machine.warnings()
+    remedy = f"For figures: {'; '.join(warnings)}" if warnings else ""
+    return Finding("power and clocks", "missing" if warnings else "ok", machine.describe(), remedy)
+
+
+def _features(*, device: bool) -> list[Finding]:
     findings = []
+    needed = (_RUN[0],) if device else (_RUN[0], _BUILD[0])
     for feature, packages, extra in _FEATURES:
         missing = [dist for dist, module in packages if importlib.util.find_spec(module) is None]
         if not missing:
@@ -116,9 +133,19 @@ def _features() -> list[Finding]:
             findings.append(Finding(feature, "ok", versions))
             continue
         remedy = f"pip install 'edgekit[{extra}]'" if extra else "Comes with JetPack on the device"
-        state = "problem" if feature.startswith("build") else "missing"
+        state = "problem" if feature in needed else "missing"
         findings.append(Finding(feature, state, f"without {', '.join(missing)}", remedy))
     return findings
+
+
+def _compile_check() -> Finding:
+    """Look for the builder that `edgekit build` compiles with."""
+    what = "compile check"
+    try:
+        builder = find_builder()
+    except MissingExtraError as error:
+        return Finding(what, "missing", "without a TensorRT builder", error.remedy)
+    return Finding(what, "ok", f"{builder.name} {builder.version} for SM {builder.sm}")
 
 
 def _optimum() -> Finding:
@@ -139,12 +166,15 @@ def _engines() -> list[Finding]:
 
     providers = onnxruntime.get_available_providers()
     cuda = "CUDAExecutionProvider" in providers
+    remedy = "In an environment of its own: pip install 'edgekit[cuda]'"
+    if platform.machine() == "aarch64":
+        remedy = "On an Orin it needs an ONNX Runtime built for sm_87, which PyPI has not"
     return [
         Finding(
             "run bundles on a GPU",
             "ok" if cuda else "missing",
             f"ONNX Runtime {onnxruntime.__version__}: {', '.join(providers)}",
-            "" if cuda else "In an environment of its own: pip install 'edgekit[cuda]'",
+            "" if cuda else remedy,
         )
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 
 
@@ -25,8 +26,20 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
     type=click.Path(path_type=Path),
     help="Plain text: perplexity, and with --reference KL divergence and agreement.",
 )
-@click.option("--window", type=click.IntRange(2), default=512, show_default=True)
-@click.option("--text-tokens", type=click.IntRange(2), default=8192, show_default=True)
+@click.option(
+    "--window",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens read at once for perplexity and divergence.",
+)
+@click.option(
+    "--text-tokens",
+    type=click.IntRange(2),
+    default=8192,
+    show_default=True,
+    help="Tokens of --text to use.",
+)
 @click.option("--reference", help="The unquantized checkpoint: a folder or a hub id.")
 @click.option(
     "--sequences",
@@ -40,8 +53,19 @@ from edgekit.cli.render import StageProgress, console, facts_table, print_json
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
+    help="Where to run.",
 )
-@click.option("--threads", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=lambda: len(os.sched_getaffinity(0)),
+    help="CPU threads. [default: cores]",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["standard", "ort"]),
+    help="Which of the bundle's graphs to run. [default: ort where there is one, the faster]",
+)
 @click.option(
     "--no-digests",
     is_flag=True,
@@ -60,6 +84,12 @@ def command(bundle: Path, **options: Any) -> None:
     """  # fmt: skip
     if not options["data"] and not options["text"]:
         raise click.UsageError("give --data, --text or both")
+    if not options["data"]:
+        refuse_idle("without --data", "limit")
+    if not options["text"]:
+        refuse_idle("without --text", "text_tokens")
+        if not options["reference"]:
+            refuse_idle("without --text or --reference", "window")
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.pipeline.evaluate import EvalRequest, evaluate_bundle  # noqa: PLC0415
 

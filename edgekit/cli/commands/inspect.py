@@ -8,45 +8,62 @@ from typing import Any
 import click
 import numpy as np
 
-from edgekit.cli.render import console, facts_table, grid_table, print_json
+from edgekit.cli.idle import refuse_idle
+from edgekit.cli.render import StageProgress, console, facts_table, grid_table, print_json
 from edgekit.units import format_bytes
 
 WORST_SHOWN = 8
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("what", metavar="MODEL|BUNDLE")
+@click.option("--revision", help="Commit, tag or branch of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(path: Path, *, as_json: bool) -> None:
-    """Show what PATH, a checkpoint folder or a bundle, holds."""
-    from edgekit.bundle.reader import is_bundle  # noqa: PLC0415
+def command(what: str, *, revision: str | None, as_json: bool) -> None:
+    r"""Show what MODEL, a checkpoint folder or a hub id, or a BUNDLE holds.
 
-    facts = _bundle_facts(path) if is_bundle(path) else _checkpoint_facts(path)
+    Of a hub id only the configuration and the headers of the weights are fetched.
+
+    \b
+    edgekit inspect deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
+    """  # fmt: skip
+    from edgekit.bundle.reader import is_bundle  # noqa: PLC0415
+    from edgekit.checkpoint.hub import local_folder  # noqa: PLC0415
+
+    path = Path(what).expanduser()
+    if local_folder(what) is not None:
+        refuse_idle("with a folder", "revision")
+    facts = _bundle_facts(path) if is_bundle(path) else _checkpoint_facts(what, revision)
     if as_json:
         print_json(facts)
         return
     out = console()
-    rows = [(k.replace("_", " "), _text(k, v)) for k, v in facts.items() if k != "worst_tensors"]
-    out.print(facts_table(str(path), rows))
+    shown = {k: v for k, v in facts.items() if k != "worst_tensors" and v is not None}
+    rows = [(k.replace("_", " "), _text(k, v)) for k, v in shown.items()]
+    out.print(facts_table(what, rows))
     worst = facts.get("worst_tensors")
     if worst:
         columns = ("worst tensors", "scheme", "relative RMSE", "SQNR dB")
-        shown = [
+        cells = [
             (row["name"], row["scheme"], str(row["relative_rmse"]), str(row["sqnr_db"]))
             for row in worst
         ]
         out.print()
-        out.print(grid_table(columns, shown, numbers=columns[2:]))
+        out.print(grid_table(columns, cells, numbers=columns[2:]))
 
 
-def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    from edgekit.checkpoint.checkpoint import open_checkpoint  # noqa: PLC0415
+def _checkpoint_facts(model: str, revision: str | None) -> dict[str, Any]:
+    from edgekit.checkpoint.outline import read_outline  # noqa: PLC0415
     from edgekit.models.config import count_parameters  # noqa: PLC0415
 
-    checkpoint = open_checkpoint(path)
-    config = checkpoint.config
+    with StageProgress(quiet=True) as progress:
+        progress.start("open", 0)
+        outline = read_outline(model, revision=revision, progress=progress)
+        progress.finish()
+    config = outline.config
     return {
         "kind": "checkpoint",
+        "revision": outline.revision,
         "model_type": config.model_type,
         "parameters": count_parameters(config),
         "num_hidden_layers": config.num_hidden_layers,
@@ -59,8 +76,9 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         "rope_type": config.rope.rope_type,
         "rope_theta": config.rope.rope_theta,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "weights_bytes": checkpoint.stored_bytes,
-        "shards": len(checkpoint.shards),
+        "weights_bytes": outline.weights_bytes,
+        "shards": outline.shards,
+        "tensors_checked": outline.tensors_checked,
         "cache_bytes_per_token": _cache_bytes(config),
     }
 
@@ -104,6 +122,8 @@ def _cache_bytes(config: Any) -> int:
 def _text(key: str, value: Any) -> str:
     if key.endswith("bytes"):
         return f"{format_bytes(value)} ({value})"
+    if key == "tensors_checked":
+        return "yes" if value else "no: such weights are looked into once they are fetched"
     if key == "parameters":
         return f"{value / 1e6:.1f} M"
     if key == "f16_exponents":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from edgekit.cli.render import console, grid_table, print_json
+from edgekit.recipe import Recipe
 
 
 @click.command("recipes")
@@ -18,18 +20,19 @@ def command(*, as_json: bool) -> None:
 
     recipes = sorted(
         (load_recipe(name) for name in shipped_recipes()),
-        key=lambda recipe: (recipe.needs_calibration, recipe.name != DEFAULT_RECIPE, recipe.name),
+        key=lambda r: (bool(r.model), r.needs_calibration, r.name != DEFAULT_RECIPE, r.name),
     )
     if as_json:
         document: dict[str, Any] = {
             "default": DEFAULT_RECIPE,
-            "recipes": [{**r.resolved(), "sha256": r.digest()} for r in recipes],
+            "recipes": [_document(r) for r in recipes],
             "models": [model.to_dict() for model in PUBLISHED],
         }
         print_json(document)
         return
     out = console()
-    out.print(grid_table(("recipe", "what it does"), [(r.name, r.description) for r in recipes]))
+    general = [(r.name, r.description) for r in recipes if not r.model]
+    out.print(grid_table(("recipe", "what it does"), general))
     rows = [
         (
             model.hub_id.split("/")[1],
@@ -44,4 +47,18 @@ def command(*, as_json: bool) -> None:
     columns = ("published model", "family", "size", "context", "cache", "recipe")
     out.print()
     out.print(grid_table(columns, rows, numbers=("size", "context", "cache")))
+    out.print(
+        "\nEach published model has one for each Orin target, NAME.RECIPE.TARGET, with the size "
+        "and rate to expect: build takes it by default",
+        style="dim",
+    )
     out.print("\ncache: float16 keys and values of one token", style="dim")
+
+
+def _document(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's JSON form, what it was written for included where that is stated."""
+    data = {**recipe.resolved(), "sha256": recipe.digest()}
+    if recipe.model:
+        data |= {"model": recipe.model, "target": recipe.target}
+        data["expected"] = asdict(recipe.expected)
+    return data

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from edgekit.cli.render import StageProgress, console, error_console, print_json
+from edgekit.power import read_machine
 
 
 @click.command("run")
@@ -29,6 +31,11 @@ from edgekit.cli.render import StageProgress, console, error_console, print_json
     default="cpu",
     show_default=True,
     help="Where to run.",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["standard", "ort"]),
+    help="Which of the bundle's graphs to run. [default: ort where there is one, the faster]",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document when it is done.")
@@ -54,6 +61,7 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
             open_bundle(bundle),
             provider=options["provider"],
             threads=options["threads"],
+            dialect=options["dialect"],
             digests=not options["no_digests"],
             progress=progress,
         )
@@ -69,17 +77,31 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
         messages.append({"role": "system", "content": options["system"]})
     hide = options["hide_reasoning"]
     if prompt is not None:
-        text = sys.stdin.read() if prompt == "-" else prompt
+        # The newline that ends the input is the shell's, not the prompt's.
+        text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
         rendered = model.prompt([*messages, {"role": "user", "content": text}])
         if options["as_json"]:
             done = generator.complete(rendered, params)
             print_json(describe_answer(model.bundle, done, hide_reasoning=hide))
         else:
             answer_aloud(generator, rendered, params, hide_reasoning=hide)
+            warn_of_speed()
         return
+    chat(model, generator, params, messages, hide_reasoning=hide)
+
+
+def chat(
+    model: Any, generator: Any, params: Any, messages: list[Any], *, hide_reasoning: bool
+) -> None:
+    """Answer what is asked in the terminal until it ends; warns of the speed once."""
+    warned = False
     while text := ask():
         messages.append({"role": "user", "content": text})
-        answer = answer_aloud(generator, model.prompt(messages), params, hide_reasoning=hide)
+        rendered = model.prompt(messages)
+        answer = answer_aloud(generator, rendered, params, hide_reasoning=hide_reasoning)
+        if not warned:
+            warn_of_speed()
+            warned = True
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -112,6 +134,7 @@ def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str
         hide_reasoning: Whether ``reasoning`` is null.
     """
     stats, first_s = done.stats, done.stats.time_to_first_token_s
+    machine = read_machine()
     return {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
@@ -125,7 +148,16 @@ def describe_answer(bundle: Any, done: Any, *, hide_reasoning: bool) -> dict[str
         "time_to_first_token_s": round(first_s, 6),
         "prefill_tokens_per_s": round(stats.prompt_tokens / first_s, 3) if first_s > 0 else 0.0,
         "decode_tokens_per_s": round(stats.decode_tokens_per_s, 3),
+        "machine": machine.to_dict(),
+        "warnings": machine.warnings(),
     }
+
+
+def warn_of_speed() -> None:
+    """Say on stderr why the speeds just shown are not the board's best."""
+    for warning in read_machine().warnings():
+        line = Text.assemble(("warning", "bold yellow"), " ", warning)
+        error_console().print(line, soft_wrap=True)
 
 
 def ask() -> str:
@@ -133,6 +165,7 @@ def ask() -> str:
     try:
         return console().input("[bold]> [/]").strip()
     except EOFError:
+        console().print()
         return ""
 
 

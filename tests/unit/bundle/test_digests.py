@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from test_writer import add, finish
 
+from edgekit.bundle.digests import hash_files
 from edgekit.bundle.layout import blob_location
 from edgekit.bundle.reader import Bundle, open_bundle
-from edgekit.bundle.verify import check_digests, hash_files, verify_digests
+from edgekit.bundle.verify import check_digests, verify_digests
 from edgekit.bundle.writer import BundleWriter
 from edgekit.errors import BundleError, DigestMismatchError
 

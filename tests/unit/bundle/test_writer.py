@@ -257,7 +257,7 @@ def test_an_unreadable_bundle_is_named(tmp_path: Path) -> None:
         entry = add(writer, "t", b"abcd")
         path = reachable(finish(writer, entry))
     bundle = open_bundle(path)
-    blob = bundle.blob_path(entry)
+    blob = bundle.path / blob_location(entry.sha256)
     with locked(blob):
         open_bundle(path)
         with pytest.raises(BundleError, match=f"cannot read {blob}: Permission denied") as caught:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 COMMIT = "c0ffee" * 6 + "cafe"
 
@@ -31,7 +33,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = self.path.split("?")[0].strip("/")
-        self.requests.append(f"{self.command} {path}")
+        span = self.headers.get("Range", "")
+        self.requests.append(f"{self.command} {path} {span}".strip())
         parts = path.removeprefix("api/models/").split("/")
         name = "/".join(parts[:2])
         files = self.repositories.get(name)
@@ -43,11 +46,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
         elif parts[2] in {"revision", "tree"}:
             self._listing(name, parts[2:], files, body=body)
+        elif "/".join(parts[4:]) not in files:
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body=body)
         else:
             data = files["/".join(parts[4:])]
             etag = hashlib.sha256(data).hexdigest()
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-            self._send(200, data, headers, body=body)
+            if span and "rangeless" not in name:
+                first, _, last = span.removeprefix("bytes=").partition("-")
+                self._send(206, data[int(first) : int(last) + 1], headers, body=body)
+            else:
+                self._send(200, data, headers, body=body)
 
     def _listing(self, name: str, what: list[str], files: dict[str, bytes], *, body: bool) -> None:
         if what[1] not in {"main", COMMIT}:
@@ -69,6 +78,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(data)
+
+
+def environment(home: Path, endpoint: str, *, offline: bool = False) -> dict[str, str]:
+    """Return the environment of a process whose hub is this one, and whose cache is in ``home``."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 @contextmanager

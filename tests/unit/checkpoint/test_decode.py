@@ -62,7 +62,8 @@ def test_bf16_is_the_upper_half_of_float32(bits: Array) -> None:
 @pytest.mark.calibrate
 def test_e4m3_is_torch_s() -> None:
     """All 256 fp8 values equal torch's float8_e4m3fn."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     wanted = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
     np.testing.assert_array_equal(e4m3_table(), wanted)
 
@@ -86,7 +87,8 @@ def test_fp8_blocks_are_scaled(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 def test_fp8_scales_must_cover_the_weight(tmp_path: Path) -> None:
     """Scales of another block size are refused with both shapes."""
-    tensors = {"w": np.zeros((256, 256), np.uint8), "s": np.ones((2, 1), np.float32)}
+    scales = np.ones((2, 1), np.float32)
+    tensors: dict[str, Array] = {"w": np.zeros((256, 256), np.uint8), "s": scales}
     header = stored(tmp_path, tensors, "f32", w="F8_E4M3")
     with pytest.raises(CheckpointError, match=r"s is F32 \[2, 1\], blocks of \[128, 128\]"):
         check_fp8_scale(header["w"], header["s"], (128, 128))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from factories import EXAMPLE, write_checkpoint
-from fake_hub import COMMIT, serve
+from fake_hub import COMMIT, environment, serve
 
 from edgekit.checkpoint.checkpoint import open_checkpoint
 from edgekit.checkpoint.hub import hub_commit, resolve_model
@@ -43,18 +42,10 @@ def resolve(
     home: Path, endpoint: str, cases: list[tuple[str, str | None]], *, offline: bool = False
 ) -> list[dict[str, Any]]:
     """Resolve MODELs in a fresh process against an endpoint; returns a result each."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(cases)],
-        env=environment, capture_output=True, text=True, check=True, timeout=60,
+        env=environment(home, endpoint, offline=offline),
+        capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 

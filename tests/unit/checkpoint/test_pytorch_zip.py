@@ -59,7 +59,8 @@ def test_the_plain_archive_is_read(tmp_path: Path) -> None:
 @pytest.mark.calibrate
 def test_reads_what_torch_writes(tmp_path: Path) -> None:
     """Every dtype, parameters, tied tensors, views of a storage and metadata, as torch has them."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     linear = torch.nn.Linear(3, 2)
     whole = torch.arange(12.0).reshape(4, 3)
     wanted = {
@@ -93,7 +94,8 @@ def test_reads_what_torch_writes(tmp_path: Path) -> None:
 @pytest.mark.calibrate
 def test_what_torch_can_write_and_is_not_read(tmp_path: Path) -> None:
     """Transposed and overlapping tensors, other types, other things, the old format: refused."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     whole = torch.arange(12.0).reshape(4, 3)
     cases: list[tuple[Any, dict[str, Any], str]] = [
         ({"a": whole.t()}, {}, "it is not contiguous"),
@@ -253,7 +255,8 @@ def test_an_offset_that_leaves_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_checkpoint_and_its_safetensors_twin_are_one(tmp_path: Path, shards: int) -> None:
     """The same weights as .bin and as safetensors open to the same tensors, bit by bit."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     twin = write_checkpoint(tmp_path / "twin", shards=shards)
     pickled = write_pickled(torch, tmp_path / "pickled", twin, shards)
     first, second = open_checkpoint(twin), open_checkpoint(pickled)
@@ -291,7 +294,8 @@ def write_pickled(torch: Any, path: Path, twin: Path, shards: int) -> Path:
 @pytest.mark.calibrate
 def test_both_build_to_the_same_blobs(tmp_path: Path) -> None:
     """A bundle's tensors do not depend on which of the two formats the weights came in."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     from edgekit.bundle.reader import open_bundle
     from edgekit.pipeline.build import build
     from edgekit.pipeline.request import BuildRequest

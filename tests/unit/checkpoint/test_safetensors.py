@@ -30,9 +30,10 @@ def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     """Names, shapes and bytes are those of the reference implementation."""
-    numpy_io = pytest.importorskip("safetensors.numpy")
+    from safetensors import numpy as numpy_io
+
     rng = np.random.default_rng(0)
-    wanted = {
+    wanted: dict[str, np.ndarray[Any, Any]] = {
         "f32": rng.standard_normal((3, 5)).astype(np.float32),
         "f16": rng.standard_normal((4,)).astype(np.float16),
         "i32": rng.integers(-9, 9, (2, 2, 2)).astype(np.int32),
@@ -49,8 +50,10 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
 
 def test_the_library_reads_what_the_tests_write(tmp_path: Path) -> None:
     """The factory's files are genuine, so tests built on them mean something."""
-    numpy_io = pytest.importorskip("safetensors.numpy")
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.int8)}
+    from safetensors import numpy as numpy_io
+
+    floats, integers = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.int8)
+    tensors: dict[str, np.ndarray[Any, Any]] = {"a": floats, "b": integers}
     write_safetensors(tmp_path / "x.safetensors", tensors, "f32")
     found = numpy_io.load_file(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(found["a"], tensors["a"])

@@ -70,6 +70,18 @@ def test_logs_have_one_line_a_stage() -> None:
     )
 
 
+def test_a_finished_line_goes_on_below_its_summary() -> None:
+    """In a terminal too narrow for it, a finished line is wrapped beside the stage's name."""
+    out = io.StringIO()
+    with StageProgress(console=Console(file=out, force_terminal=True, width=50)) as progress:
+        progress.start("check", 10)
+        progress.finish("KL divergence 0.1670 nats, top-1 agreement 82.8 %")
+    said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|\r", "", out.getvalue())
+    first, second = map(str.rstrip, said.rpartition("✓")[2].splitlines()[:2])
+    assert first == " check       KL divergence 0.1670 nats, top-1"
+    assert re.fullmatch(r" {14}agreement 82\.8 % \([\d.]+ s\)", second)
+
+
 def test_quiet_prints_nothing_in_a_log() -> None:
     """A command whose answer is the output leaves no lines of its stages."""
     out = io.StringIO()

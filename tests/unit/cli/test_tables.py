@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from edgekit.cli.commands.recipes import command as recipes
-from edgekit.cli.render import grid_table
+from edgekit.cli.render import console, facts_table, grid_table
 from edgekit.models.published import PUBLISHED
 from edgekit.recipe import shipped_recipes
 
@@ -40,6 +40,19 @@ def test_a_narrow_terminal_gets_blocks(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert lines[:2] == ["published model", "DeepSeek-R1-Distill-Qwen-1.5B"]
     assert "  family qwen2, size 1.78 B," in lines[2]
+
+
+def test_without_a_terminal_nothing_is_folded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read by programs keeps digests and paths whole, unless COLUMNS asks for less."""
+    rows = [("a name of some length", "sha256:" + 64 * "f")]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console().print(facts_table("", rows))
+    assert rows[0][1] in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    console().print(facts_table("", rows))
+    assert rows[0][1] not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 120])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,10 @@ class EchoSession:
         raise AssertionError
 
     def _logits(self, slot: int, step: int) -> np.ndarray:
-        return np.eye(256, dtype=np.float32)[self.scripts[self.slots[slot]][step]]
+        return np.asarray(np.eye(256, dtype=np.float32)[self.scripts[self.slots[slot]][step]])
 
 
-def ask(scripts: list[str], answers: list[str], **options: int) -> dict[str, float | int]:
+def ask(scripts: list[str], answers: list[str], **options: Any) -> dict[str, float | int]:
     rows = [EvalRow(str(i), "", answer) for i, answer in enumerate(answers)]
     result = evaluate_exact_match(
         EchoSession(scripts),
@@ -121,7 +122,7 @@ def test_rows_are_read(tmp_path: Path) -> None:
     ("line", "cause"),
     [
         (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
+        (b"\xff\xfe", "is not UTF-8"),
         (b"[1]", "is not a JSON object"),
         (b'{"prompt": "x"}', "lacks 'answer'"),
         (b'{"answer": "x"}', "lacks 'prompt'"),

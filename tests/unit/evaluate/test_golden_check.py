@@ -10,15 +10,16 @@ import pytest
 from evaluate_fakes import ReferenceSession, make_model, random_windows
 
 from edgekit.contracts.canonical import canonical_bytes
-from edgekit.errors import BundleError, CalibrationError, ContextOverflowError, QualityError
+from edgekit.errors import BundleError, ContextOverflowError, QualityError
 from edgekit.evaluate import golden as golden_module
 from edgekit.evaluate.divergence import compare_logits
-from edgekit.evaluate.golden import GoldenLimits, check_golden, make_golden
+from edgekit.evaluate.golden import GoldenLimits, check_golden
 from edgekit.evaluate.golden_set import GoldenSet
+from edgekit.pipeline.quality import record_golden
 
 MODEL = make_model()
 WINDOWS = random_windows(128, [6, 11, 9])
-GOLDEN = make_golden(MODEL, WINDOWS)
+GOLDEN = record_golden(MODEL, WINDOWS, MODEL.hidden_states(WINDOWS))
 STRICT = GoldenLimits(
     kl_divergence_nats_max=1e-5,
     top1_agreement_min=1.0,
@@ -129,10 +130,3 @@ def test_a_sequence_that_does_not_fit_is_refused() -> None:
         check_golden(ReferenceSession(MODEL, max_context=8), GOLDEN, GoldenLimits())
     with pytest.raises(BundleError, match="the engine has 16"):
         check_golden(ReferenceSession(make_model(vocab=16)), GOLDEN, GoldenLimits())
-
-
-def test_a_sequence_of_one_token_has_nothing_to_check() -> None:
-    """Sequences of fewer than two tokens, or none at all, are refused when recording."""
-    for windows in ([], [np.array([3])]):
-        with pytest.raises(CalibrationError, match="at least 2 tokens"):
-            make_golden(MODEL, windows)

@@ -141,6 +141,43 @@ def test_maxima_see_what_products_and_biases_hide() -> None:
     assert set(first.to_dict()) >= {"gate_amax", "up_amax", "query_projection_amax"}
 
 
+def test_maxima_see_what_norms_make() -> None:
+    """The output of every norm, with its weight, is found."""
+
+    def amplify(arrays: dict[str, Any]) -> None:
+        arrays["model.layers.0.input_layernorm.weight"][:] = 1e5
+        arrays["model.layers.1.post_attention_layernorm.weight"][:] = 1e-6
+        arrays["model.norm.weight"][:] = -3.0
+
+    states = make_model(amplify).hidden_states(WINDOWS)
+    first, second = states.maxima
+    assert first.input_norm_weight == 1e5
+    assert 1e5 < first.input_norm < 1e5 * 64**0.5  # of 64 values whose mean square is 1
+    assert second.post_attention_norm_weight == np.float32(1e-6)
+    assert 1e-6 < second.post_attention_norm < 1e-6 * 64**0.5
+    assert 1 < second.input_norm < 20
+    assert states.final_norm.weight == 3
+    assert states.final_norm.output == max(np.abs(window).max() for window in states.windows)
+
+
+def test_maxima_tell_attended_scores_from_others() -> None:
+    """What no query's largest score reaches is not attended, however large its negative is."""
+
+    def oppose(arrays: dict[str, Any]) -> None:
+        for kind, value in (("q", 50.0), ("k", -50.0)):
+            name = f"model.layers.0.self_attn.{kind}_proj"
+            arrays[f"{name}.weight"] *= 0
+            # The last pair of dimensions hardly turns: every score is near -50 * 50 / sqrt(16).
+            bias = arrays[f"{name}.bias"].reshape(-1, 16)
+            bias[:] = 0
+            bias[:, 15] = value
+
+    opposed, other = make_model(oppose).hidden_states(WINDOWS).maxima
+    assert opposed.attended_score == pytest.approx(625, rel=1e-3)
+    assert 0 < other.attended_score <= other.attention_score
+    assert other.attended_score < 100
+
+
 @pytest.mark.parametrize("factor", [1e20, 3e38])
 def test_overflow_of_float32_is_an_error(factor: float) -> None:
     """Activations beyond float32 end in one error that names the layer, without a warning."""

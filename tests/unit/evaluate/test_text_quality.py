@@ -11,15 +11,27 @@ from evaluate_fakes import ReferenceSession, make_model
 from edgekit.errors import CalibrationError, ContextOverflowError, EngineError
 from edgekit.evaluate import text_quality
 from edgekit.evaluate.divergence import compare_logits, perplexity
+from edgekit.evaluate.reference import ReferenceModel
 from edgekit.evaluate.text_quality import (
-    evaluate_text,
-    make_sample,
-    measure_model,
+    TextQuality,
+    TextSample,
+    compare_states,
     measure_session,
     split_windows,
+    summarize,
 )
 
 TOKENS = np.random.default_rng(5).integers(0, 128, 40)
+
+
+def make_sample(reference: ReferenceModel | None) -> TextSample:
+    windows = split_windows(TOKENS, window=16)
+    states = reference.hidden_states(windows) if reference else None
+    return TextSample(windows, reference, states)
+
+
+def measure(session: ReferenceSession, reference: ReferenceModel | None) -> TextQuality:
+    return measure_session(session, make_sample(reference))
 
 
 def changed(arrays: dict[str, Any]) -> None:
@@ -39,7 +51,7 @@ def test_windows_cover_the_limit() -> None:
 def test_the_reference_has_no_divergence_from_itself() -> None:
     """An engine that computes the reference has divergence 0 and agrees everywhere."""
     model = make_model()
-    quality = evaluate_text(ReferenceSession(model), model, TOKENS, window=16)
+    quality = measure(ReferenceSession(model), model)
     assert quality.kl_divergence_nats == pytest.approx(0, abs=1e-9)
     assert quality.top1_agreement == 1.0
     assert quality.perplexity == pytest.approx(quality.reference_perplexity)
@@ -54,7 +66,7 @@ def test_figures_are_those_of_whole_logits(
     monkeypatch.setattr(text_quality, "LOGIT_BYTES", 4 * 128 * block_positions)
     model = make_model(options={"strip_bytes": 4 * 64 * 50})
     other = make_model(changed, options={"strip_bytes": 4 * 64 * 33})
-    sample = make_sample(TOKENS, model, window=16)
+    sample = make_sample(model)
     parts = [
         compare_logits(ours, theirs, np.append(window[1:], -1))
         for ours, theirs, window in zip(
@@ -62,7 +74,9 @@ def test_figures_are_those_of_whole_logits(
         )
     ]
     session = ReferenceSession(other)
-    for quality in (measure_session(session, sample), measure_model(other, sample)):
+    states = other.hidden_states(sample.windows)
+    whole = summarize(compare_states(other, states, sample))
+    for quality in (measure_session(session, sample), whole):
         kl = np.concatenate([part.kl_nats for part in parts])
         assert quality.kl_divergence_nats == pytest.approx(kl.mean(), rel=1e-3)
         assert quality.kl_divergence_max_nats == pytest.approx(kl.max(), rel=1e-3)
@@ -77,8 +91,8 @@ def test_figures_are_those_of_whole_logits(
 def test_perplexity_needs_no_reference() -> None:
     """Without a reference only perplexity is measured, and the JSON says nothing else."""
     model = make_model()
-    quality = evaluate_text(ReferenceSession(model), None, TOKENS, window=16)
-    both = evaluate_text(ReferenceSession(model), model, TOKENS, window=16)
+    quality = measure(ReferenceSession(model), None)
+    both = measure(ReferenceSession(model), model)
     assert quality.to_dict() == {"tokens": 40, "perplexity": pytest.approx(both.perplexity)}
     assert set(both.to_dict()) == {
         "tokens",
@@ -94,10 +108,10 @@ def test_a_window_beyond_the_context_is_refused() -> None:
     """A window that does not fit is an error before anything runs."""
     session = ReferenceSession(make_model(), max_context=8)
     with pytest.raises(ContextOverflowError, match="window of 16 tokens exceeds the context of 8"):
-        evaluate_text(session, None, TOKENS, window=16)
+        measure(session, None)
 
 
 def test_another_models_vocabulary_is_refused() -> None:
     """A reference of another vocabulary cannot be compared."""
     with pytest.raises(EngineError, match="128 logits, the reference 160"):
-        evaluate_text(ReferenceSession(make_model()), make_model(vocab=160), TOKENS, window=16)
+        measure(ReferenceSession(make_model()), make_model(vocab=160))

@@ -60,7 +60,7 @@ def make_graph(*, ffn: int = 128, seed: int = 0) -> onnx.ModelProto:
     for name, value in (("zero", 0), ("one", 1), ("two", 2)):
         g.ints(name, value)
     g.ints("axis_1", [1])
-    g.weights.append(numpy_helper.from_array(np.float32(-1e9), "low"))
+    g.weights.append(numpy_helper.from_array(np.array(-1e9, np.float32), "low"))
     x = g.node("Gather", [g.weight("model.embed_tokens.weight", VOCAB, HIDDEN), "input_ids"], "e")
     p = g.node("Gather", [g.weight("model.positions.weight", POSITIONS, HIDDEN), "position_ids"],
                "p")  # fmt: skip

@@ -45,6 +45,11 @@ def test_published_config_is_read(name: str) -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_every_published_model_has_its_configuration() -> None:
+    """No row of the table stands without the ``config.json`` that it is counted from."""
+    assert {m.hub_id.rpartition("/")[2] for m in PUBLISHED} == set(READABLE)
+
+
 def test_every_published_model_is_under_the_limit_and_unique() -> None:
     """The table holds each model once, all below 13 B parameters."""
     assert len({m.hub_id for m in PUBLISHED}) == len(PUBLISHED)

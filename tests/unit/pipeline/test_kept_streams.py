@@ -45,7 +45,7 @@ def test_a_torn_file_counts_as_none(tmp_path: Path, damage: str) -> None:
     data = bytearray((tmp_path / NAME).read_bytes())
     bent = data.copy()
     bent[-100] ^= 1
-    left = {
+    left: dict[str, bytes | bytearray] = {
         "cut": data[:-7],
         "cut header": data[:30],
         "bent": bent,

@@ -43,7 +43,7 @@ def test_codes_of_other_algorithms_are_stored_as_given() -> None:
     rng = np.random.default_rng(1)
     codes = rng.integers(-8, 8, (6, 64)).astype(np.int8)
     scales = rng.random((6, 2)).astype(np.float16)
-    original = codes * np.repeat(scales.astype(np.float32), 32, axis=1)
+    original = codes.astype(np.float32) * np.repeat(scales.astype(np.float32), 32, axis=1)
     packed = pack_codes(codes, scales, QuantScheme(4, 32), original)
     np.testing.assert_array_equal(unpack_weight(packed), codes)
     assert packed.error.squared_error == 0

@@ -29,7 +29,7 @@ class MemoryTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+        return tuple(self.array.shape)
 
     @property
     def stored_bytes(self) -> int:
@@ -71,7 +71,8 @@ def plain_reference(values: Array, scheme: QuantScheme) -> tuple[Array, Array]:
     def parts_sum(terms: Array) -> Array:
         """Sum parts of 128 channels in float32, the parts in float64."""
         starts = range(0, terms.shape[-1], 128)
-        return sum(sequential(terms[..., i : i + 128]).astype(np.float64) for i in starts)
+        parts = [sequential(terms[..., i : i + 128]).astype(np.float64) for i in starts]
+        return np.asarray(sum(parts))
 
     dot, norm = np.zeros(absmax.shape), np.zeros(absmax.shape)
     for step, factor in enumerate(MSE_FACTORS[scheme.bits]):
@@ -280,7 +281,7 @@ def test_base_scales_are_kept_as_they_are_stored_now() -> None:
 def test_rows_are_nearest_for_the_stored_scale(exponent: int) -> None:
     """Int8 rows, tiny and zero ones too, are within half a step of the scale as it is stored."""
     rows = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
-    rows *= np.float32([[1.0], [1e-3], [1e-5], [0.0], [100.0]])
+    rows *= np.array([[1.0], [1e-3], [1e-5], [0.0], [100.0]], np.float32)
     codes, scales = quantize_rows("rows", rows, exponent=exponent)
     step = np.ldexp(scales.astype(np.float32), -exponent)
     assert (scales > 0).all()

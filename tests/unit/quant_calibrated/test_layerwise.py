@@ -37,7 +37,7 @@ class MemoryTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+        return tuple(self.array.shape)
 
     @property
     def stored_bytes(self) -> int:
@@ -71,6 +71,9 @@ class Model:
             assert name not in self.codes
             self.codes[name], self.scales[name], self.errors[name] = codes, scales, error
 
+        def emit_dense(name: str, values: Array) -> None:
+            self.dense[name] = values
+
         schemes = plan or {spec.name: SCHEME for spec in all_linears(self.config)}
         return calibrate_model(
             self.open,
@@ -78,7 +81,7 @@ class Model:
             schemes,
             windows(self.config),
             emit=emit,
-            emit_dense=self.dense.__setitem__,
+            emit_dense=emit_dense,
             options=CalibrationOptions(threads=1, **options),
             exponents=exponents,
         )

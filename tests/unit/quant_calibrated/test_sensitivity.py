@@ -42,10 +42,10 @@ class Steps:
         self.done_bytes = 0
         self.items: list[str] = []
 
-    def start(self, stage: str, total_bytes: int) -> None: ...
+    def start(self, stage: str, total: int, unit: str = "bytes") -> None: ...
 
-    def advance(self, done_bytes: int, item: str = "") -> None:
-        self.done_bytes += done_bytes
+    def advance(self, done: int, item: str = "") -> None:
+        self.done_bytes += done
         self.items.append(item)
 
     def finish(self, summary: str = "") -> None: ...
@@ -164,7 +164,11 @@ def test_a_larger_budget_diverges_less() -> None:
 
     def predicted(budget: float) -> float:
         mixed = mixed_plan(CONFIG, PLAN, sensitivity, budget)
-        return sum(sensitivity[n] * relative[s.bits, s.group_size] for n, s in mixed.items() if s)
+        quantized = {name: scheme for name, scheme in mixed.items() if scheme}
+        return sum(
+            float(sensitivity[name]) * relative[scheme.bits, scheme.group_size]
+            for name, scheme in quantized.items()
+        )
 
     values = [predicted(budget) for budget in (4.4, 4.8, 5.5, 7.0, 9.0)]
     assert values == sorted(values, reverse=True)

@@ -11,8 +11,8 @@ from edgekit.bundle.reader import open_bundle
 from edgekit.models.config import all_linears
 from edgekit.models.families import model_config_from_hf
 from edgekit.pipeline.build import build
-from edgekit.pipeline.fit import Fit, predict_fit
 from edgekit.pipeline.request import BuildRequest
+from edgekit.plan.memory import Fit, predict_fit
 from edgekit.quant.scheme import QuantScheme
 from edgekit.recipe import load_recipe
 from edgekit.targets import TARGETS

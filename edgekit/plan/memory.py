@@ -1,8 +1,9 @@
 """Predicted bytes of a bundle on its target, before anything is built.
 
-Weights are exact (the plan fixes every blob's size). Caches are exact for the given context and
+The one memory model: ``edgekit build`` refuses by it what ``edgekit plan`` says does not fit.
+Weights are exact (the recipe fixes every blob's size). Caches are exact for the given context and
 sequences. Activations are bounded by one prefill chunk; the runtime's own memory is an
-allowance, stated as such.
+allowance, stated as such. So is what the device needs while it builds its engine.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgekit.errors import UnsupportedModelError
-from edgekit.models.config import ModelConfig, all_linears, tensor_shapes
+from edgekit.models.config import ModelConfig, all_linears, count_parameters, tensor_shapes
 from edgekit.quant.scheme import QuantScheme
 from edgekit.recipe import EmbeddingType
 from edgekit.targets import Target
@@ -22,6 +23,9 @@ from edgekit.units import format_bytes
 PREFILL_CHUNK_TOKENS = 512
 RUNTIME_ALLOWANCE_BYTES = 1_000_000_000
 """CUDA context, cuBLAS and the engine's own buffers; an allowance, not a measurement."""
+ENGINE_BUILD_BYTES_PER_PARAMETER = 4
+"""Peak memory of building an engine on the device: users of TensorRT Edge-LLM saw three to four
+bytes a parameter (github.com/NVIDIA/TensorRT-Edge-LLM/issues/30); the larger is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +108,28 @@ def require_fit(fit: Fit, target: Target) -> None:
         UnsupportedModelError: It needs more than the target's usable memory.
     """
     if not fit.fits:
-        raise UnsupportedModelError(
-            f"the model needs {format_bytes(fit.total_bytes)} of memory "
-            f"({format_bytes(fit.cache_bytes)} of it caches), {target.title} offers "
-            f"{format_bytes(fit.usable_bytes)} after its 20 % reserve",
-            "Lower --max-context or --max-sequences, or use a recipe with fewer bits",
-        )
+        raise misfit(fit, target)
+
+
+def misfit(fit: Fit, target: Target) -> UnsupportedModelError:
+    """Return why a model does not fit, and what to do."""
+    return UnsupportedModelError(
+        f"the model needs {format_bytes(fit.total_bytes)} of memory "
+        f"({format_bytes(fit.cache_bytes)} of it caches), {target.title} offers "
+        f"{format_bytes(fit.usable_bytes)} after its 20 % reserve",
+        "Lower --max-context or --max-sequences, or use a recipe with fewer bits",
+    )
+
+
+def engine_build_peak_bytes(config: ModelConfig) -> int:
+    """Return what the device needs while it builds its engine; an allowance."""
+    return ENGINE_BUILD_BYTES_PER_PARAMETER * count_parameters(config)
+
+
+def vector_bytes(config: ModelConfig) -> int:
+    """Return float16 bytes of norms and biases: what a decode step reads beside its linears."""
+    shapes = tensor_shapes(config)
+    return sum(2 * shape[0] for shape in shapes.values() if len(shape) == 1)
 
 
 def _other_bytes(config: ModelConfig, embedding: EmbeddingType, max_context: int) -> int:

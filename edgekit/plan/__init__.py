@@ -1,0 +1,1 @@
+"""What a model will need and do on a machine, before anything is built: memory, rates, cost."""

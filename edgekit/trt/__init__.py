@@ -1,0 +1,1 @@
+"""TensorRT: the builder on this machine, engines by plan, and the compile check."""

@@ -1,0 +1,91 @@
+"""``edgekit doctor``: a host is judged by what building needs, a device by what running needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import sys
+from typing import Any
+
+import pytest
+
+from edgekit.cli.main import main
+from edgekit.power import Clock, Jetson
+
+BUILD_ONLY = {"onnx", "numba", "torch", "huggingface_hub", "tensorrt"}
+
+
+def doctor(
+    capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the exit code and the findings by what was looked for."""
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", *arguments, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    code = caught.value.code
+    assert isinstance(code, int)
+    assert report["healthy"] is (code == 0)
+    return code, {finding["what"]: finding for finding in report["findings"]}
+
+
+def without(monkeypatch: pytest.MonkeyPatch, modules: set[str]) -> None:
+    """Let modules be not installed."""
+    real = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name in modules else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+
+
+def test_device_needs_no_build_packages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what only building needs a device is healthy, a host is not; both name it."""
+    without(monkeypatch, BUILD_ONLY)
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12, "final", 0))
+    code, found = doctor(capsys, "--device")
+    assert code == 0
+    assert found["Python"]["state"] == "ok"
+    build = found["build, verify, eval"]
+    assert (build["state"], build["detail"]) == ("missing", "without onnx, numba")
+    assert found["TensorRT engines on this machine"]["state"] == "missing"
+    code, found = doctor(capsys)
+    assert code == 1
+    assert found["Python"]["state"] == found["build, verify, eval"]["state"] == "problem"
+
+
+def test_device_needs_what_runs_a_bundle(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that cannot run a bundle is unhealthy, and is told which extra brings it."""
+    without(monkeypatch, {"onnxruntime", "jinja2"})
+    code, found = doctor(capsys, "--device")
+    assert code == 1
+    finding = found["run, verify --no-graphs"]
+    assert (finding["state"], finding["detail"]) == ("problem", "without onnxruntime, jinja2")
+    assert "edgekit[device]" in finding["remedy"]
+
+
+def test_jetson_is_not_sent_to_pypi_for_cuda(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On aarch64 nobody is told to install PyPI's onnxruntime-gpu, which has no code for Orin."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    _, found = doctor(capsys, "--device")
+    assert "sm_87" in found["run bundles on a GPU"]["remedy"]
+
+
+def test_power_and_clocks_are_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Jetson in a slow mode is healthy, and told what to set before anything is measured."""
+    clock = Clock(612.0, 612.0, 612.0)
+    slow = Jetson("AGX", "30W", 2, 0, clock, (clock,), "schedutil", None, (), 0)
+    monkeypatch.setattr("edgekit.cli.commands.doctor.read_machine", lambda: slow)
+    _, found = doctor(capsys, "--device")
+    power = found["power and clocks"]
+    assert power["state"] == "missing"
+    assert power["detail"] == "AGX, power mode 30W, GPU up to 612 MHz, clocks pinned"
+    assert "sudo nvpmodel -m 0" in power["remedy"]
