@@ -33,6 +33,7 @@ from edgekit.pipeline.stored import (
     store_dense_values,
     store_weight,
 )
+from edgekit.pipeline.weighing import Weighing, weight_bytes
 from edgekit.progress import Progress
 from edgekit.quant.calibrate import (
     CalibrationOptions,
@@ -148,10 +149,12 @@ def refuse_requantizing(request: BuildRequest, kept: Collection[str]) -> None:
 def kept_stream_bytes(
     request: BuildRequest, config: ModelConfig, calibration: CalibrationSet | None
 ) -> int:
-    """Return the most disk that streams kept between layers take; 0 without calibrated codes."""
+    """Return the most disk that kept streams and weights take; 0 without calibrated codes."""
     if calibration is None or request.recipe.quant.algorithm == "rtn":
         return 0
-    return FILES_AT_ONCE * stream_bytes(config, calibration, calibration_options(request))
+    options = calibration_options(request)
+    streams = FILES_AT_ONCE * stream_bytes(config, calibration, options)
+    return streams + (weight_bytes(config, calibration) if options.weighs_tokens else 0)
 
 
 def mix_schemes(
@@ -223,24 +226,32 @@ def store_calibrated(
     Norms and biases that calibration changed are stored too, and noted in ``model``, so that the
     dense stage leaves them alone. A later try goes on after the last layer that was finished.
     """
-    what = [request.recipe.quant.algorithm, calibration.digest, run_facts(request, calibration)]
-    calibrated = _Calibrated(store, schemes, what, model)
-    if calibrated.take_up(None):
-        store.progress.advance(count_stored_bytes(store.checkpoint), "taken up")
-        return
-    calibrate_model(
-        store.checkpoint.tensor,
-        store.checkpoint.config,
-        schemes,
-        calibration,
-        emit=calibrated.emit,
-        emit_dense=calibrated.emit_dense,
-        keeper=calibrated,
-        options=calibration_options(request),
-        exponents={name: store.exponents.of_weight(name) for name in schemes},
-        progress=store.progress,
-    )
-    calibrated.finish()
+    options, run = calibration_options(request), run_facts(request, calibration)
+    calibrated = _Calibrated(store, schemes, [options.algorithm, calibration.digest, run], model)
+    done = calibrated.take_up(None)
+    weighing = Weighing(store, calibration, options, run)
+    weights = weighing.weights() if options.weighs_tokens and not done else None
+    size = count_stored_bytes(store.checkpoint)
+    store.progress.start("calibrate", size)
+    if done:
+        store.progress.advance(size, "taken up")
+    else:
+        calibrate_model(
+            store.checkpoint.tensor,
+            store.checkpoint.config,
+            schemes,
+            calibration,
+            emit=calibrated.emit,
+            emit_dense=calibrated.emit_dense,
+            keeper=calibrated,
+            options=options,
+            exponents={name: store.exponents.of_weight(name) for name in schemes},
+            weights=weights,
+            progress=store.progress,
+        )
+        calibrated.finish()
+    weighing.remove()
+    store.progress.finish(f"{options.algorithm}, {len(model.errors)} linears")
 
 
 class _Calibrated:

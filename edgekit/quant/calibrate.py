@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes
 from edgekit.quant.tensor import WeightError
+
+if TYPE_CHECKING:
+    from edgekit.quant.token_weights import TokenWeights
 
 TensorSource = Callable[[str], LazyTensor]
 CalibratedAlgorithm = Literal["gptq", "awq", "awq-gptq"]
@@ -106,6 +109,11 @@ class CalibrationOptions:
         """Whether the full-precision stream is carried beside the quantized one."""
         return self.match_output and self.algorithm != "awq"
 
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether tokens are weighed; AWQ's channel scales are measured without."""
+        return self.algorithm == "gptq"
+
     def batch_of(self, window: int) -> int:
         """Return how many windows of ``window`` tokens go through a layer at a time."""
         return max(1, self.batch_tokens // window)
@@ -120,7 +128,8 @@ class CalibrationReport:
         tokens: Calibration tokens used.
         digest: Of the calibration set.
         output_error: Linear to relative squared output error on the calibration inputs,
-            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens, W being the checkpoint's weight.
+            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens as they are weighed, W being the
+            checkpoint's weight.
     """
 
     algorithm: CalibratedAlgorithm
@@ -156,6 +165,7 @@ def calibrate_model(
     keeper: StreamKeeper | None = None,
     options: CalibrationOptions | None = None,
     exponents: Mapping[str, int] | None = None,
+    weights: TokenWeights | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationReport:
     """Quantize every linear the plan quantizes, on calibration data.
@@ -171,6 +181,8 @@ def calibrate_model(
         options: How.
         exponents: Scales of a linear are stored multiplied by 2 to the power of this; 0 for those
             that are not named.
+        weights: How much each token counts for each linear
+            (:func:`edgekit.quant.token_weights.measure_token_weights`); all alike when None.
         progress: Told of the stored bytes of each finished linear, and of what is being done.
 
     Raises:
@@ -182,7 +194,9 @@ def calibrate_model(
     from edgekit.quant.layerwise import LayerwiseCalibrator  # noqa: PLC0415 - needs torch
 
     settings, shifts = options or CalibrationOptions(), exponents or {}
-    run = LayerwiseCalibrator(tensors, config, plan, calibration, settings, shifts, progress)
+    run = LayerwiseCalibrator(
+        tensors, config, plan, calibration, settings, shifts, progress, weights
+    )
     return run.run(emit, emit_dense, keeper)
 
 

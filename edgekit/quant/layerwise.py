@@ -35,6 +35,7 @@ from edgekit.quant.plan import Schemes
 from edgekit.quant.refine import refine
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import WeightError
+from edgekit.quant.token_weights import TokenWeights
 from edgekit.quant.torch_run import repeatable
 
 HEAD_ROWS = 16384
@@ -70,6 +71,7 @@ class LayerwiseCalibrator:
         options: CalibrationOptions,
         exponents: Mapping[str, int],
         progress: Progress,
+        weights: TokenWeights | None = None,
     ) -> None:
         self._reader = LayerReader(tensors, config, calibration, options.device, progress)
         self._config = config
@@ -80,6 +82,7 @@ class LayerwiseCalibrator:
         self._layer = self._reader.layer
         self._output_error: dict[str, float] = {}
         self._match = options.matches_output
+        self._weights = weights
 
     def run(
         self, emit: EmitLinear, emit_dense: EmitDense, keeper: StreamKeeper | None = None
@@ -137,20 +140,21 @@ class LayerwiseCalibrator:
         for sublayer in SUBLAYERS:
             self._tell(f"{prefix}{sublayer.linears[0]}: inputs")
             kept = _KeptInputs()
-            moments = self._moments(sublayer, full, quantized, streams, kept)
-            self._tell(f"{prefix}{sublayer.linears[0]}: {self._options.algorithm}")
-            rounding = _Rounding(moments, self._options)
-            for short in sublayer.linears:
-                scheme = self._plan[prefix + short]
-                if scheme is None:
-                    continue
-                self._tell(f"{prefix}{short}: {self._options.algorithm}")
-                weight = full[f"{short}.weight"]
-                rounded = rounding(weight, scheme, self._exponents[prefix + short])
-                quantized[f"{short}.weight"] = rounded.dequantize()
-                error = _Error(moments, folded.of(short))
-                error.add(weight, rounded)
-                left -= self._emit(specs[short], [rounded], error, emit)
+            found = self._moments(prefix, sublayer, full, quantized, streams, kept)
+            for names, moments in found:
+                self._tell(f"{prefix}{names[0]}: {self._options.algorithm}")
+                rounding = _Rounding(moments, self._options)
+                for short in names:
+                    scheme = self._plan[prefix + short]
+                    if scheme is None:
+                        continue
+                    self._tell(f"{prefix}{short}: {self._options.algorithm}")
+                    weight = full[f"{short}.weight"]
+                    rounded = rounding(weight, scheme, self._exponents[prefix + short])
+                    quantized[f"{short}.weight"] = rounded.dequantize()
+                    error = _Error(moments, folded.of(short))
+                    error.add(weight, rounded)
+                    left -= self._emit(specs[short], [rounded], error, emit)
             if sublayer.residual:
                 self._advance(sublayer, quantized, streams, kept)
         self._reader.progress.advance(left, f"{prefix}*".removeprefix("model."))
@@ -162,39 +166,49 @@ class LayerwiseCalibrator:
 
     def _moments(
         self,
+        prefix: str,
         sublayer: Sublayer,
         full: Tensors,
         quantized: Tensors,
         streams: _Streams,
         kept: _KeptInputs,
-    ) -> InputMoments:
-        """Run all windows up to the sublayer's input and add up its moments.
+    ) -> list[tuple[tuple[str, ...], InputMoments]]:
+        """Run all windows up to the sublayer's input; return its linears with their moments.
 
-        The full stream, which waits for nothing, is taken past the sublayer on the way.
+        Linears that read one input share its moments unless tokens are weighed for each. The full
+        stream, which waits for nothing, is taken past the sublayer on the way.
         """
         name = sublayer.linears[0]
         rows, columns = full[f"{name}.weight"].shape
-        total = MomentAccumulator(
-            columns,
-            self._device,
-            cross=self._match,
-            out_features=rows if self._match and sublayer.residual else 0,
-        )
+        shared = self._weights is None
+        groups = [sublayer.linears] if shared else [(short,) for short in sublayer.linears]
+        drifting = rows if self._match and sublayer.residual else 0
+        totals = [
+            MomentAccumulator(columns, self._device, cross=self._match, out_features=drifting)
+            for _ in groups
+        ]
         for part in self._batches(streams):
             x = streams.quantized[part].to(self._device)
             inputs = sublayer.inputs(self._layer, quantized, x)
             if sublayer.residual:
                 kept.put(part, inputs)
-            if streams.full is None:
-                total.add(inputs)
-                continue
-            x_full = streams.full[part].to(self._device)
-            inputs_full = sublayer.inputs(self._layer, full, x_full)
-            total.add(inputs, inputs_full, x_full - x if sublayer.residual else None)
-            if sublayer.residual:
+            x_full = inputs_full = drift = None
+            if streams.full is not None:
+                x_full = streams.full[part].to(self._device)
+                inputs_full = sublayer.inputs(self._layer, full, x_full)
+                drift = x_full - x if sublayer.residual else None
+            for (short, *_), total in zip(groups, totals, strict=True):
+                total.add(inputs, inputs_full, drift, self._weight(prefix + short, part))
+            if streams.full is not None and x_full is not None and sublayer.residual:
                 x_full += linear(full, name, inputs_full)
                 streams.full[part] = x_full.to(streams.full.device)
-        return total.result()
+        return [(names, total.result()) for names, total in zip(groups, totals, strict=True)]
+
+    def _weight(self, name: str, part: slice) -> torch.Tensor | None:
+        """Return how much a batch's tokens count for a linear, [B, S]."""
+        if self._weights is None:
+            return None
+        return torch.from_numpy(self._weights[name][part]).to(self._device)
 
     def _quantize_head(self, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense) -> None:
         """Quantize the LM head in strips of rows: they share one Hessian and nothing else."""
@@ -225,12 +239,13 @@ class LayerwiseCalibrator:
 
     def _head_moments(self, norm: torch.Tensor, streams: _Streams) -> InputMoments:
         total = MomentAccumulator(norm.shape[0], self._device, cross=streams.full is not None)
+        name = lm_head(self._config).name
         for part in self._batches(streams):
             inputs = self._layer.norm(norm, streams.quantized[part].to(self._device))
-            if streams.full is None:
-                total.add(inputs)
-            else:
-                total.add(inputs, self._layer.norm(norm, streams.full[part].to(self._device)))
+            full_inputs = None
+            if streams.full is not None:
+                full_inputs = self._layer.norm(norm, streams.full[part].to(self._device))
+            total.add(inputs, full_inputs, None, self._weight(name, part))
         return total.result()
 
     def _emit(self, spec: Linear, parts: list[Rounded], error: _Error, emit: EmitLinear) -> int:

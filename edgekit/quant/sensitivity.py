@@ -162,6 +162,11 @@ def measure_sensitivity(
 
 def sensitivity_bytes(tensors: TensorSource, config: ModelConfig) -> int:
     """Return the stored bytes that pass: a tensor's count once for each pass through it."""
+    return probe_bytes(tensors, config, PROBES)
+
+
+def probe_bytes(tensors: TensorSource, config: ModelConfig, probes: int) -> int:
+    """Return the stored bytes that pass when ``probes`` are sent through a model."""
     head = tensors(lm_head(config).weight_key).stored_bytes
     layers = sum(
         tensors(name).stored_bytes
@@ -169,4 +174,4 @@ def sensitivity_bytes(tensors: TensorSource, config: ModelConfig) -> int:
         if name.startswith("model.layers.")
     )
     embedding = tensors("model.embed_tokens.weight").stored_bytes
-    return embedding + (PROBES + 3) * layers + (PROBES + 4) * head
+    return embedding + (probes + 3) * layers + (probes + 4) * head

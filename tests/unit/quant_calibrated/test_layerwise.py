@@ -65,6 +65,7 @@ class Model:
         self,
         plan: Mapping[str, QuantScheme | None] | None = None,
         exponents: Mapping[str, int] | None = None,
+        weights: Mapping[str, Array] | None = None,
         **options: Any,
     ) -> CalibrationReport:
         def emit(name: str, codes: Array, scales: Array, error: WeightError) -> None:
@@ -84,6 +85,7 @@ class Model:
             emit_dense=emit_dense,
             options=CalibrationOptions(threads=1, **options),
             exponents=exponents,
+            weights=weights,
         )
 
     def quantized(self) -> dict[str, Array]:
