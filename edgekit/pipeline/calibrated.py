@@ -24,6 +24,7 @@ from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import CalibrationError, RecipeError
 from edgekit.models.config import ModelConfig, all_linears, layer_linears
 from edgekit.pipeline.fingerprint import files_as_they_are
+from edgekit.pipeline.guiding import Guiding, guidance_size
 from edgekit.pipeline.kept_streams import FILES_AT_ONCE, StreamFile
 from edgekit.pipeline.request import BuildRequest
 from edgekit.pipeline.stored import (
@@ -33,7 +34,6 @@ from edgekit.pipeline.stored import (
     store_dense_values,
     store_weight,
 )
-from edgekit.pipeline.weighing import Weighing, weight_bytes
 from edgekit.progress import Progress
 from edgekit.quant.calibrate import (
     CalibrationOptions,
@@ -149,12 +149,12 @@ def refuse_requantizing(request: BuildRequest, kept: Collection[str]) -> None:
 def kept_stream_bytes(
     request: BuildRequest, config: ModelConfig, calibration: CalibrationSet | None
 ) -> int:
-    """Return the most disk that kept streams and weights take; 0 without calibrated codes."""
+    """Return the most disk that kept streams and guidance take; 0 without calibrated codes."""
     if calibration is None or request.recipe.quant.algorithm == "rtn":
         return 0
     options = calibration_options(request)
     streams = FILES_AT_ONCE * stream_bytes(config, calibration, options)
-    return streams + (weight_bytes(config, calibration) if options.weighs_tokens else 0)
+    return streams + (guidance_size(config, calibration) if options.is_guided else 0)
 
 
 def mix_schemes(
@@ -229,8 +229,8 @@ def store_calibrated(
     options, run = calibration_options(request), run_facts(request, calibration)
     calibrated = _Calibrated(store, schemes, [options.algorithm, calibration.digest, run], model)
     done = calibrated.take_up(None)
-    weighing = Weighing(store, calibration, options, run)
-    weights = weighing.weights() if options.weighs_tokens and not done else None
+    guiding = Guiding(store, calibration, options, run)
+    guidance = guiding.guidance() if options.is_guided and not done else None
     size = count_stored_bytes(store.checkpoint)
     store.progress.start("calibrate", size)
     if done:
@@ -246,11 +246,11 @@ def store_calibrated(
             keeper=calibrated,
             options=options,
             exponents={name: store.exponents.of_weight(name) for name in schemes},
-            weights=weights,
+            guidance=guidance,
             progress=store.progress,
         )
         calibrated.finish()
-    weighing.remove()
+    guiding.remove()
     store.progress.finish(f"{options.algorithm}, {len(model.errors)} linears")
 
 

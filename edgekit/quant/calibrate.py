@@ -28,7 +28,7 @@ from edgekit.quant.plan import Schemes
 from edgekit.quant.tensor import WeightError
 
 if TYPE_CHECKING:
-    from edgekit.quant.token_weights import TokenWeights
+    from edgekit.quant.guidance import Guidance
 
 TensorSource = Callable[[str], LazyTensor]
 CalibratedAlgorithm = Literal["gptq", "awq", "awq-gptq"]
@@ -110,8 +110,8 @@ class CalibrationOptions:
         return self.match_output and self.algorithm != "awq"
 
     @property
-    def weighs_tokens(self) -> bool:
-        """Whether tokens are weighed; AWQ's channel scales are measured without."""
+    def is_guided(self) -> bool:
+        """Whether guidance is measured; it was not tried with AWQ's channel scales."""
         return self.algorithm == "gptq"
 
     def batch_of(self, window: int) -> int:
@@ -165,7 +165,7 @@ def calibrate_model(
     keeper: StreamKeeper | None = None,
     options: CalibrationOptions | None = None,
     exponents: Mapping[str, int] | None = None,
-    weights: TokenWeights | None = None,
+    guidance: Guidance | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationReport:
     """Quantize every linear the plan quantizes, on calibration data.
@@ -181,8 +181,8 @@ def calibrate_model(
         options: How.
         exponents: Scales of a linear are stored multiplied by 2 to the power of this; 0 for those
             that are not named.
-        weights: How much each token counts for each linear
-            (:func:`edgekit.quant.token_weights.measure_token_weights`); all alike when None.
+        guidance: Which tokens and errors matter
+            (:func:`edgekit.quant.guidance.measure_guidance`); all alike when None.
         progress: Told of the stored bytes of each finished linear, and of what is being done.
 
     Raises:
@@ -195,7 +195,7 @@ def calibrate_model(
 
     settings, shifts = options or CalibrationOptions(), exponents or {}
     run = LayerwiseCalibrator(
-        tensors, config, plan, calibration, settings, shifts, progress, weights
+        tensors, config, plan, calibration, settings, shifts, progress, guidance
     )
     return run.run(emit, emit_dense, keeper)
 

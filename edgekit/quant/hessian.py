@@ -7,7 +7,7 @@ For inputs ``x`` of the quantized model and ``x_full`` of the full-precision one
 - ``drift`` R = mean of (residual_full - residual) xᵀ, [N, K], where the linear adds to a residual.
 
 The means may be weighted: a token whose outputs matter more to the model's counts more
-(:mod:`edgekit.quant.token_weights`).
+(:mod:`edgekit.quant.guidance`).
 
 Sums are float32 per batch and added in float32; factorizations are float64. Needs torch
 (extra ``calibrate``); import through :mod:`edgekit.quant.calibrate`.

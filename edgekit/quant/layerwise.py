@@ -26,16 +26,17 @@ from edgekit.quant.calibrate import (
     TensorSource,
 )
 from edgekit.quant.calibration import CalibrationSet
+from edgekit.quant.coupled import refine_coupled
 from edgekit.quant.decoder_layer import SUBLAYERS, Sublayer, linear
 from edgekit.quant.fold import Fold, FoldedLayer, fold_head, fold_layer
 from edgekit.quant.gptq import GptqFactor, Rounded, round_to_nearest, search_scales
+from edgekit.quant.guidance import Guidance
 from edgekit.quant.hessian import InputMoments, MomentAccumulator, OutputTarget, output_error
 from edgekit.quant.layer_reader import LayerReader
 from edgekit.quant.plan import Schemes
 from edgekit.quant.refine import refine
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import WeightError
-from edgekit.quant.token_weights import TokenWeights
 from edgekit.quant.torch_run import repeatable
 
 HEAD_ROWS = 16384
@@ -71,7 +72,7 @@ class LayerwiseCalibrator:
         options: CalibrationOptions,
         exponents: Mapping[str, int],
         progress: Progress,
-        weights: TokenWeights | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         self._reader = LayerReader(tensors, config, calibration, options.device, progress)
         self._config = config
@@ -82,7 +83,7 @@ class LayerwiseCalibrator:
         self._layer = self._reader.layer
         self._output_error: dict[str, float] = {}
         self._match = options.matches_output
-        self._weights = weights
+        self._guidance = guidance
 
     def run(
         self, emit: EmitLinear, emit_dense: EmitDense, keeper: StreamKeeper | None = None
@@ -150,7 +151,8 @@ class LayerwiseCalibrator:
                         continue
                     self._tell(f"{prefix}{short}: {self._options.algorithm}")
                     weight = full[f"{short}.weight"]
-                    rounded = rounding(weight, scheme, self._exponents[prefix + short])
+                    gradients = self._gradients(prefix + short)
+                    rounded = rounding(weight, scheme, self._exponents[prefix + short], gradients)
                     quantized[f"{short}.weight"] = rounded.dequantize()
                     error = _Error(moments, folded.of(short))
                     error.add(weight, rounded)
@@ -180,7 +182,7 @@ class LayerwiseCalibrator:
         """
         name = sublayer.linears[0]
         rows, columns = full[f"{name}.weight"].shape
-        shared = self._weights is None
+        shared = self._guidance is None
         groups = [sublayer.linears] if shared else [(short,) for short in sublayer.linears]
         drifting = rows if self._match and sublayer.residual else 0
         totals = [
@@ -206,9 +208,14 @@ class LayerwiseCalibrator:
 
     def _weight(self, name: str, part: slice) -> torch.Tensor | None:
         """Return how much a batch's tokens count for a linear, [B, S]."""
-        if self._weights is None:
+        if self._guidance is None:
             return None
-        return torch.from_numpy(self._weights[name][part]).to(self._device)
+        return torch.from_numpy(self._guidance.tokens[name][part]).to(self._device)
+
+    def _gradients(self, name: str) -> torch.Tensor | None:
+        """Return the second moment of the gradients at a linear's outputs, [N, B]."""
+        found = None if self._guidance is None else self._guidance.outputs.get(name)
+        return None if found is None else torch.from_numpy(found).to(self._device)
 
     def _quantize_head(self, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense) -> None:
         """Quantize the LM head in strips of rows: they share one Hessian and nothing else."""
@@ -309,14 +316,27 @@ class _Rounding:
             moments.hessian, damping=options.damping, act_order=options.act_order
         )
 
-    def __call__(self, weight: torch.Tensor, scheme: QuantScheme, exponent: int) -> Rounded:
-        """Round ``weight`` [N, K]; its scales will be stored multiplied by ``2**exponent``."""
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        scheme: QuantScheme,
+        exponent: int,
+        gradients: torch.Tensor | None = None,
+    ) -> Rounded:
+        """Round ``weight`` [N, K]; its scales will be stored multiplied by ``2**exponent``.
+
+        Rows are coupled by their ``gradients`` [N, B], if given.
+        """
         target = weight if self._factor is None else self._target(weight)
         scales = search_scales(target, scheme, self._hessian.diagonal(), exponent=exponent)
         if self._factor is None:
             return round_to_nearest(weight, scales, scheme)
         rounded = self._factor.quantize(target, scales, scheme)
-        return refine(target, rounded, self._hessian, scheme, self._sweeps, exponent=exponent)
+        if gradients is None:
+            return refine(target, rounded, self._hessian, scheme, self._sweeps, exponent=exponent)
+        return refine_coupled(
+            target, rounded, self._hessian, gradients, scheme, self._sweeps, exponent=exponent
+        )
 
 
 class _Error:

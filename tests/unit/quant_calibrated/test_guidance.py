@@ -1,4 +1,4 @@
-"""Weighed tokens: the weights are gradients' sizes, and the moments are sums under them."""
+"""Guidance: weights and products are those of gradients, and the moments are sums under them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from test_sensitivity import CONFIG, Source, Steps
 from edgekit.errors import CalibrationError
 from edgekit.models.config import all_linears
 from edgekit.progress import SILENT
-from edgekit.quant import output_gradients, probes, token_weights
+from edgekit.quant import guidance, output_gradients, probes
 from edgekit.quant.calibrate import CalibrationOptions
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.decoder_layer import DecoderLayer, LayerTensors, linear
+from edgekit.quant.guidance import Guidance, guidance_bytes, measure_guidance
 from edgekit.quant.hessian import MomentAccumulator
 from edgekit.quant.layer_reader import LayerReader
-from edgekit.quant.token_weights import measure_token_weights, token_weight_bytes
 
 
-def measure(data: CalibrationSet, **options: Any) -> dict[str, Any]:
-    return measure_token_weights(
-        Source(), CONFIG, data, options=CalibrationOptions(threads=1), **options
-    )
+def measure(data: CalibrationSet) -> Guidance:
+    """Return the guidance of a random model."""
+    return measure_guidance(Source(), CONFIG, data, options=CalibrationOptions(threads=1))
 
 
-def fisher_trace_gradients(data: CalibrationSet, name: str) -> torch.Tensor:
-    """Return the expected squared gradient of each token at a linear's output, by brute force.
+def brute_force(data: CalibrationSet, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what is expected of each token's squared gradient, and of the sum of g gᵀ.
 
-    It is the trace of J F Jᵀ, J being the logits' derivative of all tokens after it: a backward
-    pass for every logit of every token.
+    They are those of J F Jᵀ, J being the logits' derivative of all tokens after it: a backward pass
+    for every logit of every token.
     """
     source, outputs = Source(), {}
     tensors = {key: torch.from_numpy(array) for key, array in source.arrays.items()}
@@ -51,7 +50,8 @@ def fisher_trace_gradients(data: CalibrationSet, name: str) -> torch.Tensor:
         seen.update({prefix + short: output for short, output in outputs.items()})
     logits = layer.norm(tensors["model.norm.weight"], x) @ tensors["lm_head.weight"].t()
     root = torch.softmax(logits.detach(), -1).sqrt()
-    total = torch.zeros(data.windows.shape)
+    total, width = torch.zeros(data.windows.shape), seen[name].shape[-1]
+    products = torch.zeros(width, width)
     for token in range(data.windows.shape[1]):
         for word in range(CONFIG.vocab_size):  # F = B Bᵀ, column by column
             column = -(root[:, token] ** 2) * root[:, token, word, None]
@@ -59,7 +59,9 @@ def fisher_trace_gradients(data: CalibrationSet, name: str) -> torch.Tensor:
             scalar = (logits[:, token] * column).sum()
             (gradient,) = torch.autograd.grad(scalar, seen[name], retain_graph=True)
             total += gradient.square().mean(-1)
-    return total
+            flat = gradient.flatten(0, 1)
+            products += flat.t() @ flat
+    return total, products
 
 
 def test_weighted_moments_are_the_direct_sums() -> None:
@@ -83,17 +85,29 @@ def test_weighted_moments_are_the_direct_sums() -> None:
         assert torch.equal(plain, ones)
 
 
-def test_weights_are_the_gradients_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With many probes the squares are those that brute force finds, for every kind of linear."""
-    monkeypatch.setattr(token_weights, "PROBES", 4000)
-    monkeypatch.setattr(token_weights, "token_weights", lambda squares: squares)
+def test_moments_are_those_of_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many probes they are what brute force finds, block by block of the output channels."""
+    monkeypatch.setattr(guidance, "PROBES", 4000)
+    monkeypatch.setattr(guidance, "token_weights", lambda squares: squares)
+    monkeypatch.setattr(output_gradients, "OUTPUT_BLOCK", 48)
     data = windows(CONFIG, count=1)
     data = CalibrationSet(data.windows[:, :6], "", 6)
     got = measure(data)
     for short in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj"):
         name = f"model.layers.0.{short}"
-        want = fisher_trace_gradients(data, name).numpy()
-        np.testing.assert_allclose(got[name], want, rtol=0.25, atol=1e-3 * want.max())
+        squares, products = (x.numpy() for x in brute_force(data, name))
+        np.testing.assert_allclose(got.tokens[name], squares, rtol=0.25, atol=1e-3 * squares.max())
+        rows, found = len(products), got.outputs[name] / 4000
+        size = min(48, rows)
+        assert found.shape == (rows, size)
+        for start in range(0, rows, size):
+            part = slice(start, min(start + size, rows))
+            width = part.stop - start
+            np.testing.assert_allclose(
+                found[part, :width], products[part, part], atol=0.1 * products.max()
+            )
+            assert not found[part, width:].any()
+    assert "lm_head" not in got.outputs
 
 
 def test_the_heads_square_is_exact() -> None:
@@ -108,7 +122,8 @@ def test_the_heads_square_is_exact() -> None:
         hidden = reader.layer.norm(reader.read("model.norm.weight"), x)
         likely = torch.softmax(hidden @ reader.read("lm_head.weight").t(), -1)
     want = (1 - likely.square().sum(-1)) / CONFIG.vocab_size
-    torch.testing.assert_close(found["lm_head"], want)
+    torch.testing.assert_close(found["lm_head"].squares, want)
+    assert found["lm_head"].products is None
 
 
 def test_chunks_cover_all_tokens_and_progress_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,28 +131,32 @@ def test_chunks_cover_all_tokens_and_progress_is_whole(monkeypatch: pytest.Monke
     monkeypatch.setattr(probes, "BATCH_TOKENS", 64)
     data, steps = windows(CONFIG, count=7), Steps()
     source = Source()
-    weights = measure_token_weights(source, CONFIG, data, progress=steps)
-    assert list(weights) == [spec.name for spec in all_linears(CONFIG)]
-    for own in weights.values():
+    found = measure_guidance(source, CONFIG, data, progress=steps)
+    assert list(found.tokens) == [spec.name for spec in all_linears(CONFIG)]
+    for own in found.tokens.values():
         assert own.shape == data.windows.shape
         assert own.dtype == np.float32
         assert (own > 0).all()
         assert own.mean() == pytest.approx(1)
-    assert steps.done_bytes == token_weight_bytes(source, CONFIG, data)
+    assert steps.done_bytes == guidance_bytes(source, CONFIG, data)
+    for spec in all_linears(CONFIG)[:-1]:
+        assert found.outputs[spec.name].shape == (spec.out_features, min(256, spec.out_features))
 
 
-def test_weights_are_repeatable() -> None:
-    """The same tokens weigh the same to the last bit."""
+def test_guidance_is_repeatable() -> None:
+    """The same tokens give the same to the last bit."""
     data = windows(CONFIG, count=5)
     first, second = measure(data), measure(data)
-    for name, own in first.items():
-        np.testing.assert_array_equal(own, second[name])
+    for name, own in first.tokens.items():
+        np.testing.assert_array_equal(own, second.tokens[name])
+    for name, own in first.outputs.items():
+        np.testing.assert_array_equal(own, second.outputs[name])
 
 
 def test_a_linear_without_effect_weighs_all_alike() -> None:
     """Gradients of nothing but zeros give weights of 1, not of NaN."""
     np.testing.assert_array_equal(
-        token_weights.token_weights(np.zeros((2, 3), np.float32)), np.ones((2, 3), np.float32)
+        guidance.token_weights(np.zeros((2, 3), np.float32)), np.ones((2, 3), np.float32)
     )
 
 
@@ -153,7 +172,7 @@ def test_weights_of_one_give_todays_codes() -> None:
     plain.quantize()
     shape = windows(weighed.config).windows.shape
     ones = {spec.name: np.ones(shape, np.float32) for spec in all_linears(weighed.config)}
-    weighed.quantize(weights=ones)
+    weighed.quantize(guidance=Guidance(ones, {}))
     for name, codes in plain.codes.items():
         np.testing.assert_array_equal(codes, weighed.codes[name])
 
@@ -166,6 +185,6 @@ def test_weights_change_what_is_fitted() -> None:
     lopsided[0] = 1.0
     weights = {spec.name: lopsided for spec in all_linears(weighed.config)}
     plain = make()
-    few = weighed.quantize(weights=weights, match_output=False).output_error
+    few = weighed.quantize(guidance=Guidance(weights, {}), match_output=False).output_error
     all_alike = plain.quantize(match_output=False).output_error
     assert few["model.layers.0.self_attn.q_proj"] < all_alike["model.layers.0.self_attn.q_proj"]
