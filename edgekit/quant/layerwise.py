@@ -194,16 +194,16 @@ class LayerwiseCalibrator:
             inputs = sublayer.inputs(self._layer, quantized, x)
             if sublayer.residual:
                 kept.put(part, inputs)
-            x_full = inputs_full = drift = None
+            inputs_full = drift = None
             if streams.full is not None:
                 x_full = streams.full[part].to(self._device)
                 inputs_full = sublayer.inputs(self._layer, full, x_full)
-                drift = x_full - x if sublayer.residual else None
+                if sublayer.residual:
+                    drift = x_full - x
+                    x_full += linear(full, name, inputs_full)
+                    streams.full[part] = x_full.to(streams.full.device)
             for (short, *_), total in zip(groups, totals, strict=True):
                 total.add(inputs, inputs_full, drift, self._weight(prefix + short, part))
-            if streams.full is not None and x_full is not None and sublayer.residual:
-                x_full += linear(full, name, inputs_full)
-                streams.full[part] = x_full.to(streams.full.device)
         return [(names, total.result()) for names, total in zip(groups, totals, strict=True)]
 
     def _weight(self, name: str, part: slice) -> torch.Tensor | None:
