@@ -15,7 +15,11 @@ from edgekit.models.config import lm_head
 from edgekit.quant.decoder_layer import DecoderLayer, LayerTensors, linear
 from edgekit.quant.guidance import OUTPUT_BLOCK
 from edgekit.quant.layer_reader import LayerReader
-from edgekit.quant.probes import BATCH_TOKENS, probe_head
+from edgekit.quant.probes import probe_head
+
+BATCH_TOKENS = 2048
+"""Tokens that go through a layer at a time, whole windows, one at least: bounds what is kept for
+the way back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from test_sensitivity import CONFIG, Source, Steps
 from edgekit.errors import CalibrationError
 from edgekit.models.config import all_linears
 from edgekit.progress import SILENT
-from edgekit.quant import guidance, output_gradients, probes
+from edgekit.quant import guidance, output_gradients
 from edgekit.quant.calibrate import CalibrationOptions
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.decoder_layer import DecoderLayer, LayerTensors, linear
@@ -128,7 +128,7 @@ def test_the_heads_square_is_exact() -> None:
 
 def test_chunks_cover_all_tokens_and_progress_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token of every linear has a weight, 1 in the mean, however the windows are cut."""
-    monkeypatch.setattr(probes, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(output_gradients, "BATCH_TOKENS", 64)
     data, steps = windows(CONFIG, count=7), Steps()
     source = Source()
     found = measure_guidance(source, CONFIG, data, progress=steps)
