@@ -154,7 +154,7 @@ def kept_stream_bytes(
         return 0
     options = calibration_options(request)
     streams = FILES_AT_ONCE * stream_bytes(config, calibration, options)
-    return streams + (guidance_size(config, calibration) if options.is_guided else 0)
+    return streams + (guidance_size(config) if options.is_guided else 0)
 
 
 def mix_schemes(

@@ -16,6 +16,7 @@ from edgekit.pipeline.stored import Store
 from edgekit.quant.calibrate import CalibrationOptions
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.guidance import (
+    GUIDANCE_TOKENS,
     OUTPUT_BLOCK,
     PROBES,
     Guidance,
@@ -23,15 +24,22 @@ from edgekit.quant.guidance import (
     measure_guidance,
 )
 
-TOKENS_NAME = ".guidance-tokens"
-OUTPUTS_NAME = ".guidance-outputs"
+NAME = ".guidance"
 
 
-def guidance_size(config: ModelConfig, calibration: CalibrationSet) -> int:
-    """Return the bytes that guidance takes at most, in memory and on disk."""
-    linears = all_linears(config)
-    rows = sum(linear.out_features for linear in linears) - lm_head(config).out_features
-    return 4 * (len(linears) * calibration.windows.size + rows * OUTPUT_BLOCK)
+def guidance_size(config: ModelConfig) -> int:
+    """Return the bytes that guidance takes, in memory and on disk."""
+    return 4 * sum(rows * block for rows, block in _shapes(config).values())
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the shape [N, B] of each guided linear's."""
+    head = lm_head(config).name
+    return {
+        x.name: (x.out_features, min(x.out_features, OUTPUT_BLOCK))
+        for x in all_linears(config)
+        if x.name != head
+    }
 
 
 class Guiding:
@@ -50,10 +58,8 @@ class Guiding:
         self._store = store
         self._calibration = calibration
         self._options = options
-        key = store.key("guidance", [calibration.digest, PROBES, run])
-        self._tokens, self._outputs = (
-            StreamFile(store.writer.work, key, name) for name in (TOKENS_NAME, OUTPUTS_NAME)
-        )
+        key = store.key("guidance", [calibration.digest, GUIDANCE_TOKENS, PROBES, run])
+        self._file = StreamFile(store.writer.work, key, NAME)
 
     def guidance(self) -> Guidance:
         """Return the guidance that an earlier try kept, or measure and keep it."""
@@ -71,29 +77,22 @@ class Guiding:
                 options=self._options,
                 progress=progress,
             )
-            self._tokens.save(0, list(found.tokens.values()))
-            self._outputs.save(0, [np.concatenate([x.ravel() for x in found.outputs.values()])])
-        progress.finish(f"{self._calibration.windows.size} tokens, {len(found.tokens)} linears")
+            self._file.save(0, [np.concatenate([product.ravel() for product in found.values()])])
+        progress.finish(f"{len(found)} linears")
         return found
 
     def _load(self) -> Guidance | None:
         """Return what an earlier try kept, if it is whole."""
-        tokens, outputs = self._tokens.load(), self._outputs.load()
-        if tokens is None or outputs is None:
+        kept = self._file.load()
+        if kept is None:
             return None
-        linears = all_linears(self._store.checkpoint.config)
-        names = [linear.name for linear in linears]
-        found = Guidance(dict(zip(names, tokens[1], strict=True)), {})
-        (flat,), start = outputs[1], 0
-        for linear in linears:
-            if linear.name != lm_head(self._store.checkpoint.config).name:
-                rows = linear.out_features
-                stop = start + rows * min(rows, OUTPUT_BLOCK)
-                found.outputs[linear.name] = flat[start:stop].reshape(rows, -1)
-                start = stop
+        (flat,), start = kept[1], 0
+        found = {}
+        for name, (rows, block) in _shapes(self._store.checkpoint.config).items():
+            found[name] = flat[start : start + rows * block].reshape(rows, block)
+            start += rows * block
         return found
 
     def remove(self) -> None:
         """Remove what is kept."""
-        self._tokens.remove()
-        self._outputs.remove()
+        self._file.remove()

@@ -4,7 +4,7 @@ One file: a line of canonical JSON (key, layers done, shape), the streams in flo
 and the sha256 of all that. A file that is torn, or of another key, counts as none; so it need not
 be synced. It is replaced after every layer, when old and new stand side by side for a moment, and
 removed with the calibration's end. Guidance
-(:mod:`edgekit.pipeline.guiding`) is kept in files of this form, too.
+(:mod:`edgekit.pipeline.guiding`) is kept in a file of this form, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHUNK_BYTES = 1 << 24
 
 
 class StreamFile:
-    """The kept streams of one calibration, or a part of its guidance.
+    """The kept streams of one calibration, or its guidance.
 
     Args:
         folder: The work folder.

@@ -128,8 +128,7 @@ class CalibrationReport:
         tokens: Calibration tokens used.
         digest: Of the calibration set.
         output_error: Linear to relative squared output error on the calibration inputs,
-            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens as they are weighed, W being the
-            checkpoint's weight.
+            ``|W' x - W x|^2 / |W x|^2`` in the mean over tokens, W being the checkpoint's weight.
     """
 
     algorithm: CalibratedAlgorithm
@@ -181,8 +180,8 @@ def calibrate_model(
         options: How.
         exponents: Scales of a linear are stored multiplied by 2 to the power of this; 0 for those
             that are not named.
-        guidance: Which tokens and errors matter
-            (:func:`edgekit.quant.guidance.measure_guidance`); all alike when None.
+        guidance: Which errors of a linear's outputs matter
+            (:func:`edgekit.quant.guidance.measure_guidance`); all alike for those not named.
         progress: Told of the stored bytes of each finished linear, and of what is being done.
 
     Raises:
@@ -195,7 +194,7 @@ def calibrate_model(
 
     settings, shifts = options or CalibrationOptions(), exponents or {}
     run = LayerwiseCalibrator(
-        tensors, config, plan, calibration, settings, shifts, progress, guidance
+        tensors, config, plan, calibration, settings, shifts, guidance or {}, progress
     )
     return run.run(emit, emit_dense, keeper)
 

@@ -6,9 +6,6 @@ For inputs ``x`` of the quantized model and ``x_full`` of the full-precision one
 - ``cross`` C = mean of x_full xᵀ, [K, K];
 - ``drift`` R = mean of (residual_full - residual) xᵀ, [N, K], where the linear adds to a residual.
 
-The means may be weighted: a token whose outputs matter more to the model's counts more
-(:mod:`edgekit.quant.guidance`).
-
 Sums are float32 per batch and added in float32; factorizations are float64. Needs torch
 (extra ``calibrate``); import through :mod:`edgekit.quant.calibrate`.
 """
@@ -31,7 +28,7 @@ SYMMETRY_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class InputMoments:
-    """Moments of one linear's inputs, divided by the tokens' total weight; see the module.
+    """Moments of one linear's inputs, divided by the number of tokens; see the module.
 
     Attributes:
         hessian: float32 [K, K].
@@ -63,30 +60,24 @@ class MomentAccumulator:
         self._drift = (
             torch.zeros((out_features, in_features), device=device) if out_features else None
         )
-        self._weight = 0.0
+        self._tokens = 0
 
     def add(
         self,
         x: torch.Tensor,
         x_full: torch.Tensor | None = None,
         residual_drift: torch.Tensor | None = None,
-        weight: torch.Tensor | None = None,
     ) -> None:
-        """Add inputs ``x`` [..., K] and what belongs to the same tokens in the other streams.
-
-        ``weight`` [...] is how much each token counts, 1 when it is None.
-        """
+        """Add inputs ``x`` [..., K] and what belongs to the same tokens in the other streams."""
         flat = x.reshape(-1, x.shape[-1])
-        weighed = flat if weight is None else flat * weight.reshape(-1, 1)
         for stop in range(SYMMETRY_BLOCK, flat.shape[1] + SYMMETRY_BLOCK, SYMMETRY_BLOCK):
             part = slice(stop - SYMMETRY_BLOCK, stop)
-            self._hessian[:stop, part].addmm_(flat[:, :stop].t(), weighed[:, part])
+            self._hessian[:stop, part].addmm_(flat[:, :stop].t(), flat[:, part])
         if self._cross is not None and x_full is not None:
-            self._cross.addmm_(x_full.reshape(flat.shape).t(), weighed)
+            self._cross.addmm_(x_full.reshape(flat.shape).t(), flat)
         if self._drift is not None and residual_drift is not None:
-            self._drift.addmm_(residual_drift.reshape(flat.shape[0], -1).t(), weighed)
-        total = flat.shape[0] if weight is None else float(weight.sum(dtype=torch.float64))
-        self._weight += total
+            self._drift.addmm_(residual_drift.reshape(flat.shape[0], -1).t(), flat)
+        self._tokens += flat.shape[0]
 
     def result(self) -> InputMoments:
         """Return the means; the accumulator must not be used afterwards.
@@ -94,7 +85,7 @@ class MomentAccumulator:
         Raises:
             CalibrationError: No token was added, or an activation was NaN or infinite.
         """
-        if not self._weight or not bool(torch.isfinite(self._hessian.diagonal()).all()):
+        if not self._tokens or not bool(torch.isfinite(self._hessian.diagonal()).all()):
             raise CalibrationError(
                 "the calibration activations are empty, NaN or infinite",
                 "Check the checkpoint's weights and the calibration text",
@@ -104,7 +95,7 @@ class MomentAccumulator:
             self._hessian[stop:, start:stop] = self._hessian[start:stop, stop:].t()
         for total in (self._hessian, self._cross, self._drift):
             if total is not None:
-                total.div_(self._weight)
+                total.div_(self._tokens)
         return InputMoments(self._hessian, self._cross, self._drift)
 
 

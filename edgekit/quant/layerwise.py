@@ -71,8 +71,8 @@ class LayerwiseCalibrator:
         calibration: CalibrationSet,
         options: CalibrationOptions,
         exponents: Mapping[str, int],
+        guidance: Guidance,
         progress: Progress,
-        guidance: Guidance | None = None,
     ) -> None:
         self._reader = LayerReader(tensors, config, calibration, options.device, progress)
         self._config = config
@@ -141,25 +141,29 @@ class LayerwiseCalibrator:
         for sublayer in SUBLAYERS:
             self._tell(f"{prefix}{sublayer.linears[0]}: inputs")
             kept = _KeptInputs()
-            found = self._moments(prefix, sublayer, full, quantized, streams, kept)
-            for names, moments in found:
-                self._tell(f"{prefix}{names[0]}: {self._options.algorithm}")
-                rounding = _Rounding(moments, self._options)
-                for short in names:
-                    scheme = self._plan[prefix + short]
-                    if scheme is None:
-                        continue
-                    self._tell(f"{prefix}{short}: {self._options.algorithm}")
-                    weight = full[f"{short}.weight"]
-                    gradients = self._gradients(prefix + short)
-                    rounded = rounding(weight, scheme, self._exponents[prefix + short], gradients)
-                    quantized[f"{short}.weight"] = rounded.dequantize()
-                    error = _Error(moments, folded.of(short))
-                    error.add(weight, rounded)
-                    left -= self._emit(specs[short], [rounded], error, emit)
+            moments = self._moments(sublayer, full, quantized, streams, kept)
+            self._tell(f"{prefix}{sublayer.linears[0]}: {self._options.algorithm}")
+            rounding = _Rounding(moments, self._options)
+            for short in sublayer.linears:
+                scheme = self._plan[prefix + short]
+                if scheme is None:
+                    continue
+                self._tell(f"{prefix}{short}: {self._options.algorithm}")
+                weight = full[f"{short}.weight"]
+                gradients = self._gradients(prefix + short)
+                rounded = rounding(weight, scheme, self._exponents[prefix + short], gradients)
+                quantized[f"{short}.weight"] = rounded.dequantize()
+                error = _Error(moments, folded.of(short))
+                error.add(weight, rounded)
+                left -= self._emit(specs[short], [rounded], error, emit)
             if sublayer.residual:
                 self._advance(sublayer, quantized, streams, kept)
         self._reader.progress.advance(left, f"{prefix}*".removeprefix("model."))
+
+    def _gradients(self, name: str) -> torch.Tensor | None:
+        """Return the second moment of the gradients at a linear's outputs, [N, B], if known."""
+        found = self._guidance.get(name)
+        return None if found is None else torch.from_numpy(found).to(self._device)
 
     def _batches(self, streams: _Streams) -> Iterator[slice]:
         size = self._options.batch_of(self._reader.window)
@@ -168,54 +172,39 @@ class LayerwiseCalibrator:
 
     def _moments(
         self,
-        prefix: str,
         sublayer: Sublayer,
         full: Tensors,
         quantized: Tensors,
         streams: _Streams,
         kept: _KeptInputs,
-    ) -> list[tuple[tuple[str, ...], InputMoments]]:
-        """Run all windows up to the sublayer's input; return its linears with their moments.
+    ) -> InputMoments:
+        """Run all windows up to the sublayer's input and add up its moments.
 
-        Linears that read one input share its moments unless tokens are weighed for each. The full
-        stream, which waits for nothing, is taken past the sublayer on the way.
+        The full stream, which waits for nothing, is taken past the sublayer on the way.
         """
         name = sublayer.linears[0]
         rows, columns = full[f"{name}.weight"].shape
-        shared = self._guidance is None
-        groups = [sublayer.linears] if shared else [(short,) for short in sublayer.linears]
-        drifting = rows if self._match and sublayer.residual else 0
-        totals = [
-            MomentAccumulator(columns, self._device, cross=self._match, out_features=drifting)
-            for _ in groups
-        ]
+        total = MomentAccumulator(
+            columns,
+            self._device,
+            cross=self._match,
+            out_features=rows if self._match and sublayer.residual else 0,
+        )
         for part in self._batches(streams):
             x = streams.quantized[part].to(self._device)
             inputs = sublayer.inputs(self._layer, quantized, x)
             if sublayer.residual:
                 kept.put(part, inputs)
-            inputs_full = drift = None
-            if streams.full is not None:
-                x_full = streams.full[part].to(self._device)
-                inputs_full = sublayer.inputs(self._layer, full, x_full)
-                if sublayer.residual:
-                    drift = x_full - x
-                    x_full += linear(full, name, inputs_full)
-                    streams.full[part] = x_full.to(streams.full.device)
-            for (short, *_), total in zip(groups, totals, strict=True):
-                total.add(inputs, inputs_full, drift, self._weight(prefix + short, part))
-        return [(names, total.result()) for names, total in zip(groups, totals, strict=True)]
-
-    def _weight(self, name: str, part: slice) -> torch.Tensor | None:
-        """Return how much a batch's tokens count for a linear, [B, S]."""
-        if self._guidance is None:
-            return None
-        return torch.from_numpy(self._guidance.tokens[name][part]).to(self._device)
-
-    def _gradients(self, name: str) -> torch.Tensor | None:
-        """Return the second moment of the gradients at a linear's outputs, [N, B]."""
-        found = None if self._guidance is None else self._guidance.outputs.get(name)
-        return None if found is None else torch.from_numpy(found).to(self._device)
+            if streams.full is None:
+                total.add(inputs)
+                continue
+            x_full = streams.full[part].to(self._device)
+            inputs_full = sublayer.inputs(self._layer, full, x_full)
+            total.add(inputs, inputs_full, x_full - x if sublayer.residual else None)
+            if sublayer.residual:
+                x_full += linear(full, name, inputs_full)
+                streams.full[part] = x_full.to(streams.full.device)
+        return total.result()
 
     def _quantize_head(self, streams: _Streams, emit: EmitLinear, emit_dense: EmitDense) -> None:
         """Quantize the LM head in strips of rows: they share one Hessian and nothing else."""
@@ -246,13 +235,12 @@ class LayerwiseCalibrator:
 
     def _head_moments(self, norm: torch.Tensor, streams: _Streams) -> InputMoments:
         total = MomentAccumulator(norm.shape[0], self._device, cross=streams.full is not None)
-        name = lm_head(self._config).name
         for part in self._batches(streams):
             inputs = self._layer.norm(norm, streams.quantized[part].to(self._device))
-            full_inputs = None
-            if streams.full is not None:
-                full_inputs = self._layer.norm(norm, streams.full[part].to(self._device))
-            total.add(inputs, full_inputs, None, self._weight(name, part))
+            if streams.full is None:
+                total.add(inputs)
+            else:
+                total.add(inputs, self._layer.norm(norm, streams.full[part].to(self._device)))
         return total.result()
 
     def _emit(self, spec: Linear, parts: list[Rounded], error: _Error, emit: EmitLinear) -> int:

@@ -112,12 +112,6 @@ class ProbedHead:
         self._table = reader.open(lm_head(reader.config).weight_key)
         self._rows = max(1, STRIP_BYTES // (4 * max(hidden.shape)))
         self._moved = torch.zeros((2, hidden.shape[0]), dtype=torch.float64, device=hidden.device)
-        self._certain = hidden.new_zeros(hidden.shape[0])
-
-    @property
-    def uncertainty(self) -> torch.Tensor:
-        """Trace of the Fisher information of each token, [T], once :meth:`signals` are made."""
-        return (1 - self._certain).clamp_min_(0)
 
     @property
     def divergence(self) -> float | None:
@@ -145,7 +139,6 @@ class ProbedHead:
             likely = F.linear(hidden, strip).sub_(total[:, None]).exp_()
             self._add_divergence(likely, strip)
             expected.addmm_(likely, strip)
-            self._certain += likely.square().sum(-1)
             root = likely.sqrt_()
             negative, coins = -root, torch.empty_like(root, dtype=torch.uint8)
             for index, signal in enumerate(signals):
