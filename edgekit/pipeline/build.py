@@ -214,9 +214,7 @@ def _store_weights(
     store = Store(checkpoint, identity, writer, exponents, request.threads, progress, plan.base)
     model, quant = StoredModel(), request.recipe.quant
     if plan.calibration is not None and quant.algorithm != "rtn":
-        progress.start("calibrate", count_stored_bytes(checkpoint))
         store_calibrated(request, store, plan.schemes, plan.calibration, model)
-        progress.finish(f"{quant.algorithm}, {len(model.errors)} linears")
     progress.start("quantize", count_stored_bytes(checkpoint))
     store_tensors(store, plan.schemes, quant.embedding.dtype, plan.max_context, model)
     progress.finish(f"{plan.fit.bits_per_linear_weight:.3f} bits per linear weight")

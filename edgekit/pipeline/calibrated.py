@@ -24,6 +24,7 @@ from edgekit.contracts.manifest import TensorEntry
 from edgekit.errors import CalibrationError, RecipeError
 from edgekit.models.config import ModelConfig, all_linears, layer_linears
 from edgekit.pipeline.fingerprint import files_as_they_are
+from edgekit.pipeline.guiding import Guiding, guidance_size
 from edgekit.pipeline.kept_streams import FILES_AT_ONCE, StreamFile
 from edgekit.pipeline.request import BuildRequest
 from edgekit.pipeline.stored import (
@@ -43,13 +44,18 @@ from edgekit.quant.calibrate import (
 from edgekit.quant.calibration import CalibrationSet, load_calibration
 from edgekit.quant.packing import pack_codes
 from edgekit.quant.plan import Schemes
-from edgekit.quant.sensitivity import measure_sensitivity, mixed_plan, sensitivity_bytes
+from edgekit.quant.sensitivity import (
+    PROBES,
+    measure_sensitivity,
+    mixed_plan,
+    sensitivity_bytes,
+)
 from edgekit.quant.tensor import QuantizedWeight, WeightError
 from edgekit.text.chat_template import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 
 SENSITIVITY_TOKENS = 2048
-"""Tokens on which linears are ranked; more change the order little."""
+"""Most tokens on which linears are ranked; more change the order little."""
 
 
 def read_calibration(request: BuildRequest, checkpoint: Checkpoint) -> CalibrationSet | None:
@@ -125,10 +131,12 @@ def run_facts(request: BuildRequest, calibration: CalibrationSet | None) -> dict
 def kept_stream_bytes(
     request: BuildRequest, config: ModelConfig, calibration: CalibrationSet | None
 ) -> int:
-    """Return the most disk that streams kept between layers take; 0 without calibrated codes."""
+    """Return the most disk that kept streams and guidance take; 0 without calibrated codes."""
     if calibration is None or request.recipe.quant.algorithm == "rtn":
         return 0
-    return FILES_AT_ONCE * stream_bytes(config, calibration, calibration_options(request))
+    options = calibration_options(request)
+    streams = FILES_AT_ONCE * stream_bytes(config, calibration, options)
+    return streams + (guidance_size(config) if options.is_guided else 0)
 
 
 def mix_schemes(
@@ -144,9 +152,7 @@ def mix_schemes(
     """
     budget = request.recipe.quant.mixed_bits_per_weight
     mixed_plan(checkpoint.config, schemes, dict.fromkeys(schemes, 1.0), budget)  # is it enough?
-    windows = calibration.windows[: max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])]
-    windows = windows[:, :SENSITIVITY_TOKENS]
-    sample = CalibrationSet(windows, calibration.digest, calibration.source_tokens)
+    sample = sensitivity_sample(calibration)
     progress.start("sensitivity", sensitivity_bytes(checkpoint.tensor, checkpoint.config))
     with BundleWriter(request.out, overwrite=request.overwrite) as writer:
         key = _sensitivity_key(request, checkpoint, schemes, sample)
@@ -168,6 +174,13 @@ def mix_schemes(
     return mixed
 
 
+def sensitivity_sample(calibration: CalibrationSet) -> CalibrationSet:
+    """Return the windows on which linears are ranked; a window that is too long is cut."""
+    count = max(1, SENSITIVITY_TOKENS // calibration.windows.shape[1])
+    windows = calibration.windows[:count, :SENSITIVITY_TOKENS]
+    return CalibrationSet(windows, calibration.digest, calibration.source_tokens)
+
+
 def _sensitivity_key(
     request: BuildRequest, checkpoint: Checkpoint, schemes: Schemes, sample: CalibrationSet
 ) -> str:
@@ -176,7 +189,8 @@ def _sensitivity_key(
         "what": "sensitivity",
         "files": files_as_they_are(checkpoint.files),
         "schemes": _plain(schemes),
-        "sample": [sample.digest, len(sample.windows)],
+        "sample": [sample.digest, *sample.windows.shape],
+        "probes": PROBES,
         "run": run_facts(request, sample),
     }
     return hashlib.sha256(canonical_bytes(parts)).hexdigest()
@@ -194,24 +208,32 @@ def store_calibrated(
     Norms and biases that calibration changed are stored too, and noted in ``model``, so that the
     dense stage leaves them alone. A later try goes on after the last layer that was finished.
     """
-    what = [request.recipe.quant.algorithm, calibration.digest, run_facts(request, calibration)]
-    calibrated = _Calibrated(store, schemes, what, model)
-    if calibrated.take_up(None):
-        store.progress.advance(count_stored_bytes(store.checkpoint), "taken up")
-        return
-    calibrate_model(
-        store.checkpoint.tensor,
-        store.checkpoint.config,
-        schemes,
-        calibration,
-        emit=calibrated.emit,
-        emit_dense=calibrated.emit_dense,
-        keeper=calibrated,
-        options=calibration_options(request),
-        exponents={name: store.exponents.of_weight(name) for name in schemes},
-        progress=store.progress,
-    )
-    calibrated.finish()
+    options, run = calibration_options(request), run_facts(request, calibration)
+    calibrated = _Calibrated(store, schemes, [options.algorithm, calibration.digest, run], model)
+    done = calibrated.take_up(None)
+    guiding = Guiding(store, calibration, options, run)
+    guidance = guiding.guidance() if options.is_guided and not done else None
+    size = count_stored_bytes(store.checkpoint)
+    store.progress.start("calibrate", size)
+    if done:
+        store.progress.advance(size, "taken up")
+    else:
+        calibrate_model(
+            store.checkpoint.tensor,
+            store.checkpoint.config,
+            schemes,
+            calibration,
+            emit=calibrated.emit,
+            emit_dense=calibrated.emit_dense,
+            keeper=calibrated,
+            options=options,
+            exponents={name: store.exponents.of_weight(name) for name in schemes},
+            guidance=guidance,
+            progress=store.progress,
+        )
+        calibrated.finish()
+    guiding.remove()
+    store.progress.finish(f"{options.algorithm}, {len(model.errors)} linears")
 
 
 class _Calibrated:

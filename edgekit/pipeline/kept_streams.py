@@ -3,7 +3,8 @@
 One file: a line of canonical JSON (key, layers done, shape), the streams in float32 as they are,
 and the sha256 of all that. A file that is torn, or of another key, counts as none; so it need not
 be synced. It is replaced after every layer, when old and new stand side by side for a moment, and
-removed with the calibration's end.
+removed with the calibration's end. Guidance
+(:mod:`edgekit.pipeline.guiding`) is kept in a file of this form, too.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ _CHUNK_BYTES = 1 << 24
 
 
 class StreamFile:
-    """The kept streams of one calibration.
+    """The kept streams of one calibration, or its guidance.
 
     Args:
         folder: The work folder.
         key: Digest of all that decides the streams' bytes.
+        name: Of the file.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self._path = folder / NAME
-        self._temporary = folder / f"{NAME}.new"
+    def __init__(self, folder: Path, key: str, name: str = NAME) -> None:
+        self._path = folder / name
+        self._temporary = folder / f"{name}.new"
         self._key = key
 
     def save(self, layers: int, streams: Streams) -> None:

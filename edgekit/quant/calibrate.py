@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from edgekit.progress import SILENT, Progress
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes
 from edgekit.quant.tensor import WeightError
+
+if TYPE_CHECKING:
+    from edgekit.quant.guidance import Guidance
 
 TensorSource = Callable[[str], LazyTensor]
 CalibratedAlgorithm = Literal["gptq", "awq", "awq-gptq"]
@@ -106,6 +109,11 @@ class CalibrationOptions:
         """Whether the full-precision stream is carried beside the quantized one."""
         return self.match_output and self.algorithm != "awq"
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether guidance is measured; it was not tried with AWQ's channel scales."""
+        return self.algorithm == "gptq"
+
     def batch_of(self, window: int) -> int:
         """Return how many windows of ``window`` tokens go through a layer at a time."""
         return max(1, self.batch_tokens // window)
@@ -156,6 +164,7 @@ def calibrate_model(
     keeper: StreamKeeper | None = None,
     options: CalibrationOptions | None = None,
     exponents: Mapping[str, int] | None = None,
+    guidance: Guidance | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationReport:
     """Quantize every linear the plan quantizes, on calibration data.
@@ -171,6 +180,8 @@ def calibrate_model(
         options: How.
         exponents: Scales of a linear are stored multiplied by 2 to the power of this; 0 for those
             that are not named.
+        guidance: Which errors of a linear's outputs matter
+            (:func:`edgekit.quant.guidance.measure_guidance`); all alike for those not named.
         progress: Told of the stored bytes of each finished linear, and of what is being done.
 
     Raises:
@@ -182,7 +193,9 @@ def calibrate_model(
     from edgekit.quant.layerwise import LayerwiseCalibrator  # noqa: PLC0415 - needs torch
 
     settings, shifts = options or CalibrationOptions(), exponents or {}
-    run = LayerwiseCalibrator(tensors, config, plan, calibration, settings, shifts, progress)
+    run = LayerwiseCalibrator(
+        tensors, config, plan, calibration, settings, shifts, guidance or {}, progress
+    )
     return run.run(emit, emit_dense, keeper)
 
 

@@ -7,6 +7,8 @@ first-level cache for the whole block. No sum is reassociated; products are fuse
 enter where the CPU can, as torch does, so that the codes are those of the torch loops in
 :mod:`edgekit.quant.gptq` and :mod:`edgekit.quant.refine`, which run on a GPU.
 
+Where output channels do meet (:func:`descend_coupled`), the loop is over both.
+
 All arrays are float32, laid out [channels, N]; ``low`` and ``high`` are the smallest and largest
 code. ``lanes`` is how many output channels a tile has: an argument and not a constant, because LLVM
 unrolls short constant loops into scalar code before it vectorizes.
@@ -110,3 +112,54 @@ def descend_channels(
                 codes[k, first + lane] = best
                 change[k, first + lane] += moved[lane]
             _spread(tile, k, local[:, k], moved)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _add(target: Any, factor: Any, values: Any) -> None:
+    """Add ``factor * values`` to ``target``, all [N]."""
+    for n in range(target.shape[0]):
+        target[n] += factor * values[n]
+
+
+@njit(nogil=True, cache=True)
+def descend_coupled(
+    slope: Any, local: Any, coupling: Any, steps: Any, low: Any, high: Any, codes: Any, change: Any
+) -> None:
+    """As :func:`descend_channels`, where the errors of output channels add up to one effect.
+
+    Most codes stay, and only one that moves is told to the others.
+
+    Args:
+        slope: [channels, N], gradient H (Q - W) G before the block is entered; used up.
+        local: [channels, channels], the block of H, symmetric.
+        coupling: [N, N], G, symmetric.
+        steps: [channels, N], scales.
+        low: See the module.
+        high: See the module.
+        codes: [channels, N], changed in place.
+        change: [channels, N], Q - W, changed in place.
+    """
+    channels, rows = slope.shape
+    moved = np.empty(rows, np.float32)
+    for k in range(channels):
+        curve = local[k, k]
+        if not curve > np.float32(0):  # a channel that is never active has nothing to gain
+            continue
+        moved[:] = np.float32(0)
+        stay = True
+        for n in range(rows):
+            step, code = steps[k, n], codes[k, n]
+            best = min(
+                max(np.rint(code - slope[k, n] / (curve * coupling[n, n] * step)), low), high
+            )
+            if best != code:
+                difference = (best - code) * step
+                codes[k, n] = best
+                change[k, n] += difference
+                _add(slope[k], curve * difference, coupling[n])
+                _add(moved, difference, coupling[n])
+                stay = False
+        if stay:
+            continue
+        for j in range(k + 1, channels):
+            _add(slope[j], local[j, k], moved)

@@ -26,9 +26,11 @@ from edgekit.quant.calibrate import (
     TensorSource,
 )
 from edgekit.quant.calibration import CalibrationSet
+from edgekit.quant.coupled import refine_coupled
 from edgekit.quant.decoder_layer import SUBLAYERS, Sublayer, linear
 from edgekit.quant.fold import Fold, FoldedLayer, fold_head, fold_layer
 from edgekit.quant.gptq import GptqFactor, Rounded, round_to_nearest, search_scales
+from edgekit.quant.guidance import Guidance
 from edgekit.quant.hessian import InputMoments, MomentAccumulator, OutputTarget, output_error
 from edgekit.quant.layer_reader import LayerReader
 from edgekit.quant.plan import Schemes
@@ -69,6 +71,7 @@ class LayerwiseCalibrator:
         calibration: CalibrationSet,
         options: CalibrationOptions,
         exponents: Mapping[str, int],
+        guidance: Guidance,
         progress: Progress,
     ) -> None:
         self._reader = LayerReader(tensors, config, calibration, options.device, progress)
@@ -80,6 +83,7 @@ class LayerwiseCalibrator:
         self._layer = self._reader.layer
         self._output_error: dict[str, float] = {}
         self._match = options.matches_output
+        self._guidance = guidance
 
     def run(
         self, emit: EmitLinear, emit_dense: EmitDense, keeper: StreamKeeper | None = None
@@ -146,7 +150,8 @@ class LayerwiseCalibrator:
                     continue
                 self._tell(f"{prefix}{short}: {self._options.algorithm}")
                 weight = full[f"{short}.weight"]
-                rounded = rounding(weight, scheme, self._exponents[prefix + short])
+                gradients = self._gradients(prefix + short)
+                rounded = rounding(weight, scheme, self._exponents[prefix + short], gradients)
                 quantized[f"{short}.weight"] = rounded.dequantize()
                 error = _Error(moments, folded.of(short))
                 error.add(weight, rounded)
@@ -154,6 +159,11 @@ class LayerwiseCalibrator:
             if sublayer.residual:
                 self._advance(sublayer, quantized, streams, kept)
         self._reader.progress.advance(left, f"{prefix}*".removeprefix("model."))
+
+    def _gradients(self, name: str) -> torch.Tensor | None:
+        """Return the second moment of the gradients at a linear's outputs, [N, B], if known."""
+        found = self._guidance.get(name)
+        return None if found is None else torch.from_numpy(found).to(self._device)
 
     def _batches(self, streams: _Streams) -> Iterator[slice]:
         size = self._options.batch_of(self._reader.window)
@@ -294,14 +304,27 @@ class _Rounding:
             moments.hessian, damping=options.damping, act_order=options.act_order
         )
 
-    def __call__(self, weight: torch.Tensor, scheme: QuantScheme, exponent: int) -> Rounded:
-        """Round ``weight`` [N, K]; its scales will be stored multiplied by ``2**exponent``."""
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        scheme: QuantScheme,
+        exponent: int,
+        gradients: torch.Tensor | None = None,
+    ) -> Rounded:
+        """Round ``weight`` [N, K]; its scales will be stored multiplied by ``2**exponent``.
+
+        Rows are coupled by their ``gradients`` [N, B], if given.
+        """
         target = weight if self._factor is None else self._target(weight)
         scales = search_scales(target, scheme, self._hessian.diagonal(), exponent=exponent)
         if self._factor is None:
             return round_to_nearest(weight, scales, scheme)
         rounded = self._factor.quantize(target, scales, scheme)
-        return refine(target, rounded, self._hessian, scheme, self._sweeps, exponent=exponent)
+        if gradients is None:
+            return refine(target, rounded, self._hessian, scheme, self._sweeps, exponent=exponent)
+        return refine_coupled(
+            target, rounded, self._hessian, gradients, scheme, self._sweeps, exponent=exponent
+        )
 
 
 class _Error:

@@ -37,6 +37,7 @@ STRIP_BYTES = 16 * MIB
 LARGEST_CHANGE = 80.0
 """Of a logit: exp of more overflows float32."""
 SEED = 0
+"""Of the probes' signs; no seed is better than another."""
 
 
 def probe_model(reader: LayerReader, plan: Schemes, probes: int) -> dict[str, float]:
@@ -56,42 +57,42 @@ def probe_model(reader: LayerReader, plan: Schemes, probes: int) -> dict[str, fl
     for index in range(count):
         streams.append(reader.run_layer(reader.layer_tensors(index), streams[-1], batch))
         reader.progress.advance(reader.layer_bytes(index), f"layer {index + 1} of {count}, forward")
-    found, signals = _probe_head(reader, plan, streams.pop(), probes)
+    name = lm_head(reader.config).name
+    head, signals = probe_head(reader, plan[name], streams.pop(), probes)
+    found = {} if head.divergence is None else {name: head.divergence}
     layer = _ProbedLayer(reader, plan, batch)
     for index in reversed(range(count)):
         found.update(layer.probe(index, streams.pop(), signals))
     return {x.name: found[x.name] for x in all_linears(reader.config) if x.name in found}
 
 
-def _probe_head(
-    reader: LayerReader, plan: Schemes, stream: torch.Tensor, probes: int
-) -> tuple[dict[str, float], torch.Tensor]:
-    """Return the head's divergence, if it is planned, and the probes before the final norm.
+def probe_head(
+    reader: LayerReader, scheme: QuantScheme | None, stream: torch.Tensor, probes: int
+) -> tuple[ProbedHead, torch.Tensor]:
+    """Return what the head measured, and the probes before the final norm.
 
     Args:
         reader: The model.
-        plan: Schemes.
+        scheme: The head's; None: it is not rounded.
         stream: Final residual stream [n, S, hidden].
         probes: How many.
 
     Returns:
         Probes are float32 [probes, n, S, hidden], in host memory.
     """
-    spec = lm_head(reader.config)
     norm = reader.read("model.norm.weight")
     x = stream.flatten(0, 1).to(reader.device, copy=True).requires_grad_()
     with torch.enable_grad():
         normed = reader.layer.norm(norm, x)
-    head = _Head(reader, plan[spec.name], normed.detach(), probes)
+    head = ProbedHead(reader, scheme, normed.detach(), probes)
     signals = torch.empty((probes, *stream.shape))
     for index, signal in enumerate(head.signals()):
         (before,) = torch.autograd.grad(normed, x, signal, retain_graph=True)
         signals[index] = before.view(stream.shape)
-    divergence = head.divergence
-    return ({} if divergence is None else {spec.name: divergence}), signals
+    return head, signals
 
 
-class _Head:
+class ProbedHead:
     """Probes of the logits of all tokens, a strip of the vocabulary at a time.
 
     Args:

@@ -2,7 +2,7 @@
 
 A linear's sensitivity is the mean KL divergence (nats per token) of the model in which only it is
 quantized, to second order and estimated by random probes (:mod:`edgekit.quant.probes`): it costs as
-much as a dozen passes over the tokens, whatever the number of layers.
+much as twenty passes over the tokens, whatever the number of layers.
 
 :func:`mixed_plan` needs no torch; :func:`measure_sensitivity` does (extra ``calibrate``).
 """
@@ -26,8 +26,8 @@ from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.plan import Schemes, bits_per_linear_weight
 from edgekit.quant.scheme import PER_CHANNEL, QuantScheme
 
-PROBES = 8
-"""Random probes of every token. On the trained examples more rank the linears no better."""
+PROBES = 16
+"""Random probes of every token; fewer are too noisy (docs/benchmarks.md)."""
 
 _Ladder = list[tuple[QuantScheme, float]]
 """Schemes of one linear and the bits it takes in each, cheapest first."""
@@ -162,6 +162,11 @@ def measure_sensitivity(
 
 def sensitivity_bytes(tensors: TensorSource, config: ModelConfig) -> int:
     """Return the stored bytes that pass: a tensor's count once for each pass through it."""
+    return probe_bytes(tensors, config, PROBES)
+
+
+def probe_bytes(tensors: TensorSource, config: ModelConfig, probes: int) -> int:
+    """Return the stored bytes that pass when ``probes`` are sent through a model."""
     head = tensors(lm_head(config).weight_key).stored_bytes
     layers = sum(
         tensors(name).stored_bytes
@@ -169,4 +174,4 @@ def sensitivity_bytes(tensors: TensorSource, config: ModelConfig) -> int:
         if name.startswith("model.layers.")
     )
     embedding = tensors("model.embed_tokens.weight").stored_bytes
-    return embedding + (PROBES + 3) * layers + (PROBES + 4) * head
+    return embedding + (probes + 3) * layers + (probes + 4) * head

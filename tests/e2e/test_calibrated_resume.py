@@ -14,8 +14,11 @@ import pytest
 from factories import write_checkpoint
 from test_build import digests
 
+from edgekit.checkpoint.checkpoint import read_config
 from edgekit.errors import QuantizationError, RecipeError
+from edgekit.models.config import all_linears
 from edgekit.pipeline import build as build_module
+from edgekit.pipeline import guiding
 from edgekit.pipeline.build import build
 from edgekit.pipeline.kept_streams import NAME
 from edgekit.pipeline.request import BuildRequest
@@ -39,6 +42,7 @@ class Watcher:
     def __init__(self, stop: str = "", *, kill: bool = False) -> None:
         self.layers: set[int] = set()
         self.measured = 0
+        self.guided: list[str] = []
         self.advances: list[tuple[str, int]] = []
         self.stage = ""
         self.total = 0
@@ -51,6 +55,8 @@ class Watcher:
 
     def advance(self, done: int, item: str = "") -> None:
         self.measured += self.stage == "sensitivity"
+        if self.stage == "guidance":
+            self.guided.append(item)
         if self.stage != "calibrate":
             return
         self.advances.append((item, done))
@@ -111,15 +117,18 @@ def test_an_interrupted_calibration_goes_on(folder: Path, algorithm: str, mixed:
     build(request(folder, f"{name}.whole", algorithm, mixed), whole)
     assert whole.layers == {0, 1, 2}
     assert bool(whole.measured) == bool(mixed)
+    assert bool(whole.guided) == (algorithm == "gptq")
     again = request(folder, f"{name}.cut", algorithm, mixed)
     with pytest.raises(KeyboardInterrupt):
         build(again, Watcher("layers.2.mlp.gate_proj"))
     work = folder / f".{name}.cut.partial"
     assert (work / NAME).is_file()
+    assert (work / guiding.NAME).is_file() == (algorithm == "gptq")
     resumed = Watcher()
     build(again, resumed)
     assert resumed.layers == {2}
     assert not resumed.measured, "the sensitivities were noted"
+    assert resumed.guided == ["taken up"] * (algorithm == "gptq"), "guidance was kept"
     assert digests(folder / f"{name}.cut") == digests(folder / f"{name}.whole")
 
 
@@ -207,5 +216,8 @@ def test_disk_for_the_streams_is_asked_for(folder: Path, monkeypatch: pytest.Mon
     build(request(folder, "space.gptq", "gptq"))
     build(request(folder, "space.awq", "awq"))
     streams = 1024 * 64 * 4
-    assert asked[1] - asked[2] == 2 * streams
+    model = read_config(folder / "checkpoint")[2]
+    rows = [linear.out_features for linear in all_linears(model)[:-1]]
+    guidance = 4 * sum(own * min(own, 256) for own in rows)
+    assert asked[1] - asked[2] == 2 * streams + guidance
     assert asked[1] - asked[0] >= 2 * 2 * streams

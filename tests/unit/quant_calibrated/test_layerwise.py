@@ -21,6 +21,7 @@ from edgekit.quant.calibrate import CalibrationOptions, CalibrationReport, calib
 from edgekit.quant.calibration import CalibrationSet
 from edgekit.quant.decoder_layer import DecoderLayer
 from edgekit.quant.gptq import round_to_nearest, search_scales
+from edgekit.quant.guidance import Guidance
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quant.tensor import WeightError
 
@@ -65,6 +66,7 @@ class Model:
         self,
         plan: Mapping[str, QuantScheme | None] | None = None,
         exponents: Mapping[str, int] | None = None,
+        guidance: Guidance | None = None,
         **options: Any,
     ) -> CalibrationReport:
         def emit(name: str, codes: Array, scales: Array, error: WeightError) -> None:
@@ -84,6 +86,7 @@ class Model:
             emit_dense=emit_dense,
             options=CalibrationOptions(threads=1, **options),
             exponents=exponents,
+            guidance=guidance,
         )
 
     def quantized(self) -> dict[str, Array]:

@@ -113,7 +113,9 @@ def test_passes_do_not_grow_with_the_layers() -> None:
         raw = make_config("qwen2", layers=layers)
         config, source, steps = model_config_from_hf(raw), Source(raw), Steps()
         plan = {spec.name: SCHEME for spec in all_linears(config)}
-        measure_sensitivity(source, config, plan, windows(config, count=2), progress=steps)
+        options = CalibrationOptions(threads=1)
+        data = windows(config, count=2)
+        measure_sensitivity(source, config, plan, data, options=options, progress=steps)
         for name, read in source.read.items():
             if name.startswith("model.layers."):
                 assert read == 2 * [source.arrays[name].shape[0]]
