@@ -34,7 +34,7 @@ def canonical_bytes(value: Any) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON's \u can write
-        raise BundleError(f"a string is not Unicode text: {error.reason}", "") from error
+        raise BundleError(f"a string is not Unicode text: {error.reason}") from error
 
 
 def parse_document(data: bytes, what: str, limit_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
@@ -79,21 +79,21 @@ def read_limited(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise BundleError("an object has the same key twice", "")
+        raise BundleError("an object has the same key twice")
     return result
 
 
 def _refuse_constant(name: str) -> Any:
-    raise BundleError(f"{name} is not a JSON number", "")
+    raise BundleError(f"{name} is not a JSON number")
 
 
 def _check(value: Any, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise BundleError(f"nested deeper than {MAX_DEPTH}", "")
+        raise BundleError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise BundleError(f"key {key!r} is not a string", "")
+                raise BundleError(f"key {key!r} is not a string")
             _check(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
@@ -104,8 +104,8 @@ def _check(value: Any, depth: int) -> None:
 
 def _check_scalar(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise BundleError(f"{value} is not a JSON number", "")
+        raise BundleError(f"{value} is not a JSON number")
     if isinstance(value, int) and abs(value) > _MAX_INTEGER:
-        raise BundleError(f"integer {show(value)} is outside +-2**53", "")
+        raise BundleError(f"integer {show(value)} is outside +-2**53")
     if value is not None and not isinstance(value, (bool, int, float, str)):
-        raise BundleError(f"{type(value).__name__} is not a JSON type", "")
+        raise BundleError(f"{type(value).__name__} is not a JSON type")

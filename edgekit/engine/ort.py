@@ -125,14 +125,16 @@ class OrtSession:
             capacity=tier_for(1, max_context, self._tiers),
         )
         self._steps: dict[tuple[int, int, int], Step] = {}
-        self._selector: Selector | None = None
-        if provider == "cuda" if select is None else select:
-            opened = functools.partial(
-                open_ort, provider=provider, threads=threads, cuda_graph=self._cuda_graph
-            )
-            self._selector = Selector(
-                config.vocab_size, self._dtype, provider, opened, cuda_graph=self._cuda_graph
-            )
+        selects = provider == "cuda" if select is None else select
+        self._selector = self._make_selector(threads) if selects else None
+
+    def _make_selector(self, threads: int | None) -> Selector:
+        opened = functools.partial(
+            open_ort, provider=self._device, threads=threads, cuda_graph=self._cuda_graph
+        )
+        return Selector(
+            self.vocab_size, self._dtype, self._device, opened, cuda_graph=self._cuda_graph
+        )
 
     @property
     def max_context(self) -> int:

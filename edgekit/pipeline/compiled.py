@@ -95,10 +95,10 @@ def with_remedy(error: EdgekitError, builder: BuilderInfo, wanted: str) -> Edgek
         builder: What it ran.
         wanted: TensorRT's versions that the device has.
     """
-    remedy = error.remedy
-    if not remedy and builder.meets(wanted):
+    remedy, usual = error.remedy, error.remedy in {"", error.usual_remedy}
+    if usual and builder.meets(wanted):
         remedy = "The device would fail alike: use another recipe, and report it"
-    elif not remedy:
+    elif usual:
         remedy = (
             f"This is {builder.name}, the device has TensorRT {wanted}, which may take it: check "
             "there, and report it"
