@@ -56,7 +56,8 @@ def parse_document(data: bytes, what: str, limit_bytes: int = MAX_DOCUMENT_BYTES
         )
         _check(value, 0)
     except (ValueError, RecursionError, BundleError) as error:  # a long integer is a ValueError
-        raise BundleError(f"{what} is not valid JSON: {error}") from error
+        said = error.message if isinstance(error, BundleError) else error
+        raise BundleError(f"{what} is not valid JSON: {said}") from error
     if not isinstance(value, dict):
         raise BundleError(f"{what} must be a JSON object")
     return value

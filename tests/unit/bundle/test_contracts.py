@@ -117,8 +117,9 @@ def test_what_other_readers_would_change_is_refused(value: Any) -> None:
 )
 def test_bad_documents_are_refused(data: bytes) -> None:
     """Bad JSON of every kind is an error that names the file."""
-    with pytest.raises(BundleError, match=r"x\.json"):
+    with pytest.raises(BundleError, match=r"x\.json") as caught:
         parse_document(data, "x.json")
+    assert str(caught.value).count("Fetch or build the bundle again") == 1
 
 
 def test_size_limit() -> None:
