@@ -30,8 +30,10 @@ lock: ## renew constraints.txt and constraints-jp62.txt (needs uv)
 	( echo "# Exact versions of everything the scripts install; made by \`make lock\`."; \
 	  echo "# torch's own CUDA packages are left to torch, which pins them itself."; \
 	  echo torch==2.13.0 | uv pip compile -q --universal --python-version 3.11 --extra host \
-	    --extra calibrate --extra trt-check --extra plot --group dev --constraint - --no-annotate --no-header \
-	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-' ) > constraints.txt
-	( echo "# What JetPack 6.2's Python 3.10 on aarch64 installs for the extra \`device\`; made by \`make lock\`."; \
+	    --extra calibrate --extra tensorrt --extra trt-check --extra plot --group dev --constraint - --no-annotate --no-header \
+	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-[bt]' ) > constraints.txt
+	# CUDA's bindings are the JetPack's: jetson.Dockerfile pins them.
+	( echo "# What JetPack 6.2's Python 3.10 on aarch64 installs for the extras \`device\` and \`tensorrt\`; made by \`make lock\`."; \
 	  uv pip compile -q --python-version 3.10 --python-platform aarch64-manylinux_2_28 \
-	    --only-binary :all: --extra device --no-annotate --no-header pyproject.toml ) > constraints-jp62.txt
+	    --only-binary :all: --extra device --extra tensorrt --no-annotate --no-header pyproject.toml \
+	    | grep -v '^cuda-bindings' ) > constraints-jp62.txt

@@ -10,6 +10,7 @@ FROM ubuntu:24.04 AS jetpack-7.2
 ENV L4T_SUITE=r39.2 \
     CUDA_PACKAGES=13-2 \
     TENSORRT_VERSION=10.16.2.10-1+cuda13.2 \
+    CUDA_BINDINGS_VERSION=13.2.0 \
     EDGEKIT_CONSTRAINTS=constraints.txt
 
 # Python 3.10: ONNX Runtime ends at 1.23.2 there, so the pins are its own.
@@ -17,6 +18,7 @@ FROM ubuntu:22.04 AS jetpack-6.2
 ENV L4T_SUITE=r36.4 \
     CUDA_PACKAGES=12-6 \
     TENSORRT_VERSION=10.3.0.30-1+cuda12.5 \
+    CUDA_BINDINGS_VERSION=12.9.10 \
     EDGEKIT_CONSTRAINTS=constraints-jp62.txt
 
 # hadolint ignore=DL3006
@@ -44,6 +46,7 @@ RUN echo "deb [signed-by=/usr/share/keyrings/nvidia-jetson.asc] https://repo.dow
     && rm -rf /var/lib/apt/lists/*
 
 FROM onnxruntime AS build
+ARG ENGINE
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv \
@@ -51,10 +54,15 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 # System packages stay visible: TensorRT's Python module comes from apt. Wheels only, so that nothing
-# is compiled; pip itself stays behind.
+# is compiled; pip itself stays behind. CUDA's bindings are of the JetPack's major version of CUDA.
 RUN python3 -m venv --system-site-packages /opt/edgekit \
+    && if [ "${ENGINE}" = tensorrt ]; then \
+        set -- ".[device,tensorrt]" "cuda-bindings==${CUDA_BINDINGS_VERSION}"; \
+    else \
+        set -- ".[device]"; \
+    fi \
     && /opt/edgekit/bin/pip install --no-cache-dir --only-binary=:all: \
-        --constraint "${EDGEKIT_CONSTRAINTS}" ".[device]" \
+        --constraint "${EDGEKIT_CONSTRAINTS}" "$@" \
     && /opt/edgekit/bin/pip check \
     && /opt/edgekit/bin/pip uninstall -y pip setuptools
 

@@ -83,6 +83,7 @@ build_image() { # what the stages `build` and `device` run, in one place
     find "$root/src" -name __pycache__ -prune -exec rm -r {} +
     measure chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin:/usr/sbin QEMU_CPU="$QEMU_CPU" HOME=/root \
         ${cert:+PIP_CERT=/etc/pip-certificates.crt} ${index:+PIP_INDEX_URL="$index"} \
+        ENGINE=tensorrt CUDA_BINDINGS_VERSION="$(sed -n 's/.*CUDA_BINDINGS_VERSION=\([0-9.]*\).*/\1/p' jetson.Dockerfile | head -1)" \
         EDGEKIT_CONSTRAINTS=constraints.txt sh -c "set -e; cd /src; $build"
     if chroot "$root" id edgekit >/dev/null 2>&1; then chroot "$root" userdel edgekit; fi
     chroot "$root" sh -c "set -e; $user"

@@ -70,7 +70,8 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 def test_arguments_choose_stages_that_exist() -> None:
     """JETPACK is 7.2 or 6.2, ENGINE is tensorrt or onnxruntime; the first of each by default."""
-    assert values("ARG") == ["JETPACK=7.2", "ENGINE=tensorrt"]
+    assert values("ARG", "") == ["JETPACK=7.2", "ENGINE=tensorrt"]
+    assert values("ARG", "build") == ["ENGINE"]  # an ARG before the first FROM is none of a stage's
     assert values("FROM") == [
         "ubuntu:24.04 AS jetpack-7.2",
         "ubuntu:22.04 AS jetpack-6.2",
@@ -104,7 +105,7 @@ def test_tensorrt_is_pinned() -> None:
 
 @pytest.mark.parametrize(("version", "python"), [("7.2", "3.12"), ("6.2", "3.10")])
 def test_constraints_pin_all_that_a_device_installs(version: str, python: str) -> None:
-    """What the extra `device` and the core name is pinned, for that Python on aarch64."""
+    """What the core and the image's extras name is pinned, for that Python on aarch64."""
     environment = {
         **{key: str(value) for key, value in default_environment().items()},
         "python_version": python,
@@ -120,11 +121,33 @@ def test_constraints_pin_all_that_a_device_installs(version: str, python: str) -
     project = (ROOT / "pyproject.toml").read_text()
     (core,) = re.findall(r"^dependencies = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
     (device,) = re.findall(r"^device = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
-    for text in re.findall(r'"(.+)",', core + device):
+    (tensorrt,) = re.findall(r"^tensorrt = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
+    # CUDA's bindings are of the JetPack's CUDA, not of the Python.
+    pins["cuda-bindings"] = jetpack(version)["CUDA_BINDINGS_VERSION"]
+    cuda = jetpack(version)["CUDA_PACKAGES"].partition("-")[0]
+    assert pins["cuda-bindings"].split(".")[0] == cuda
+    for text in re.findall(r'"(.+)",', core + device + tensorrt):
         wanted = Requirement(text)
         if wanted.marker is None or wanted.marker.evaluate(environment):
             assert wanted.specifier.contains(pins[wanted.name]), wanted
     assert not {"onnx", "numba", "torch"} & set(re.findall(r'"(\w+)', device))
+
+
+def test_extras_are_those_of_the_engine() -> None:
+    """Only the image with TensorRT has what talks to CUDA, at the JetPack's version."""
+    (install,) = [value for value in values("RUN", "build") if "pip install" in value]
+    script = install[: install.index("&& /opt/edgekit/bin/pip install")]
+    script = script.partition("&& ")[2] + '&& printf "%s\\n" "$@"'
+    for engine, wanted in {
+        "tensorrt": [".[device,tensorrt]", "cuda-bindings==1.2"],
+        "onnxruntime": [".[device]"],
+    }.items():
+        environment = {"ENGINE": engine, "CUDA_BINDINGS_VERSION": "1.2"}
+        result = subprocess.run(
+            ["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.split() == wanted
+    assert '"${EDGEKIT_CONSTRAINTS}" "$@"' in install
 
 
 def test_runs_unprivileged_with_one_volume_and_a_health_check() -> None:

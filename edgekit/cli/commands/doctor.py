@@ -53,8 +53,14 @@ _FEATURES = (
     _BUILD,
     ("download from the hub", (("huggingface-hub", "huggingface_hub"),), "host"),
     ("calibrated recipes (GPTQ, AWQ, mixed)", (("torch", "torch"),), "calibrate"),
-    ("TensorRT engines on this machine", (("tensorrt", "tensorrt"),), ""),
+    (
+        "TensorRT engines on this machine",
+        (("tensorrt", "tensorrt"), ("cuda-bindings", "cuda.bindings"), ("onnx", "onnx")),
+        "tensorrt",
+    ),
 )
+_WITH_JETPACK = "tensorrt"
+"""No extra brings it."""
 
 
 @click.command("doctor")
@@ -124,15 +130,26 @@ def _features(*, device: bool) -> list[Finding]:
     findings = []
     needed = (_RUN[0],) if device else (_RUN[0], _BUILD[0])
     for feature, packages, extra in _FEATURES:
-        missing = [dist for dist, module in packages if importlib.util.find_spec(module) is None]
+        missing = [dist for dist, module in packages if not _is_installed(module)]
         if not missing:
             versions = ", ".join(f"{dist} {_version(dist)}" for dist, _ in packages)
             findings.append(Finding(feature, "ok", versions))
             continue
-        remedy = f"pip install 'edgekit[{extra}]'" if extra else "Comes with JetPack on the device"
+        remedy = f"pip install 'edgekit[{extra}]'"
+        if _WITH_JETPACK in missing:
+            rest = f"; the others with: {remedy}" if len(missing) > 1 else ""
+            remedy = f"{_WITH_JETPACK} comes with JetPack on the device{rest}"
         state = "problem" if feature in needed else "missing"
         findings.append(Finding(feature, state, f"without {', '.join(missing)}", remedy))
     return findings
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module is there; nothing but the packages above it is imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it is not
+        return False
 
 
 def _compile_check() -> Finding:

@@ -51,10 +51,31 @@ def test_device_needs_no_build_packages(
     assert found["Python"]["state"] == "ok"
     build = found["build, verify, eval"]
     assert (build["state"], build["detail"]) == ("missing", "without onnx, numba")
-    assert found["TensorRT engines on this machine"]["state"] == "missing"
+    engines = found["TensorRT engines on this machine"]
+    assert engines["state"] == "missing"
+    assert engines["remedy"].startswith("tensorrt comes with JetPack on the device; the others")
+    assert "edgekit[tensorrt]" in engines["remedy"]
     code, found = doctor(capsys)
     assert code == 1
     assert found["Python"]["state"] == found["build, verify, eval"]["state"] == "problem"
+
+
+def test_engines_need_more_than_tensorrt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where JetPack brought TensorRT, doctor names the bindings that are missing beside it."""
+    real = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        if name == "cuda.bindings":
+            raise ModuleNotFoundError(name)
+        return real("json") if name == "tensorrt" else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    _, found = doctor(capsys)
+    engines = found["TensorRT engines on this machine"]
+    assert (engines["state"], engines["detail"]) == ("missing", "without cuda-bindings")
+    assert engines["remedy"] == "pip install 'edgekit[tensorrt]'"
 
 
 def test_device_needs_what_runs_a_bundle(
