@@ -129,25 +129,44 @@ def check_golden(
         BundleError: A sequence holds ids outside the engine's vocabulary.
         EngineError: The engine fails.
     """
-    differences: list[Float64Array] = []
-    bounds: list[Float64Array] = []
+    measured: list[Float64Array] = []
     agreed: list[npt.NDArray[np.bool_]] = []
     for number, sequence in enumerate(golden.sequences, start=1):
         scores = _score(session, sequence, slot)
         progress.advance(len(sequence.token_ids), f"sequence {number}")
-        recorded = np.asarray(sequence.log_probability_nats)
-        differences.append(np.abs(scores.log_probability[:-1] - recorded))
-        bounds.append(_next_token_kl(recorded, scores.log_probability[:-1]))
+        measured.append(scores.log_probability[:-1])
         clear = np.asarray(sequence.top1_margin_nats) >= limits.margin_nats
         agreed.append((scores.top_ids[:, 0] == np.asarray(sequence.top1_ids))[clear])
     session.release(slot)
-    difference, agreement = np.concatenate(differences), np.concatenate(agreed)
+    recorded = [np.asarray(sequence.log_probability_nats) for sequence in golden.sequences]
+    return compare_scores(recorded, measured, agreed, limits, tokens=golden.tokens)
+
+
+def compare_scores(
+    recorded: Sequence[Float64Array],
+    measured: Sequence[Float64Array],
+    agreed: Sequence[npt.NDArray[np.bool_]],
+    limits: GoldenLimits,
+    *,
+    tokens: int,
+) -> GoldenReport:
+    """Judge an engine by the log-probabilities that it gives tokens which were scored before.
+
+    Args:
+        recorded: Of each sequence, what the tokens' log-probabilities should be, [P].
+        measured: The engine's, [P].
+        agreed: At the sequence's clear positions, whether the best token is the recorded one.
+        limits: What the engine must keep.
+        tokens: Tokens that were run.
+    """
+    wanted, got = np.concatenate(recorded), np.concatenate(measured)
+    difference, agreement = np.abs(got - wanted), np.concatenate(agreed)
     report = GoldenReport(
-        sequences=len(golden.sequences),
-        tokens=golden.tokens,
+        sequences=len(recorded),
+        tokens=tokens,
         clear_positions=len(agreement),
         top1_agreement=float(agreement.mean()) if len(agreement) else 1.0,
-        kl_divergence_bound_nats=float(np.concatenate(bounds).mean()),
+        kl_divergence_bound_nats=float(_next_token_kl(wanted, got).mean()),
         mean_abs_difference_nats=float(difference.mean()),
         max_abs_difference_nats=float(difference.max()),
     )

@@ -42,7 +42,7 @@ from edgekit.bundle.verify import check_digests
 from edgekit.checkpoint.lazy import strips
 from edgekit.checkpoint.shard_writer import MAX_SHARD_BYTES, NewTensor, write_shards
 from edgekit.contracts.manifest import TensorEntry
-from edgekit.errors import QuantizationError, StorageError, UnsupportedModelError
+from edgekit.errors import BundleError, QuantizationError, StorageError, UnsupportedModelError
 from edgekit.graph.exponents import Exponents, read_exponents
 from edgekit.graph.weights import codes_name, scales_name
 from edgekit.models.config import Linear, ModelConfig, all_linears, tensor_shapes
@@ -138,6 +138,18 @@ def export_gptq(
         sync_folder(out.parent)
     progress.finish(f"{len(tensors)} tensors")
     return work.report
+
+
+def export_obstacle(bundle: Bundle) -> str:
+    """Return why a bundle cannot be written as such a checkpoint; empty if it can.
+
+    No blob is read.
+    """
+    try:
+        _Work.of(bundle, GptqExport(bundle.path)).tensors()
+    except (UnsupportedModelError, QuantizationError, BundleError) as error:
+        return str(error)
+    return ""
 
 
 def kept_exponents(stored: Exponents, config: ModelConfig) -> Exponents:

@@ -18,9 +18,10 @@ from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.contracts.manifest import TensorEntry, blob_bytes
 from edgekit.errors import GraphError
 from edgekit.progress import SILENT, Progress
-from edgekit.trt.client import WORKER, Remedies, ask, describe
+from edgekit.trt.client import WORKER, ask_builder
 from edgekit.trt.module import BuilderInfo
 from edgekit.trt.shrink import layer_of
+from edgekit.worker_process import Remedies
 
 FULL_LIMIT_BYTES = 256_000_000
 """A bundle of fewer bytes of weights is compiled whole; the builder takes 3 to 5 times as many."""
@@ -77,11 +78,10 @@ def run_compile_check(
     request = {
         "graph": str(check.path.absolute()),
         "plan": check.plan.to_dict(),
-        "builder": describe(builder),
         "full": full,
         "profiles": names,
     }
-    answer = ask(command, request, builder, _REMEDIES, progress)
+    answer = ask_builder(command, request, builder, _REMEDIES, progress)
     judge(answer, check.tensors, check.plan.graph)
     return findings(answer, check.plan, builder)
 

@@ -18,10 +18,11 @@ from edgekit.contracts.manifest import Manifest
 from edgekit.errors import EngineError, GraphError, MissingExtraError
 from edgekit.progress import SILENT, Progress
 from edgekit.trt.beside import Beside
-from edgekit.trt.client import WORKER, Remedies, ask, describe
+from edgekit.trt.client import WORKER, ask_builder
 from edgekit.trt.engine_cache import CachedEngine, EngineCache, EngineKey
 from edgekit.trt.l4t import read_l4t, require_machine
 from edgekit.trt.module import RTX_SMS, BuilderInfo, find_builder, gpu_sm
+from edgekit.worker_process import Remedies
 
 _REMEDIES = Remedies(
     killed="Nothing was changed. Free memory (stop what else runs), or build the bundle with a "
@@ -201,14 +202,13 @@ def _build(
     request = {
         "graph": str((bundle.path / graphs[plan.graph]).absolute()),
         "plan": plan.to_dict(),
-        "builder": describe(builder),
         "full": True,
         "profiles": None,
         "engine": str(files.engine.absolute()),
         "timings": str(files.timings.absolute()),
         **more,
     }
-    answer = ask(command, request, builder, _REMEDIES, progress)
+    answer = ask_builder(command, request, builder, _REMEDIES, progress)
     require_in_place(answer, plan.graph)
     updates = answer["layer_types"].get("KV_CACHE_UPDATE", 0)
     facts = {name: answer[name] for name in _FACTS}

@@ -1,17 +1,10 @@
 """The process that holds the builder: its memory and its crashes end with it.
 
-Reads one request (JSON) from stdin, writes lines of JSON to stdout: ``phase`` as the builder goes
-on, then ``result`` or ``error``. What libraries print goes to stderr.
+See :mod:`edgekit.worker_process` for what it reads and writes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import json
-import os
-import signal
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,46 +13,19 @@ from typing import Any
 
 import onnx
 
+from edgekit import worker_process
 from edgekit.bundle.storage import storage_errors
 from edgekit.contracts.engine_plan import EnginePlan
-from edgekit.errors import EdgekitError, GraphError
+from edgekit.errors import GraphError
 from edgekit.trt.engine import EngineFacts, build_engine
 from edgekit.trt.holding import Holding, lower_priority
 from edgekit.trt.module import BuilderInfo
 from edgekit.trt.shrink import Shrunk, dense_bytes, shrink, stored_bytes, whole
 
-_OOM_SCORE = Path("/proc/self/oom_score_adj")
-_PDEATHSIG = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
-
 
 def main() -> None:
-    """Serve one request and end; end, too, when the process that asked is gone."""
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
-    # If memory runs out the system is to end this process, not an engine that answers.
-    with contextlib.suppress(OSError):
-        _OOM_SCORE.write_text("1000")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(line: dict[str, Any]) -> None:
-        answers.write(json.dumps(line) + "\n")
-        answers.flush()
-
-    told = ""
-
-    def phase(name: str) -> None:
-        nonlocal told
-        if name != told:  # some phases run once a tensor
-            told = name
-            say({"phase": name})
-
-    request = json.load(sys.stdin)
-    try:
-        say({"result": serve(request, phase)})
-    except EdgekitError as error:
-        kind = type(error).__name__
-        say({"error": {"kind": kind, "message": error.message, "remedy": error.remedy}})
+    """Serve one request and end."""
+    worker_process.serve(serve)
 
 
 def serve(request: dict[str, Any], phase: Any) -> dict[str, Any]:

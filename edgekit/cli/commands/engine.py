@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.commands import choose
 from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, console, facts_table, print_json
 from edgekit.units import format_bytes
@@ -14,7 +15,10 @@ from edgekit.units import format_bytes
 
 @click.group("engine")
 def command() -> None:
-    """Build TensorRT engines where they run, and keep them."""
+    """Build engines where they run, measure them, and keep the fastest."""
+
+
+command.add_command(choose.command)
 
 
 @command.command("build")

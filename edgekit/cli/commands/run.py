@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from edgekit.power import read_machine
 @click.option("--hide-reasoning", is_flag=True, help="Show the answer only.")
 @click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt", "auto"]),
     default="cpu",
     show_default=True,
-    help="Where to run.",
+    help="Where to run; auto is what `edgekit engine choose` chose.",
 )
 @click.option(
     "--fallback",
@@ -61,7 +61,9 @@ def command(bundle: Path, prompt: str | None, **options: Any) -> None:
     if options["as_json"] and prompt is None:
         raise click.UsageError("--json needs a PROMPT: a chat is not one document")
     text = None if prompt is None else read_prompt(prompt)
-    if options["provider"] != "tensorrt":
+    if options["provider"] == "auto":
+        refuse_idle("with --provider auto", "dialect")
+    if options["provider"] not in {"tensorrt", "auto"}:
         refuse_idle(f"with --provider {options['provider']}", "fallback")
     from edgekit.engine.generate import TextGenerator  # noqa: PLC0415
 
@@ -115,9 +117,12 @@ def load(bundle: Path, options: dict[str, Any]) -> Any:
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.engine.load import load_bundle  # noqa: PLC0415
 
+    opened, warnings = open_bundle(bundle), list[str]()
+    if options["provider"] == "auto":
+        options, warnings = as_chosen(opened, options)
     with StageProgress(quiet=True) as progress:
-        return load_bundle(
-            open_bundle(bundle),
+        model = load_bundle(
+            opened,
             provider=options["provider"],
             fallback=options["fallback"],
             threads=options["threads"],
@@ -125,6 +130,24 @@ def load(bundle: Path, options: dict[str, Any]) -> Any:
             digests=not options["no_digests"],
             progress=progress,
         )
+    return replace(model, warnings=(*model.warnings, *warnings))
+
+
+def as_chosen(bundle: Any, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the options with what was chosen for a bundle here, and what to tell the user.
+
+    Raises:
+        EngineError: Nothing was chosen, or under other circumstances.
+    """
+    from edgekit.choice.kept import load_choice  # noqa: PLC0415
+    from edgekit.trt.engine_cache import default_folder  # noqa: PLC0415
+
+    choice = load_choice(default_folder(), bundle)
+    chosen: dict[str, Any] = {"provider": choice.provider, "dialect": choice.dialect}
+    if options["threads"] is None:
+        chosen["threads"] = choice.threads
+    told = f"{choice.faster} was measured faster, but is served by itself (docs/edgellm.md)"
+    return {**options, **chosen}, [told] if choice.faster else []
 
 
 def chat(

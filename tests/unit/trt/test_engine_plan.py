@@ -19,7 +19,6 @@ from edgekit.errors import (
 )
 from edgekit.pipeline.compiled import with_remedy
 from edgekit.trt import module
-from edgekit.trt.client import error_from
 from edgekit.trt.module import (
     BuilderInfo,
     MessageLog,
@@ -27,6 +26,7 @@ from edgekit.trt.module import (
     find_builder,
     require_version,
 )
+from edgekit.worker_process import error_from
 
 
 def plan(context: int = 4096, sequences: int = 8) -> EnginePlan:
