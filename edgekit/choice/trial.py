@@ -19,7 +19,7 @@ from edgekit.choice.candidates import Candidate, Candidates
 from edgekit.choice.worker import WORKER
 from edgekit.choice.workload import Rate, Workload
 from edgekit.errors import EdgekitError, EngineError
-from edgekit.evaluate.golden_set import GoldenSet
+from edgekit.evaluate.golden_set import STORED_WEIGHTS, GoldenSet
 from edgekit.progress import SILENT, Progress
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.worker_process import Remedies, ask
@@ -85,8 +85,14 @@ class Trial:
         """Try all; returns them in the order of their speed, those that failed last.
 
         Raises:
-            EngineError: There is none to try.
+            EngineError: There is none to try, or the bundle has nothing to hold them to.
         """
+        if self.bundle.manifest.golden["scored_by"] != STORED_WEIGHTS:
+            raise EngineError(
+                "no engine can be held to this bundle: it was built with --no-check, so its golden "
+                "sequences are the unquantized model's",
+                "Build it again without --no-check",
+            )
         if not candidates.found:
             reasons = "; ".join(f"{name}: {why}" for name, why in candidates.left_out.items())
             raise EngineError(f"nothing here runs the bundle: {reasons}", _REMEDIES.failed)

@@ -56,7 +56,8 @@ class OrtSession:
         threads: Intra-op threads; None is the number of usable cores. ONNX Runtime left to
             itself ran on one.
         prefill_chunk: Tokens of a prefill step.
-        cuda_graph: Capture decode steps as CUDA graphs (``cuda`` only).
+        cuda_graph: Capture decode steps as CUDA graphs; None does so on CUDA, where they take a
+            tenth to a half off a step (docs/benchmarks.md).
         exact: Run the graph as it is written, without ONNX Runtime's optimizations.
         select: Find candidates where the logits are; None does so on CUDA, where they would have
             to be brought to main memory. On a CPU they are there already, and 0.3 ms is the most
@@ -83,7 +84,7 @@ class OrtSession:
         provider: Provider = "cpu",
         threads: int | None = None,
         prefill_chunk: int = 512,
-        cuda_graph: bool = False,
+        cuda_graph: bool | None = None,
         exact: bool = False,
         select: bool | None = None,
         derived: Mapping[str, npt.NDArray[Any]] | None = None,
@@ -97,7 +98,7 @@ class OrtSession:
         self._dtype = np.dtype(activation_dtype)
         self._device = provider
         self._chunk = prefill_chunk
-        self._cuda_graph = cuda_graph and provider == "cuda"
+        self._cuda_graph = provider == "cuda" and cuda_graph is not False
         self._session = open_ort(
             graph,
             provider,

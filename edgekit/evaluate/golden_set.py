@@ -21,6 +21,8 @@ from typing import Any
 from edgekit.errors import BundleError
 
 SCHEMA_VERSION = 1
+STORED_WEIGHTS = "stored weights"
+"""Who scored the sequences of a bundle that its build has checked (``golden.scored_by``)."""
 
 
 @dataclass(frozen=True, slots=True)

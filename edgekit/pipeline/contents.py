@@ -19,7 +19,7 @@ from edgekit.checkpoint.hub import hub_commit
 from edgekit.checkpoint.tokenizer_files import TokenizerFiles
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.manifest import FileEntry, GraphEntry, Manifest, TensorEntry, blob_bytes
-from edgekit.evaluate.golden_set import GoldenSet
+from edgekit.evaluate.golden_set import STORED_WEIGHTS, GoldenSet
 from edgekit.graph.check import GraphReport
 from edgekit.graph.exponents import Exponents
 from edgekit.pipeline.calibrated import run_facts
@@ -167,7 +167,7 @@ def _golden(contents: Contents) -> dict[str, Any]:
         "path": GOLDEN,
         "sequences": len(contents.golden.sequences),
         "tokens": contents.golden.tokens,
-        "scored_by": "stored weights" if contents.quality["checked"] else "checkpoint",
+        "scored_by": STORED_WEIGHTS if contents.quality["checked"] else "checkpoint",
     }
 
 

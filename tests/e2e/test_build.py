@@ -165,6 +165,17 @@ def test_verify_accepts_the_bundle(bundle: Path) -> None:
     assert report["graphs"]["standard.float16"]["linears"] == {"w4-g64": 43}
 
 
+def test_what_was_not_checked_is_verified_but_not_judged(tmp_path: Path) -> None:
+    """With --no-check the golden sequences are the unquantized model's: no limit holds, and why."""
+    edgekit("build", EXAMPLE, "--target", "cpu", "--no-check", "--out", tmp_path / "b")
+    report = json.loads(edgekit("verify", tmp_path / "b", "--json").stdout)
+    assert report["golden_scored_by"] == "checkpoint"
+    figures = report["golden"]["ort.float32"]
+    assert figures["mean_abs_difference_nats"] > 0.25  # what quantization lost
+    assert figures["passed"]
+    assert "built with --no-check" in " ".join(edgekit("verify", tmp_path / "b").stdout.split())
+
+
 def test_answer_is_right(bundle: Path) -> None:
     """The quantized model reasons and answers; reasoning and answer are told apart."""
     result = edgekit("run", bundle, "What is 58 + 67?", "--temperature", "0")

@@ -242,3 +242,11 @@ def test_nothing_to_try_is_an_error_with_every_reason(bundle: Bundle, engines: P
     trial = Trial(bundle, WORK, 2, 1, engines)
     with pytest.raises(EngineError, match="nothing here runs the bundle: a: x; b: y"):
         trial.run(Candidates((), {"a": "x", "b": "y"}))
+
+
+def test_a_bundle_that_was_not_checked_has_no_gate(bundle: Bundle, engines: Path) -> None:
+    """With --no-check the golden sequences are another model's: nothing is measured."""
+    golden = {**bundle.manifest.golden, "scored_by": "checkpoint"}
+    unchecked = replace(bundle, manifest=replace(bundle.manifest, golden=golden))
+    with pytest.raises(EngineError, match=r"built with --no-check.*again without --no-check"):
+        Trial(unchecked, WORK, 2, 1, engines).run(find_candidates(unchecked, None))

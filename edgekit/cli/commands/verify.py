@@ -75,11 +75,13 @@ def command(bundle: Path, **options: Any) -> None:
     rows.append(("compile", describe_check(report["compile_check"])))
     rows += [(name, f"not run: {reason}") for name, reason in report["left_out"].items()]
     console().print(facts_table("", rows))
+    from edgekit.evaluate.golden_set import STORED_WEIGHTS  # noqa: PLC0415
+
     if report["golden"]:
-        _print_golden(report["golden"])
+        _print_golden(report["golden"], judged=report["golden_scored_by"] == STORED_WEIGHTS)
 
 
-def _print_golden(reports: dict[str, dict[str, Any]]) -> None:
+def _print_golden(reports: dict[str, dict[str, Any]], *, judged: bool) -> None:
     """Print how each graph did on the golden sequences, and what the figures are."""
     from edgekit.pipeline.verify import ENGINE_LIMITS  # noqa: PLC0415
 
@@ -102,7 +104,14 @@ def _print_golden(reports: dict[str, dict[str, Any]]) -> None:
             f"Answers to {tokens} recorded tokens. Difference: of the next token's log-probability "
             "from the recorded one, on average. KL divergence: at least this. Same best token: at "
             f"the positions where the recorded one leads by {ENGINE_LIMITS.margin_nats:g} nats or "
-            "more.",
+            "more."
+            + (
+                ""
+                if judged
+                else " The bundle was built with --no-check, so the recorded tokens are the "
+                "unquantized model's: what quantization lost is in the differences, and no limit "
+                "holds them."
+            ),
             style="dim",
         )
     )
