@@ -21,6 +21,8 @@ STYLES = {
     "baseline": ("x", "#555555"),
 }
 """Marker and colour of each family that is drawn; checks of the method are not."""
+LABEL_RISE = {"edgekit": -8, "genai": 0, "llama.cpp": 0, "baseline": 8}
+"""Points by which labels stand above their markers: some families' points are neighbours."""
 CROWDED_BITS = 6.0
 """Below it the models crowd together and are drawn a second time, enlarged."""
 
@@ -60,11 +62,12 @@ def _draw_panel(panel: Any, document: dict[str, Any]) -> None:
     panel.set_title(f"{document['checkpoint']}, {document['tokens']} tokens")
     panel.legend(loc="lower left")
     if crowd:
-        inset = panel.inset_axes((0.36, 0.26, 0.62, 0.70))
+        inset = panel.inset_axes((0.36, 0.31, 0.62, 0.65))
         _draw_points(inset, crowd)
         _label_points(inset, crowd)
         bits = [row["bits_per_linear_weight"] for row in crowd]
         inset.set_xlim(min(bits) - 0.1, max(bits) + 0.3)
+        inset.margins(y=0.08)
         inset.tick_params(which="both", labelsize=7)
         panel.indicate_inset_zoom(inset, edgecolor="#999999")
 
@@ -86,7 +89,7 @@ def _label_points(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         axes.annotate(
             row["name"].removeprefix(f"{row['family']} "),
             point,
-            xytext=(6, 0),
+            xytext=(6, LABEL_RISE[row["family"]]),
             textcoords="offset points",
             va="center",
             fontsize=8,
