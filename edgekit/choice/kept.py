@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from edgekit import __version__
 from edgekit.bundle.reader import Bundle
-from edgekit.bundle.storage import write_atomic
+from edgekit.bundle.storage import storage_errors, write_atomic
 from edgekit.contracts.canonical import canonical_bytes, parse_document
 from edgekit.contracts.fields import check_choice, check_fields
 from edgekit.engine.load import AnyProvider
@@ -80,6 +81,19 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "none"
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that a choice cannot be kept in, before minutes of measuring.
+
+    Raises:
+        StorageError: It cannot be made, or not written.
+    """
+    choices = folder / FOLDER
+    with storage_errors(choices, option=OPTION):
+        choices.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=choices):
+            pass
 
 
 def save_choice(folder: Path, bundle: Bundle, choice: Choice, found: Mapping[str, str]) -> Path:

@@ -141,6 +141,7 @@ class Trial:
             "provider": candidate.provider,
             "dialect": candidate.dialect,
             "threads": self.threads,
+            "engines": str(self.folder.absolute()),
         }
 
     def _try_edgellm(self, one: Tried, tried: Sequence[Tried], progress: Progress) -> list[Rate]:

@@ -40,7 +40,8 @@ def serve(request: dict[str, Any], phase: Phase) -> dict[str, Any]:
     """Measure or score.
 
     Args:
-        request: ``bundle`` (a path), ``provider``, ``dialect``, ``threads``; to measure also
+        request: ``bundle`` (a path), ``provider``, ``dialect``, ``threads``, ``engines``
+            (TensorRT's folder); to measure also
             ``workload`` and whether to ``gate``; to score ``answers``.
         phase: Called with what begins.
 
@@ -50,13 +51,16 @@ def serve(request: dict[str, Any], phase: Phase) -> dict[str, Any]:
     bundle = open_bundle(Path(request["bundle"]))
     available = read_memory().available_bytes
     phase("load")
-    start_s = time.perf_counter()
+    start_s, more = time.perf_counter(), dict[str, Any]()
+    if request["provider"] == "tensorrt":
+        more["cache"] = Path(request["engines"])
     model = load_bundle(
         bundle,
         provider=request["provider"],
         dialect=request["dialect"],
         threads=request["threads"],
         digests=False,  # the caller has checked them, once for all candidates
+        **more,
     )
     load_s = time.perf_counter() - start_s
     try:

@@ -147,12 +147,12 @@ def test_tensorrt_is_tried_where_it_runs(
     assert [one.name for one in found.found] == ["tensorrt", *CPU]
     paths = [str(Path(__file__).parents[1]), *sys.path]
     command, work = (sys.executable, "-c", FAKE_ORIN, *paths), Workload((24,), 8, 300.0)
-    trial = Trial(bundle, work, 2, 1, engines, command=command)
+    trial = Trial(bundle, work, 2, 1, engines / "own", command=command)
     tried = {one.candidate.name: one for one in trial.run(found)}
     assert not any(one.failure for one in tried.values()), tried
     assert tried["tensorrt"].gate is not None
     assert tried["tensorrt"].gate["passed"]
-    assert list(engines.glob("*.engine"))
+    assert list((engines / "own").glob("*.engine"))
 
 
 def test_edgellm_is_held_to_what_a_session_says_of_its_tokens(
@@ -250,3 +250,16 @@ def test_a_bundle_that_was_not_checked_has_no_gate(bundle: Bundle, engines: Path
     unchecked = replace(bundle, manifest=replace(bundle.manifest, golden=golden))
     with pytest.raises(EngineError, match=r"built with --no-check.*again without --no-check"):
         Trial(unchecked, WORK, 2, 1, engines).run(find_candidates(unchecked, None))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody waits for measurements that cannot be kept."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        main(["engine", "choose", str(bundle.path), "--cache", str(tmp_path / "file")])
+    assert caught.value.code == 13
+    said = capsys.readouterr().err
+    assert "Choose another --cache" in said
+    assert "round" not in said

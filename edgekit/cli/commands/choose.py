@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="Folder of engines and choices. [default: as of `engine build`]",
+    help="Folder of engines and choices; `run` looks in $EDGEKIT_ENGINES. [default: as of "
+    "`engine build`]",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: cores]")
 @click.option(
@@ -56,12 +57,13 @@ def command(bundle: Path, cache: Path | None, *, as_json: bool, **options: Any) 
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.bundle.verify import verify_digests  # noqa: PLC0415
     from edgekit.choice.candidates import find_candidates  # noqa: PLC0415
-    from edgekit.choice.kept import basis  # noqa: PLC0415
+    from edgekit.choice.kept import basis, require_writable  # noqa: PLC0415
     from edgekit.choice.trial import Trial  # noqa: PLC0415
     from edgekit.choice.workload import Workload  # noqa: PLC0415
     from edgekit.trt.engine_cache import default_folder  # noqa: PLC0415
 
     opened, folder = open_bundle(bundle), cache or default_folder()
+    require_writable(folder)
     before, found = read_machine(), basis()
     workload = Workload.fitting(opened.manifest.limits["max_context"], options["limit_s"])
     with StageProgress() as progress:
