@@ -104,8 +104,9 @@ def test_a_builder_without_memory_is_an_error(bundle: Bundle, tmp_path: Path) ->
 def test_the_builder_goes_first_when_memory_runs_out(bundle: Bundle) -> None:
     """The worker asks to be killed before any engine that answers."""
     script = (
-        "import sys; from edgekit.trt import worker; "
-        "worker.serve = lambda request, phase: {'oom': worker._OOM_SCORE.read_text().strip()}; "
+        "from edgekit import worker_process; from edgekit.trt import worker; "
+        "oom = worker_process._OOM_SCORE; "
+        "worker.serve = lambda request, phase: {'oom': oom.read_text().strip()}; "
         "worker.main()"
     )
     done = subprocess.run(
