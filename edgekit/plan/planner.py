@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.models.config import ModelConfig, count_parameters
+from edgekit.models.config import ModelConfig, count_parameters, lm_head
 from edgekit.plan.cost import CostAssumptions, assume
 from edgekit.plan.hardware import Machine, source_texts
 from edgekit.plan.memory import Fit, engine_build_peak_bytes, misfit, predict_fit
-from edgekit.plan.roofline import Engine, find_engine
+from edgekit.plan.roofline import DEFAULT_ENGINE, Engine, find_engine
 from edgekit.plan.workload import Workload, workload
 from edgekit.quant.scheme import QuantScheme
 from edgekit.recipe import EmbeddingType
@@ -22,6 +22,8 @@ from edgekit.units import format_bytes
 SHORT_CONTEXT = 256
 CONTEXTS = (SHORT_CONTEXT, 2048)
 BATCHES = (1, 2, 4, 8)
+EDGE_LLM_SCHEME = QuantScheme(4, 128)
+"""The one scheme of linears that TensorRT Edge-LLM reads (docs/edgellm.md)."""
 PROJECTION = (
     "Rates are projections by a model fitted on published rates of other models "
     "(docs/planning.md); nothing was run on this machine."
@@ -253,6 +255,13 @@ def _contexts(subject: Subject) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*(x for x in CONTEXTS if x < longest), longest)))
 
 
+def _is_read(subject: Subject) -> bool:
+    """Whether TensorRT Edge-LLM reads the layers' linears as they are stored."""
+    head = lm_head(subject.config).name
+    stored = (scheme for name, scheme in subject.schemes.items() if name != head)
+    return all(scheme == EDGE_LLM_SCHEME for scheme in stored)
+
+
 def _warnings(subject: Subject, machine: Machine, engine: Engine, *, own: bool) -> tuple[str, ...]:
     """Return what a reader must know before trusting the figures."""
     found = [PROJECTION]
@@ -275,6 +284,12 @@ def _warnings(subject: Subject, machine: Machine, engine: Engine, *, own: bool) 
         found.append(
             "below full clocks one published rate is all there is: what an SM moves a clock is "
             "taken from it, and a layer's fixed time grows as the clock falls"
+        )
+    if engine.name == DEFAULT_ENGINE and not machine.is_reference and not _is_read(subject):
+        found.append(
+            f"{engine.name} itself takes 4 bits in groups of 128 only (--recipe w4a16-g128, "
+            f"docs/edgellm.md): its rates stand for TensorRT's with {subject.recipe}, of which "
+            "none is published"
         )
     found += subject.notes
     peak = engine_build_peak_bytes(subject.config)

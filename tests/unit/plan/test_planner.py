@@ -126,5 +126,7 @@ def test_a_reader_is_warned() -> None:
     assert "no rate of edge-llm on Jetson AGX Orin 32GB" in warnings("orin-32gb")
     assert "building the engine may take 32.76 GB" in warnings("orin-32gb")
     assert "machine of comparison" in warnings("a100-80gb")
+    assert "takes 4 bits in groups of 128 only" in warnings("orin")
+    assert "groups of 128 only" not in warnings("a100-80gb")
     mixed = plan("DeepSeek-R1-Distill-Qwen-7B", "orin", "mixed-4.3-gptq")
     assert any("4.3 bits" in note for note in mixed.warnings)
