@@ -1,0 +1,1 @@
+"""Runs a bundle's engine for many requests at once."""

@@ -1,0 +1,67 @@
+"""One request to the engine: what is asked, and what becomes of it, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgekit.engine.sampler import Sampler, SamplingParams
+from edgekit.errors import EdgekitError
+
+FinishReason = Literal["stop", "length", "cancelled", "expired", "failed"]
+"""``stop``: an end token; ``length``: its limit or the context; ``expired``: its deadline passed;
+``failed``: see ``Request.error``."""
+
+TokenSink = Callable[["Request", int], bool]
+"""Called with each token; returns whether to go on (a stop string ends a request)."""
+FinishSink = Callable[["Request"], None]
+"""Called once, when nothing more will come."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What is asked of the engine.
+
+    Attributes:
+        prompt: Token ids, at least one.
+        params: How to sample; stop strings are the sink's business.
+        ends: Tokens that end the generation; they are not passed on.
+        client: Whose it is: clients take turns, requests of one go in order.
+        deadline_s: Of the scheduler's clock; after it the request ends, waiting or running. None
+            waits for ever.
+        on_token: Told each token.
+        on_finish: Told of the end.
+        generated: Tokens so far.
+        reused_tokens: Of the prompt, those that a slot held already.
+        reason: Why it ended; None while it goes on.
+        error: What failed.
+        queued_s: When it was submitted, and so the next two; None until then.
+        started_s: When it got its slot.
+        first_token_s: When its first token was sampled.
+    """
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    ends: frozenset[int]
+    on_token: TokenSink
+    on_finish: FinishSink
+    client: str = ""
+    deadline_s: float | None = None
+    generated: list[int] = field(default_factory=list)
+    reused_tokens: int = 0
+    reason: FinishReason | None = None
+    error: EdgekitError | None = None
+    queued_s: float | None = None
+    started_s: float | None = None
+    first_token_s: float | None = None
+    sampler: Sampler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sampler = Sampler(self.params)
+
+    def finish(self, reason: FinishReason, error: EdgekitError | None = None) -> None:
+        """End it and tell; an ended request stays as it ended."""
+        if self.reason is None:
+            self.reason, self.error = reason, error
+            self.on_finish(self)

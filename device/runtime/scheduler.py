@@ -1,0 +1,235 @@
+"""Continuous batching: every step one chunk of a prompt and one token of all that generate.
+
+No threads and no text here: the loop (``device.runtime.loop``) owns the thread, what turns tokens
+into text hears of them by ``Request.on_token``. A request that ends frees its slot at once; what
+the slot holds stays, so that the next prompt with the same beginning need not run it again.
+
+Tokens depend on nothing but the request, up to the engine's rounding: the draws are a function of
+seed and step (``edgekit.engine.sampler``), but an engine may round a batch of another size
+otherwise, so equal texts are promised within one batch size only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from device.runtime.queue import FairQueue
+from device.runtime.request import FinishReason, Request
+from device.runtime.slots import Slot, Slots
+from edgekit.engine.candidates import Row
+from edgekit.engine.generate import token_limit
+from edgekit.engine.session import InferenceSession, decode_rows
+from edgekit.errors import EdgekitError, EngineError
+
+CHUNK_TOKENS: Final = 256
+"""Tokens of a prompt that run between two steps of those who generate: bounds their wait."""
+QUEUE_LIMIT: Final = 64
+
+
+class QueueFullError(EngineError):
+    """As many requests wait as may: ask again later."""
+
+
+class Scheduler:
+    """Runs requests on one engine. Not thread-safe: one thread calls it.
+
+    Args:
+        session: The engine; all its slots are used.
+        chunk_tokens: See ``CHUNK_TOKENS``.
+        queue_limit: Requests that may wait for a slot.
+        clock: Seconds from any start, never going back; deadlines are of it.
+
+    Attributes:
+        steps: Engine steps that decoded, for the mean batch.
+        decoded_tokens: Tokens that those made.
+    """
+
+    def __init__(
+        self,
+        session: InferenceSession,
+        *,
+        chunk_tokens: int = CHUNK_TOKENS,
+        queue_limit: int = QUEUE_LIMIT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._chunk = chunk_tokens
+        self._clock = clock
+        self._queue = FairQueue()
+        self._queue_limit = queue_limit
+        self._slots = Slots(session.max_sequences)
+        self._limits: dict[Request, int] = {}
+        self._turn = 0
+        self.steps = 0
+        self.decoded_tokens = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Requests that have one."""
+        return sum(slot.request is not None for slot in self._slots.all)
+
+    def submit(self, request: Request) -> None:
+        """Take a request; it is told of its tokens and its end by its sinks.
+
+        Raises:
+            QueueFullError: Too many wait; the request was not taken.
+            ContextOverflowError: The prompt does not fit the context.
+            EngineError: The prompt is empty.
+        """
+        limit = token_limit(self._session, len(request.prompt), request.params)
+        free = len(self._slots.all) - self.running
+        if self.waiting >= self._queue_limit + free:
+            raise QueueFullError(
+                f"{self.waiting} requests wait already", "Ask again when some have been answered"
+            )
+        self._limits[request] = limit
+        request.queued_s = self._clock()
+        self._queue.put(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request, waiting or running; no other notices."""
+        self._end(request, "cancelled")
+
+    def step(self) -> bool:
+        """Do the next piece of work; returns whether there is more."""
+        now_s = self._clock()
+        for request in self._queue.expired(now_s):
+            self._end(request, "expired")
+        for slot in self._slots.all:
+            late = slot.request
+            if late is not None and late.deadline_s is not None and late.deadline_s <= now_s:
+                self._end(late, "expired")
+        self._admit(now_s)
+        self._prefill()
+        self._decode()
+        return self.running > 0 or self.waiting > 0
+
+    def _admit(self, now_s: float) -> None:
+        """Give free slots to those who wait."""
+        while self.running < len(self._slots.all):
+            request = self._queue.take()
+            if request is None:
+                return
+            self._slots.take(request)
+            request.started_s = now_s
+
+    def _prefill(self) -> None:
+        """Run one chunk of one prompt; prompts take turns."""
+        slots = [slot for slot in self._slots.all if slot.is_prefilling]
+        if not slots:
+            return
+        self._turn += 1
+        slot = slots[self._turn % len(slots)]
+        request = slot.request
+        if request is None:
+            raise AssertionError
+        start = slot.prefilled
+        chunk = request.prompt[start : start + self._chunk]
+        try:
+            logits = self._session.prefill(slot.index, chunk, start)
+        except EdgekitError as error:
+            self._fail(slot, error)
+            return
+        slot.tokens.extend(chunk)
+        slot.prefilled += len(chunk)
+        if slot.is_decoding:
+            self._take(slot, logits)
+
+    def _decode(self) -> None:
+        """Run one token of every request that generates, and of those alone if one fails."""
+        slots = [slot for slot in self._slots.all if slot.is_decoding]
+        while slots:
+            try:
+                rows = self._run(slots)
+            except EngineError as error:
+                # The engine says which by having nothing left in it; others can run again.
+                slots = self._without_broken(slots, error)
+                continue
+            self.steps += 1
+            self.decoded_tokens += len(slots)
+            for slot, row in zip(slots, rows, strict=True):
+                if slot.request is not None:
+                    slot.tokens.append(slot.request.generated[-1])
+                    self._take(slot, row)
+            return
+
+    def _run(self, slots: Sequence[Slot]) -> Sequence[Row]:
+        requests = [slot.request for slot in slots if slot.request is not None]
+        return decode_rows(
+            self._session,
+            [slot.index for slot in slots],
+            [request.generated[-1] for request in requests],
+            [len(slot.tokens) for slot in slots],
+            [request.sampler.selects_at for request in requests],
+        )
+
+    def _without_broken(self, slots: Sequence[Slot], error: EngineError) -> list[Slot]:
+        """Fail the requests that a step cannot be made with; returns the slots of the others.
+
+        A batch of one names its culprit. Of a larger one each is tried alone: what the protocol
+        promises is that the others still hold their tokens.
+        """
+        if len(slots) == 1:
+            self._fail(slots[0], error)
+            return []
+        whole = []
+        for slot in slots:
+            try:
+                (row,) = self._run([slot])
+            except EngineError as own:
+                self._fail(slot, own)
+                continue
+            del row  # the step is made again, in a batch: positions may be fed twice
+            whole.append(slot)
+        return whole if len(whole) < len(slots) else self._fail_all(slots, error)
+
+    def _fail_all(self, slots: Sequence[Slot], error: EngineError) -> list[Slot]:
+        """Fail a batch that no single request is to blame for."""
+        for slot in slots:
+            self._fail(slot, error)
+        return []
+
+    def _take(self, slot: Slot, row: Row) -> None:
+        """Sample a request's next token and pass it on, or end the request."""
+        request = slot.request
+        if request is None:
+            raise AssertionError
+        try:
+            token = request.sampler.sample(row, len(request.generated))
+        except EngineError as error:
+            self._fail(slot, error)
+            return
+        if request.first_token_s is None:
+            request.first_token_s = self._clock()
+        if token in request.ends:
+            self._end(request, "stop")
+            return
+        request.generated.append(token)
+        if not request.on_token(request, token):
+            self._end(request, "stop")
+        elif len(request.generated) >= self._limits[request]:
+            self._end(request, "length")
+
+    def _fail(self, slot: Slot, error: EdgekitError) -> None:
+        """End a slot's request with an error, and trust nothing that the slot holds."""
+        slot.tokens.clear()
+        if slot.request is not None:
+            self._end(slot.request, "failed", error)
+
+    def _end(
+        self, request: Request, reason: FinishReason, error: EdgekitError | None = None
+    ) -> None:
+        """Free what a request has, and tell it."""
+        self._queue.drop(request)
+        self._limits.pop(request, None)
+        slot = self._slots.of(request)
+        if slot is not None:
+            slot.request, slot.prefilled = None, 0
+        request.finish(reason, error)

@@ -1,0 +1,74 @@
+"""Cache slots: what each holds, who has it, and which suits a prompt best."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from device.runtime.request import Request
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot of the engine's caches.
+
+    Attributes:
+        index: The engine's number of it.
+        tokens: What the cache holds, in order; kept when a request ends, for the next like it.
+        request: Who has it; None while it is free.
+        prefilled: Tokens of the request's prompt that are in the cache.
+        used: When it was last given away; larger is later.
+    """
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    request: Request | None = None
+    prefilled: int = 0
+    used: int = 0
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether its request's prompt is not yet in the cache."""
+        return self.request is not None and self.prefilled < len(self.request.prompt)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its request has a token that the engine has not seen."""
+        return self.request is not None and not self.is_prefilling
+
+
+class Slots:
+    """All slots of an engine."""
+
+    def __init__(self, count: int) -> None:
+        self.all = [Slot(index) for index in range(count)]
+        self._turns = itertools.count(1)
+
+    def take(self, request: Request) -> Slot | None:
+        """Give a request the free slot that holds most of its prompt; None if none is free.
+
+        Of slots that hold as much the one unused for longest: what others hold is kept longest.
+        """
+        free = [slot for slot in self.all if slot.request is None]
+        if not free:
+            return None
+        best = max(free, key=lambda slot: (common_prefix(slot.tokens, request.prompt), -slot.used))
+        # The last token of a prompt always runs: its logits are what generation begins with.
+        reused = min(common_prefix(best.tokens, request.prompt), len(request.prompt) - 1)
+        del best.tokens[reused:]
+        best.request, best.prefilled, best.used = request, reused, next(self._turns)
+        request.reused_tokens = reused
+        return best
+
+    def of(self, request: Request) -> Slot | None:
+        """Return the slot that a request has."""
+        return next((slot for slot in self.all if slot.request is request), None)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many leading tokens two sequences share."""
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return index
+    return min(len(a), len(b))
