@@ -61,6 +61,9 @@ class EngineLoop:
         def work() -> None:
             if not taken.set_running_or_notify_cancel():
                 return
+            if self.fault is not None:
+                taken.set_exception(self._stopped())
+                return
             try:
                 self._scheduler.submit(request)
             except EngineError as error:
@@ -70,9 +73,7 @@ class EngineLoop:
                 taken.set_result(None)
 
         if not self._post(work):
-            taken.set_exception(
-                EngineStoppedError("the engine is being stopped", "Ask again in a moment")
-            )
+            taken.set_exception(self._stopped())
         return taken
 
     def cancel(self, request: Request) -> None:
@@ -131,12 +132,18 @@ class EngineLoop:
         with self._wake:
             self.fault, left = fault, list(self._inbox)
             self._inbox.clear()
-        error = EngineStoppedError(
-            f"the engine stopped: {type(fault).__name__}: {fault}", "It has to be started again"
-        )
+        error = self._stopped()
         for request in list(self._open):
             with contextlib.suppress(Exception):  # one broken sink must not silence the others
                 request.finish("failed", error)
-        for work in left:  # requests that were not taken learn it from the scheduler's end
+        for work in left:  # those that were not taken yet learn it now
             with contextlib.suppress(Exception):
                 work()
+
+    def _stopped(self) -> EngineStoppedError:
+        fault = self.fault
+        if fault is None:
+            return EngineStoppedError("the engine is being stopped", "Ask again in a moment")
+        return EngineStoppedError(
+            f"the engine stopped: {type(fault).__name__}: {fault}", "It has to be started again"
+        )

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 
 from device.runtime.request import Request
 
+WORTH_TOKENS = 16
+"""A shorter beginning in common (a template's, a system message of some words) is run again."""
+LONG_TEXT_TOKENS = 256
+"""What a slot holds is worth keeping from here on."""
+
 
 @dataclass(slots=True)
 class Slot:
@@ -48,12 +53,14 @@ class Slots:
     def take(self, request: Request) -> Slot | None:
         """Give a request the free slot that holds most of its prompt; None if none is free.
 
-        Of slots that hold as much the one unused for longest: what others hold is kept longest.
+        Where none holds enough to matter it is one that holds no long text, the lowest: an engine
+        runs all slots up to the highest that generates. If all hold long texts the one unused for
+        longest is given away.
         """
         free = [slot for slot in self.all if slot.request is None]
         if not free:
             return None
-        best = max(free, key=lambda slot: (common_prefix(slot.tokens, request.prompt), -slot.used))
+        best = max(free, key=lambda slot: _merit(slot, request.prompt))
         # The last token of a prompt always runs: its logits are what generation begins with.
         reused = min(common_prefix(best.tokens, request.prompt), len(request.prompt) - 1)
         del best.tokens[reused:]
@@ -64,6 +71,14 @@ class Slots:
     def of(self, request: Request) -> Slot | None:
         """Return the slot that a request has."""
         return next((slot for slot in self.all if slot.request is request), None)
+
+
+def _merit(slot: Slot, prompt: Sequence[int]) -> tuple[int, bool, int, int]:
+    """Return how well a slot suits a prompt; more is better."""
+    held = common_prefix(slot.tokens, prompt)
+    is_short = len(slot.tokens) < LONG_TEXT_TOKENS
+    batch = 1 << slot.index.bit_length()  # the power of two that covers it
+    return held if held >= WORTH_TOKENS else 0, is_short, -batch if is_short else 0, -slot.used
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

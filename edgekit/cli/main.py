@@ -32,6 +32,7 @@ COMMANDS = {
     "build": "Quantize, export, check and bundle a checkpoint.",
     "run": "Chat with a bundle in the terminal.",
     "inspect": "Show what a checkpoint or a bundle holds.",
+    "serve": "Serve a bundle behind OpenAI's API.",
     "verify": "Check a bundle: digests, graph, golden prompts.",
     "eval": "Measure a bundle's quality on data.",
     "engine": "Build a bundle's TensorRT engine for this machine.",

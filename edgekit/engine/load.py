@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.bundle.layout import TOKENIZER_FOLDER
@@ -16,13 +16,15 @@ from edgekit.engine.checks import check_tables
 from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
 from edgekit.engine.ort import OrtSession, Provider, newest_opset
+from edgekit.engine.sampler import SamplingParams
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, EngineError, GraphError, MissingExtraError
 from edgekit.models.config import ModelConfig
 from edgekit.models.exported import AnyConfig, stored_config
+from edgekit.models.generation import generation_defaults
 from edgekit.progress import SILENT, Progress
 from edgekit.text.chat_template import ChatTemplate, Message
-from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.tokenizer import GENERATION_CONFIG_FILE, Tokenizer, read_json_object
 
 if TYPE_CHECKING:  # for a device only
     from edgekit.engine.tensorrt import TensorRTSession
@@ -55,6 +57,13 @@ class LoadedModel:
     def adds_bos(self) -> bool:
         """Whether text must get the tokenizer's BOS: a rendered chat template has its own."""
         return self.template is None
+
+    @property
+    def own_sampling(self) -> SamplingParams:
+        """How the checkpoint's publisher samples (``generation_config.json``)."""
+        path = self.bundle.path / TOKENIZER_FOLDER / GENERATION_CONFIG_FILE
+        own = generation_defaults(read_json_object(path))
+        return SamplingParams(**asdict(own))
 
     def prompt(self, messages: list[Message]) -> str:
         """Render a conversation; a base model continues the last message's text."""

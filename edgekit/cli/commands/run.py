@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,22 +168,9 @@ def chat(
 
 def sampling_params(model: Any, options: dict[str, Any]) -> Any:
     """Return how to sample: the options, else the checkpoint's own generation_config.json."""
-    from edgekit.bundle.layout import TOKENIZER_FOLDER  # noqa: PLC0415
-    from edgekit.engine.sampler import SamplingParams  # noqa: PLC0415
-    from edgekit.models.generation import generation_defaults  # noqa: PLC0415
-    from edgekit.text.tokenizer import read_json_object  # noqa: PLC0415
-
-    path = model.bundle.path / TOKENIZER_FOLDER / "generation_config.json"
-    own = generation_defaults(read_json_object(path))
-    defaults: dict[str, Any] = {
-        **asdict(own),
-        "seed": None,
-        "max_tokens": None,
-    }
-    chosen: dict[str, Any] = {
-        k: v if options[k] is None else options[k] for k, v in defaults.items()
-    }
-    return SamplingParams(**chosen)
+    names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
+    chosen = {name: options[name] for name in names if options[name] is not None}
+    return replace(model.own_sampling, **chosen)
 
 
 def describe_answer(model: Any, done: Any, *, hide_reasoning: bool) -> dict[str, Any]:

@@ -7,90 +7,14 @@ import itertools
 import random
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pytest
+from scheduler_cases import CONTEXT, VOCABULARY, Engine, ask, expected, keep_on, lasting
 
+from device.runtime import slots as slots_module
 from device.runtime.request import Request
 from device.runtime.scheduler import QueueFullError, Scheduler
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import ContextOverflowError, EngineError
-
-VOCABULARY, CONTEXT, END = 97, 64, 0
-
-
-def next_token(tokens: Sequence[int]) -> int:
-    """Return the token that the engine's model says after these: a function of all of them."""
-    state = 7
-    for token in tokens:
-        state = (state * 31 + token + 1) % 10_007
-    return state % VOCABULARY
-
-
-def expected(prompt: Sequence[int], limit: int) -> list[int]:
-    """Return what a request alone would be answered."""
-    tokens = list(prompt)
-    while len(tokens) - len(prompt) < limit:
-        token = next_token(tokens)
-        if token == END:
-            break
-        tokens.append(token)
-    return tokens[len(prompt) :]
-
-
-class Engine:
-    """A session whose caches hold tokens; feeding it with a gap or past the end is an error."""
-
-    max_context, vocab_size = CONTEXT, VOCABULARY
-
-    def __init__(self, slots: int = 4) -> None:
-        self.max_sequences = slots
-        self.held: list[list[int]] = [[] for _ in range(slots)]
-        self.prefilled = 0
-        self.batches: list[int] = []
-        self.poison: set[int] = set()
-        self.broken: Exception | None = None
-
-    def _feed(self, slot: int, tokens: Sequence[int], start: int) -> npt.NDArray[np.float32]:
-        assert 0 <= start <= len(self.held[slot])
-        assert start + len(tokens) <= CONTEXT
-        del self.held[slot][start:]
-        self.held[slot].extend(tokens)
-        row = np.zeros(VOCABULARY, np.float32)
-        row[next_token(self.held[slot])] = 9
-        return row
-
-    def prefill(
-        self, slot: int, tokens: Sequence[int], start: int = 0, *, all_logits: bool = False
-    ) -> npt.NDArray[np.float32]:
-        assert not all_logits
-        assert tokens
-        self.prefilled += len(tokens)
-        return self._feed(slot, tokens, start)
-
-    def decode(
-        self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
-        assert len(set(slots)) == len(slots)
-        if self.broken is not None:
-            raise self.broken
-        self.batches.append(len(slots))
-        rows = [
-            self._feed(slot, [token], position)
-            for slot, token, position in zip(slots, tokens, positions, strict=True)
-        ]
-        bad = [slot for slot in slots if self.poison & set(self.held[slot])]
-        if bad:
-            for slot in bad:
-                self.held[slot].clear()
-            raise EngineError(f"logits of slot {bad[0]} are not finite")
-        return np.stack(rows)
-
-    def release(self, slot: int) -> None:
-        self.held[slot].clear()
-
-    def close(self) -> None:
-        raise AssertionError
 
 
 class Clock:
@@ -101,29 +25,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def lasting(steps: int) -> list[int]:
-    """Return a prompt whose answer is longer than this."""
-    return next([n, n + 1] for n in range(1, 90) if len(expected([n, n + 1], steps)) == steps)
-
-
-def keep_on(request: Request, token: int) -> bool:
-    """Want everything."""
-    return bool(request.generated[-1] == token)
-
-
-def ask(prompt: Sequence[int], limit: int = 8, **more: object) -> Request:
-    """Return a request that wants everything."""
-    values: dict[str, object] = {
-        "prompt": tuple(prompt),
-        "params": SamplingParams(max_tokens=limit),
-        "ends": frozenset({END}),
-        "on_token": keep_on,
-        "on_finish": [].append,
-        **more,
-    }
-    return Request(**values)  # type: ignore[arg-type]  # of the right types, by name
 
 
 def note(order: list[str], name: str, request: Request) -> None:
@@ -183,14 +84,14 @@ def test_a_prefix_that_a_slot_holds_is_not_run_again() -> None:
     """The longest common beginning is reused, prompt and answer of the turn before included."""
     engine = Engine()
     scheduler = Scheduler(engine)
-    chat = [5, 6, 7, 8, 9]
+    chat = list(range(30, 50))
     first = ask(chat)
     scheduler.submit(first)
     run(scheduler)
     again = chat + first.generated + [11, 12]
     second, other = ask(again, 4), ask([9, 9, 9])
-    scheduler.submit(other)
     scheduler.submit(second)
+    scheduler.submit(other)
     before = engine.prefilled
     run(scheduler)
     # The last generated token was never fed: nothing has read it.
@@ -204,17 +105,26 @@ def test_a_prefix_that_a_slot_holds_is_not_run_again() -> None:
     assert same.generated == second.generated
 
 
-def test_a_slot_unused_for_longest_is_given_away() -> None:
-    """Where no prompt is known, the beginnings that were used last are kept."""
-    scheduler = Scheduler(Engine(slots=2))
-    for prompt in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
-        scheduler.submit(ask(prompt, 1))
-        run(scheduler)
-    kept, lost = ask([4, 5, 6, 1], 1), ask([1, 2, 3, 1], 1)
-    for request in (kept, lost):
+def test_short_texts_go_to_low_slots_and_long_ones_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine runs all slots up to the highest; of long texts the one unused longest goes."""
+    monkeypatch.setattr(slots_module, "LONG_TEXT_TOKENS", 20)
+    engine = Engine(slots=3)
+    scheduler = Scheduler(engine)
+
+    def after(prompt: Sequence[int]) -> int:
+        request = ask(prompt, 1)
         scheduler.submit(request)
         run(scheduler)
-    assert (kept.reused_tokens, lost.reused_tokens) == (3, 0)
+        return [held[: len(prompt)] for held in engine.held].index(list(prompt))
+
+    texts = [[n] * 25 for n in range(1, 5)]
+    assert after([9, 9]) == after([8, 8]) == 0
+    assert [after(text) for text in texts[:3]] == [0, 1, 2]
+    assert after([*texts[0], 7]) == 0  # what it begins with is there
+    assert after(texts[3]) == 1  # unused for longest
+    assert after([6, 6]) == 2
 
 
 def test_cancelling_one_touches_no_other() -> None:

@@ -1,0 +1,188 @@
+"""Bodies of requests, checked field by field; what is not served yet is refused, never ignored.
+
+Source: OpenAI's published OpenAPI description (github.com/openai/openai-openapi), chat completions
+and completions; ``top_k`` as vLLM has it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from device.api.errors import ApiError
+from edgekit.engine.sampler import SamplingParams
+from edgekit.errors import EngineError
+
+Tokens = Annotated[int, msgspec.Meta(ge=1)]
+MAX_STOPS = 4
+_UNKNOWN = "Object contains unknown field `"
+
+
+class TextPart(msgspec.Struct, forbid_unknown_fields=True):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def as_template(self) -> dict[str, Any]:
+        """Return it as a chat template reads it; ``developer`` is the newer name of ``system``."""
+        text = self.content
+        if not isinstance(text, str):
+            text = "".join(part.text for part in text)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What both kinds of requests have."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    user: str | None = None
+    n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    def params(self, own: SamplingParams, limit: int | None) -> SamplingParams:
+        """Return how to sample: what is asked, else what the bundle says.
+
+        Raises:
+            ApiError: A value cannot be served.
+        """
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > MAX_STOPS or not all(stops):
+            raise ApiError(400, f"stop takes 1 to {MAX_STOPS} strings, none empty", param="stop")
+        try:
+            return SamplingParams(
+                temperature=own.temperature if self.temperature is None else self.temperature,
+                top_p=own.top_p if self.top_p is None else self.top_p,
+                # vLLM's clients write -1 for all.
+                top_k=own.top_k if self.top_k is None else max(self.top_k, 0),
+                seed=None if self.seed is None else self.seed % (1 << 64),
+                max_tokens=limit,
+                stop=tuple(stops),
+            )
+        except EngineError as error:
+            raise ApiError(400, str(error)) from error
+
+    def refuse_unserved(self) -> None:
+        """Refuse what would change the answer and is not served.
+
+        Raises:
+            ApiError: Names the field.
+        """
+        idle: dict[str, tuple[Any, ...]] = {
+            "n": (None, 1),
+            "frequency_penalty": (None, 0),
+            "presence_penalty": (None, 0),
+            "logit_bias": (None, {}),
+            **self.unserved(),
+        }
+        for name, harmless in idle.items():
+            value = getattr(self, name)
+            if value not in harmless:
+                raise ApiError(
+                    400,
+                    f"{name} {value!r} is not served by this version",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+
+    def unserved(self) -> dict[str, tuple[Any, ...]]:
+        """Return further fields that are not served, and their values that change nothing."""
+        return {}
+
+
+class ChatRequest(_Common, kw_only=True):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+
+    def unserved(self) -> dict[str, tuple[Any, ...]]:
+        """See the base."""
+        return {
+            "logprobs": (None, False),
+            "top_logprobs": (None, 0),
+            "response_format": (None, {"type": "text"}),
+            "tools": (None, []),
+            "tool_choice": (None, "none", "auto"),
+            "store": (None, False),
+        }
+
+
+class CompletionRequest(_Common, kw_only=True):
+    """``POST /v1/completions``."""
+
+    prompt: str
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+    logprobs: int | None = None
+
+    def unserved(self) -> dict[str, tuple[Any, ...]]:
+        """See the base."""
+        return {
+            "echo": (None, False),
+            "suffix": (None, ""),
+            "best_of": (None, 1),
+            "logprobs": (None,),
+        }
+
+
+R = TypeVar("R", ChatRequest, CompletionRequest)
+
+
+def read_body(data: bytes, kind: type[R]) -> R:
+    """Return a request's body.
+
+    Raises:
+        ApiError: It is no JSON, has a field of another type, or one that OpenAI does not know.
+    """
+    try:
+        request = msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        said = str(error)
+        if said.startswith(_UNKNOWN):
+            name = said.removeprefix(_UNKNOWN).partition("`")[0]
+            raise ApiError(
+                400, f"Unrecognized request argument supplied: {name}", param=name
+            ) from error
+        # "Expected `int`, got `str` - at `$.max_tokens`"
+        where = said.partition(" - at `$.")[2].rstrip("`") or None
+        raise ApiError(400, said, param=where) from error
+    except msgspec.DecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    request.refuse_unserved()
+    return request
