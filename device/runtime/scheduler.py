@@ -5,8 +5,9 @@ into text hears of them by ``Request.on_token``. A request that ends frees its s
 the slot holds stays, so that the next prompt with the same beginning need not run it again.
 
 Tokens depend on nothing but the request, up to the engine's rounding: the draws are a function of
-seed and step (``edgekit.engine.sampler``), but an engine may round a batch of another size
-otherwise, so equal texts are promised within one batch size only.
+seed and step (``edgekit.engine.sampler``), but an engine may round a batch of another size, or a
+prompt of which it holds the beginning, otherwise. Equal texts are promised within one batch size
+and as much of the prompt reused.
 """
 
 from __future__ import annotations

@@ -1,0 +1,367 @@
+"""The server as its clients see it: OpenAI's own, curl's kind, and those that behave badly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+from factories import EXAMPLE
+from serve_cases import served, settle
+
+from device.api.service import Service, Settings, read_keys
+from edgekit.errors import StorageError
+from edgekit.pipeline.build import build
+from edgekit.pipeline.request import BuildRequest
+from edgekit.recipe import load_recipe
+from edgekit.targets import TARGETS
+
+NAME = "edgekit-r1-tiny"
+SUM = [{"role": "user", "content": "What is 58 + 67?"}]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    request = BuildRequest(
+        model=str(EXAMPLE),
+        target=TARGETS["cpu"],
+        recipe=load_recipe("w4a16-g64"),
+        out=tmp_path_factory.mktemp("serve") / "bundle",
+        max_context=512,
+    )
+    return build(request).path
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[tuple[str, Service]]:
+    with served(bundle) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: tuple[str, Service]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as made:
+        yield made
+    settle(server[1])
+
+
+def post(
+    server: tuple[str, Service], body: Any, path: str = "/v1/chat/completions"
+) -> httpx.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(server[0] + path, content=data, timeout=30)
+
+
+def test_openais_client_gets_its_answer(client: openai.OpenAI) -> None:
+    """Whole: text, reasoning under both names, usage, as the client's types have them."""
+    done = client.chat.completions.create(model=NAME, messages=SUM, temperature=0)  # type: ignore[arg-type]  # a list of dicts
+    message = done.choices[0].message
+    assert message.content == "58 + 67 = 125"
+    extra = message.model_extra or {}
+    assert extra["reasoning_content"] == extra["reasoning"]
+    assert "carry 1" in extra["reasoning"]
+    assert done.choices[0].finish_reason == "stop"
+    assert done.usage is not None
+    assert done.usage.prompt_tokens == 15
+    assert done.usage.completion_tokens_details is not None
+    assert 0 < (done.usage.completion_tokens_details.reasoning_tokens or 0) < 36
+    assert client.models.list().data[0].id == NAME
+
+
+def test_a_stream_is_the_same_text_in_pieces(client: openai.OpenAI) -> None:
+    """Joined, the deltas are the whole answer; usage comes last, if it is asked for."""
+    stream = client.chat.completions.create(
+        model=NAME,
+        messages=SUM,  # type: ignore[arg-type]  # a list of dicts
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    text, reasoning, reasons, usage = "", "", [], None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            reasoning += (choice.delta.model_extra or {}).get("reasoning_content", "")
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    assert text == "58 + 67 = 125"
+    assert reasoning.startswith("8+7+0=15")
+    assert reasons == ["stop"]
+    assert usage is not None
+    assert usage.completion_tokens == 36
+
+
+def test_a_text_is_continued(client: openai.OpenAI) -> None:
+    """/v1/completions streams and answers whole; 16 tokens unless more are asked for."""
+    done = client.completions.create(model=NAME, prompt="To be, or not", temperature=0)
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 16
+    stream = client.completions.create(
+        model=NAME, prompt="To be, or not", temperature=0, stream=True
+    )
+    assert "".join(c.choices[0].text for c in stream) == done.choices[0].text
+
+
+def test_stops_limits_and_seeds(client: openai.OpenAI) -> None:
+    """A stop string ends the text before it, a limit cuts it, a seed gives the same again."""
+
+    def ask(**more: Any) -> Any:
+        return client.chat.completions.create(model=NAME, messages=SUM, **more)  # type: ignore[call-overload]  # as above
+
+    stopped = ask(temperature=0, stop=["carry"])
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].message.content == ""
+    cut = ask(temperature=0, max_completion_tokens=5)
+    assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 5)
+    # The first runs the prompt, the others find it in the cache: rounded otherwise.
+    _, first, second, other = (
+        client.completions.create(
+            model=NAME, prompt="To be", temperature=2, top_p=1, seed=seed, max_tokens=40
+        )
+        .choices[0]
+        .text
+        for seed in (7, 7, 7, 8)
+    )
+    assert first == second != other
+
+
+def test_many_at_once_each_get_their_own(
+    server: tuple[str, Service], client: openai.OpenAI
+) -> None:
+    """Forty questions over four slots: every sum is right, and beginnings in common are reused."""
+    sums = [(n, 97 - 2 * n) for n in range(10, 50)]
+    answers: dict[tuple[int, int], str] = {}
+
+    def ask(a: int, b: int) -> None:
+        done = client.chat.completions.create(
+            model=NAME, messages=[{"role": "user", "content": f"What is {a} + {b}?"}], temperature=0
+        )
+        answers[a, b] = done.choices[0].message.content or ""
+
+    pairs = [(a, b) for a, b in sums if b > 0]
+    threads = [threading.Thread(target=ask, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == len(pairs)
+    wrong = [pair for pair in pairs if not answers[pair].endswith(f"= {sum(pair)}")]
+    assert len(wrong) <= 1  # the model's own mistakes, if any
+    assert server[1].engine.is_alive
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said", "param"),
+    [
+        (b"{", 400, "is not JSON", None),
+        ({"model": NAME}, 400, "missing required field `messages`", None),
+        ({"model": NAME, "messages": []}, 400, "length >= 1", "messages"),
+        ({"model": "gpt-4o", "messages": SUM}, 404, "does not exist", "model"),
+        ({"model": NAME, "messages": SUM, "foo": 1}, 400, "Unrecognized request argument", "foo"),
+        ({"model": NAME, "messages": SUM, "max_tokens": 0}, 400, ">= 1", "max_tokens"),
+        ({"model": NAME, "messages": SUM, "temperature": 3}, 400, "<= 2", "temperature"),
+        ({"model": NAME, "messages": SUM, "stop": [""]}, 400, "none empty", "stop"),
+        ({"model": NAME, "messages": SUM, "n": 2}, 400, "not served by this version", "n"),
+        ({"model": NAME, "messages": SUM, "tools": [{}]}, 400, "not served", "tools"),
+        (
+            {"model": NAME, "messages": [{"role": "user", "content": "word " * 600}]},
+            400,
+            "the context holds 512",
+            "messages",
+        ),
+    ],
+)
+def test_bad_requests_are_told_in_openais_shape(
+    server: tuple[str, Service], body: Any, status: int, said: str, param: str | None
+) -> None:
+    """Status, message and field; streamed requests get the same, before any event."""
+    answers = [post(server, body)]
+    if isinstance(body, dict):
+        answers.append(post(server, {**body, "stream": True}))
+    for answer in answers:
+        assert answer.status_code == status
+        error = answer.json()["error"]
+        assert said in error["message"]
+        assert error["param"] == param
+        assert error["type"] == "invalid_request_error"
+
+
+def test_other_paths_and_sizes(bundle: Path) -> None:
+    """Unknown paths and methods are OpenAI's errors, too; a large body is not read to its end."""
+    with served(bundle, Settings(body_limit_bytes=1000), slots=1) as server:
+        assert httpx.get(f"{server[0]}/v1/nothing").json()["error"]["message"] == "Not Found"
+        assert httpx.get(f"{server[0]}/v1/chat/completions").status_code == 405
+        large = post(server, {"model": NAME, "messages": SUM, "user": "x" * 2000})
+        assert large.status_code == 413
+        assert post(server, {"model": NAME, "messages": SUM, "max_tokens": 1}).status_code == 200
+
+
+def test_the_queue_is_bounded(bundle: Path) -> None:
+    """Beyond it clients are told to come back, with 429 and when; none of the others notices."""
+    with served(bundle, Settings(queue_limit=1), slots=1) as server:
+        statuses: list[tuple[int, str | None]] = []
+
+        def ask() -> None:
+            body = {"model": NAME, "messages": SUM, "temperature": 1, "max_tokens": 200}
+            answer = post(server, body)
+            statuses.append((answer.status_code, answer.headers.get("retry-after")))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert (429, "1") in statuses
+        assert statuses.count((200, None)) >= 2
+        assert {status for status, _ in statuses} == {200, 429}
+        settle(server[1])
+
+
+def test_a_deadline_is_kept(bundle: Path) -> None:
+    """What is not answered in its time is 504, and its slot is free."""
+    with served(bundle, Settings(timeout_s=0.001), slots=1) as server:
+        answer = post(server, {"model": NAME, "messages": SUM})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        settle(server[1])
+
+
+def test_keys_name_clients(bundle: Path, tmp_path: Path) -> None:
+    """Without a key, or with a wrong one, nothing is told but that; health needs none."""
+    file = tmp_path / "keys"
+    file.write_text(f"# line\nlab {hashlib.sha256(b'secret').hexdigest()}\n")
+    with served(bundle, Settings(keys=read_keys(file)), slots=1) as (address, service):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            answer = httpx.get(f"{address}/v1/models", headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        right = {"authorization": "Bearer secret"}
+        assert httpx.get(f"{address}/v1/models", headers=right).status_code == 200
+        assert httpx.get(f"{address}/readyz").status_code == 200
+        assert service.client_of("Bearer secret", "1.2.3.4") == "lab"
+    for text, said in (("lab secret", "line 1"), ("", "no keys")):
+        file.write_text(text)
+        with pytest.raises(StorageError, match=said) as caught:
+            read_keys(file)
+        assert "secret" not in str(caught.value)
+
+
+def test_metrics_count_what_happened(bundle: Path) -> None:
+    """Names as vLLM's; what was reused of a prompt and how requests ended are told."""
+    with served(bundle, slots=1) as server:
+        body = {"model": NAME, "messages": SUM, "temperature": 0}
+        post(server, body)
+        post(server, body)
+        post(server, {**body, "foo": 1})
+        text = httpx.get(f"{server[0]}/metrics").text
+    label = f'model_name="{NAME}"'
+    assert f"edgekit_prompt_tokens_total{{{label}}} 30.0" in text
+    assert f"edgekit_prefix_cache_hits_total{{{label}}} 14.0" in text
+    assert f"edgekit_generation_tokens_total{{{label}}} 72.0" in text
+    assert f'edgekit_request_success_total{{finished_reason="stop",{label}}} 2.0' in text
+    assert f'edgekit_request_refused_total{{{label},status="400"}} 1.0' in text
+    assert f"edgekit_time_to_first_token_seconds_count{{{label}}} 2.0" in text
+
+
+def test_a_client_that_leaves_frees_its_slot(server: tuple[str, Service]) -> None:
+    """Streamed or not, in the middle or while it waits; another's answer is whole."""
+    host, port = urlsplit(server[0]).hostname, urlsplit(server[0]).port
+    base = {"model": NAME, "messages": SUM, "temperature": 1.5, "max_tokens": 400}
+    left = []
+    for number in range(12):
+        data = json.dumps({**base, "stream": number % 2 == 0}).encode()
+        caller = socket.create_connection((host, port))
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
+        caller.sendall(head.encode() + data)
+        left.append(caller)
+    answer = post(server, {"model": NAME, "messages": SUM, "temperature": 0})
+    time.sleep(0.05)
+    for caller in left:
+        caller.close()
+    assert answer.json()["choices"][0]["message"]["content"] == "58 + 67 = 125"
+    settle(server[1])
+
+
+def misbehave(address: str, kind: int, seed: int) -> None:
+    """Send garbage, half a body, a byte now and then, or ask and leave."""
+    own, parts = random.Random(seed), urlsplit(address)
+    body = json.dumps({"model": NAME, "messages": SUM, "stream": own.random() < 0.5}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    whole = head.encode() + body
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as caller:
+        if kind == 0:
+            caller.sendall(own.randbytes(200))
+        elif kind == 1:
+            caller.sendall(whole[: len(whole) - len(body) // 2])
+            time.sleep(own.random() / 5)
+        elif kind == 2:
+            for byte in whole[:40]:
+                caller.sendall(bytes([byte]))
+                time.sleep(0.002)
+        else:
+            caller.sendall(whole)
+            time.sleep(own.random() / 20)
+
+
+def test_two_hundred_random_clients_harm_nobody(server: tuple[str, Service]) -> None:
+    """They stall, leave, send garbage and half of what they promised: who behaves is answered."""
+    chance, right = random.Random(11), list[bool]()
+
+    def behave() -> None:
+        done = post(server, {"model": NAME, "messages": SUM, "temperature": 0})
+        right.append(done.json()["choices"][0]["message"]["content"] == "58 + 67 = 125")
+
+    threads = []
+    for number in range(200):
+        kind = chance.randrange(5)
+        target, arguments = (behave, ()) if kind == 4 else (misbehave, (server[0], kind, number))
+        threads.append(threading.Thread(target=target, args=arguments))
+    for start in range(0, 200, 25):
+        for thread in threads[start : start + 25]:
+            thread.start()
+        for thread in threads[start : start + 25]:
+            thread.join(60)
+    assert len(right) > 20
+    assert all(right)
+    settle(server[1])
+    assert httpx.get(f"{server[0]}/readyz").status_code == 200
+
+
+def test_the_command_serves_and_ends_what_runs(bundle: Path) -> None:
+    """`edgekit serve`: ready, answers, and at SIGTERM lets a stream come to its end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "edgekit", "serve", bundle, "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(200):
+                try:
+                    if httpx.get(f"{address}/readyz").status_code == 200:
+                        break
+                except httpx.ConnectError:
+                    time.sleep(0.05)
+            body = {"model": NAME, "messages": SUM, "temperature": 0, "stream": True}
+            with httpx.stream("POST", f"{address}/v1/chat/completions", json=body) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                process.send_signal(signal.SIGTERM)
+                assert list(lines)[-2] == "data: [DONE]"
+            assert process.wait(30) == 0
+        finally:
+            process.kill()

@@ -1,0 +1,51 @@
+"""A server in this process, on a free loopback port."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from device.api.app import make_app
+from device.api.service import Service, Settings
+from edgekit.bundle.reader import open_bundle
+from edgekit.engine.load import load_bundle
+
+
+@contextlib.contextmanager
+def served(
+    bundle: Path, settings: Settings | None = None, slots: int = 4
+) -> Iterator[tuple[str, Service]]:
+    """Serve a bundle; yields the base address and the service, and stops both."""
+    model = load_bundle(open_bundle(bundle), threads=2, max_sequences=slots, digests=False)
+    service = Service(model, model.own_sampling, settings or Settings(drain_s=5.0))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(make_app(service), log_level="error", lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{port}", service
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def settle(service: Service, within_s: float = 10.0) -> None:
+    """Wait until no request runs or waits."""
+    scheduler = service.engine._scheduler
+    end = time.monotonic() + within_s
+    while scheduler.running or scheduler.waiting:
+        assert time.monotonic() < end, "a slot leaks"
+        time.sleep(0.01)
