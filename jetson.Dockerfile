@@ -57,9 +57,9 @@ COPY . .
 # is compiled; pip itself stays behind. CUDA's bindings are of the JetPack's major version of CUDA.
 RUN python3 -m venv --system-site-packages /opt/edgekit \
     && if [ "${ENGINE}" = tensorrt ]; then \
-        set -- ".[device,tensorrt]" "cuda-bindings==${CUDA_BINDINGS_VERSION}"; \
+        set -- ".[device,serve,tensorrt]" "cuda-bindings==${CUDA_BINDINGS_VERSION}"; \
     else \
-        set -- ".[device]"; \
+        set -- ".[device,serve]"; \
     fi \
     && /opt/edgekit/bin/pip install --no-cache-dir --only-binary=:all: \
         --constraint "${EDGEKIT_CONSTRAINTS}" "$@" \

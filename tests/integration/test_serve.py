@@ -30,7 +30,7 @@ from edgekit.recipe import load_recipe
 from edgekit.targets import TARGETS
 
 NAME = "edgekit-r1-tiny"
-SUM = [{"role": "user", "content": "What is 58 + 67?"}]
+SUM: list[Any] = [{"role": "user", "content": "What is 58 + 67?"}]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def post(
 
 def test_openais_client_gets_its_answer(client: openai.OpenAI) -> None:
     """Whole: text, reasoning under both names, usage, as the client's types have them."""
-    done = client.chat.completions.create(model=NAME, messages=SUM, temperature=0)  # type: ignore[arg-type]  # a list of dicts
+    done = client.chat.completions.create(model=NAME, messages=SUM, temperature=0)
     message = done.choices[0].message
     assert message.content == "58 + 67 = 125"
     extra = message.model_extra or {}
@@ -85,7 +85,7 @@ def test_a_stream_is_the_same_text_in_pieces(client: openai.OpenAI) -> None:
     """Joined, the deltas are the whole answer; usage comes last, if it is asked for."""
     stream = client.chat.completions.create(
         model=NAME,
-        messages=SUM,  # type: ignore[arg-type]  # a list of dicts
+        messages=SUM,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
@@ -120,7 +120,7 @@ def test_stops_limits_and_seeds(client: openai.OpenAI) -> None:
     """A stop string ends the text before it, a limit cuts it, a seed gives the same again."""
 
     def ask(**more: Any) -> Any:
-        return client.chat.completions.create(model=NAME, messages=SUM, **more)  # type: ignore[call-overload]  # as above
+        return client.chat.completions.create(model=NAME, messages=SUM, **more)
 
     stopped = ask(temperature=0, stop=["carry"])
     assert stopped.choices[0].finish_reason == "stop"
@@ -346,7 +346,7 @@ def test_the_command_serves_and_ends_what_runs(bundle: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "edgekit", "serve", bundle, "--port", str(port)]
+    command = [sys.executable, "-m", "edgekit", "serve", str(bundle), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = f"http://127.0.0.1:{port}"

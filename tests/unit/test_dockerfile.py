@@ -122,11 +122,12 @@ def test_constraints_pin_all_that_a_device_installs(version: str, python: str) -
     (core,) = re.findall(r"^dependencies = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
     (device,) = re.findall(r"^device = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
     (tensorrt,) = re.findall(r"^tensorrt = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
+    (serve,) = re.findall(r"^serve = \[$(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
     # CUDA's bindings are of the JetPack's CUDA, not of the Python.
     pins["cuda-bindings"] = jetpack(version)["CUDA_BINDINGS_VERSION"]
     cuda = jetpack(version)["CUDA_PACKAGES"].partition("-")[0]
     assert pins["cuda-bindings"].split(".")[0] == cuda
-    for text in re.findall(r'"(.+)",', core + device + tensorrt):
+    for text in re.findall(r'"(.+)",', core + device + serve + tensorrt):
         wanted = Requirement(text)
         if wanted.marker is None or wanted.marker.evaluate(environment):
             assert wanted.specifier.contains(pins[wanted.name]), wanted
@@ -139,8 +140,8 @@ def test_extras_are_those_of_the_engine() -> None:
     script = install[: install.index("&& /opt/edgekit/bin/pip install")]
     script = script.partition("&& ")[2] + '&& printf "%s\\n" "$@"'
     for engine, wanted in {
-        "tensorrt": [".[device,tensorrt]", "cuda-bindings==1.2"],
-        "onnxruntime": [".[device]"],
+        "tensorrt": [".[device,serve,tensorrt]", "cuda-bindings==1.2"],
+        "onnxruntime": [".[device,serve]"],
     }.items():
         environment = {"ENGINE": engine, "CUDA_BINDINGS_VERSION": "1.2"}
         result = subprocess.run(
