@@ -9,7 +9,8 @@ another place and with other signs, so that no two tensors are equal.
     python tests/bench/make_checkpoint.py qwen2-7b /tmp/seven --layers 2   # truncated, to try it
 
 The tokenizer is copied from ``--tokenizer`` (default: the demonstration checkpoint), whose
-vocabulary is smaller than the model's: the ids above it are never produced by text.
+vocabulary is smaller than the model's: the ids above it are never produced by text, and have none.
+``--name-tokens`` gives each a name, so that a server has something to stream.
 """
 
 from __future__ import annotations
@@ -226,6 +227,15 @@ def make_checkpoint(
     return total
 
 
+def name_tokens(path: Path, vocab_size: int) -> None:
+    """Give every id of a ``tokenizer.json`` that has no text a name of its own."""
+    tokenizer = json.loads(path.read_text())
+    words: dict[str, int] = tokenizer["model"]["vocab"]
+    known = {*words.values(), *(added["id"] for added in tokenizer["added_tokens"])}
+    words |= {f"[{token}]": token for token in range(vocab_size) if token not in known}
+    path.write_text(json.dumps(tokenizer))
+
+
 def main() -> int:
     """Write one checkpoint as the command line asks."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -234,6 +244,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="only the first layers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
+    parser.add_argument("--name-tokens", action="store_true")
     parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES)
     options = parser.parse_args()
     shape = SHAPES[options.shape]
@@ -247,6 +258,8 @@ def main() -> int:
         tokenizer=options.tokenizer,
         max_shard_bytes=options.max_shard_bytes,
     )
+    if options.name_tokens:
+        name_tokens(options.folder / "tokenizer.json", shape.model.vocab_size)
     print(
         f"{options.folder}: {count_parameters(shape.model) / 1e6:.0f} M parameters, "
         f"{total / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s"
