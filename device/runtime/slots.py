@@ -53,14 +53,15 @@ class Slots:
     def take(self, request: Request) -> Slot | None:
         """Give a request the free slot that holds most of its prompt; None if none is free.
 
-        Where none holds enough to matter it is one that holds no long text, the lowest: an engine
-        runs all slots up to the highest that generates. If all hold long texts the one unused for
-        longest is given away.
+        Where none holds enough to matter it is one that holds no long text, if there is one; the
+        one that makes the smallest block with those in use, because an engine runs all slots
+        of a block (``covering_block``); the one unused for longest.
         """
         free = [slot for slot in self.all if slot.request is None]
         if not free:
             return None
-        best = max(free, key=lambda slot: _merit(slot, request.prompt))
+        busy = [slot.index for slot in self.all if slot.request is not None]
+        best = max(free, key=lambda slot: _merit(slot, busy, request.prompt))
         # The last token of a prompt always runs: its logits are what generation begins with.
         reused = min(common_prefix(best.tokens, request.prompt), len(request.prompt) - 1)
         del best.tokens[reused:]
@@ -73,12 +74,24 @@ class Slots:
         return next((slot for slot in self.all if slot.request is request), None)
 
 
-def _merit(slot: Slot, prompt: Sequence[int]) -> tuple[int, bool, int, int]:
+def _merit(
+    slot: Slot, busy: Sequence[int], prompt: Sequence[int]
+) -> tuple[int, bool, int, int, int]:
     """Return how well a slot suits a prompt; more is better."""
     held = common_prefix(slot.tokens, prompt)
     is_short = len(slot.tokens) < LONG_TEXT_TOKENS
-    batch = 1 << slot.index.bit_length()  # the power of two that covers it
-    return held if held >= WORTH_TOKENS else 0, is_short, -batch if is_short else 0, -slot.used
+    block = covering_block([*busy, slot.index])
+    # Where a block begins there is room beside it for those who come next.
+    room = (slot.index & -slot.index or 1 << 16) if is_short else 0
+    return held if held >= WORTH_TOKENS else 0, is_short, -block, room, -slot.used
+
+
+def covering_block(slots: Sequence[int]) -> int:
+    """Return the size of the smallest block, a power of two at a multiple of it, with all slots."""
+    size = 1
+    while min(slots) // size != max(slots) // size:
+        size *= 2
+    return size
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

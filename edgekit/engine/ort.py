@@ -225,7 +225,7 @@ class OrtSession:
         self._check(slots, positions, 1)
         check_tokens(tokens, self.vocab_size)
         self._reserve(max(positions) + 1)
-        first, batch = (slots[0], 1) if len(slots) == 1 else (0, self._bucket(max(slots) + 1))
+        first, batch = self._block(slots)
         step = self._decode_step(first, batch)
         step.inputs.set_idle(self._lengths[first : first + batch])
         rows = [slot - first for slot in slots]
@@ -269,9 +269,17 @@ class OrtSession:
             self._steps[key] = step
         return step
 
-    def _bucket(self, slots: int) -> int:
-        """Return the batch that covers the leading ``slots``: a power of two, at most all."""
-        return min(1 << (slots - 1).bit_length(), self._max_sequences)
+    def _block(self, slots: Sequence[int]) -> tuple[int, int]:
+        """Return the first slot and the number of the smallest block that has all of ``slots``.
+
+        Blocks are powers of two that lie at multiples of themselves: few shapes, each of which is
+        bound, and captured, once.
+        """
+        size = 1
+        while min(slots) // size != max(slots) // size:
+            size *= 2
+        first = min(slots) // size * size
+        return first, min(size, self._max_sequences - first)
 
     def _all_logits_chunk(self) -> int:
         return max(1, LOGITS_CHUNK_BYTES // (self._dtype.itemsize * self.vocab_size))

@@ -187,7 +187,7 @@ def time_parts(session: OrtSession, batch: int, position: int, *, graph: bool) -
     """Time the parts of one step, at one position again and again."""
     slots = list(range(batch))
     session.decode(slots, [1] * batch, [position] * batch)
-    step = session._decode_step(0, session._bucket(batch) if batch > 1 else 1)
+    step = session._decode_step(*session._block(range(batch)))
     assert session._selector is not None
     run = functools.partial(step.run, session._session)
     result: dict[str, Any] = {"step_us": microseconds(run)}

@@ -115,6 +115,20 @@ def test_slots_do_not_disturb_each_other(
         assert step >= 0
 
 
+def test_a_step_runs_the_smallest_block_that_has_its_slots(
+    session: OrtSession, tokens: list[int], expected: Array
+) -> None:
+    """Slots 2 and 3 are a batch of two, 1 and 2 need all four; logits are each one's own."""
+    for slot in range(4):
+        session.prefill(slot, tokens[: 20 + slot])
+    for slots, block in (([3, 2], (2, 2)), ([1, 2], (0, 4)), ([0, 1], (0, 2)), ([2], (2, 1))):
+        positions = [20 + slot for slot in slots]
+        logits = session.decode(slots, [tokens[at] for at in positions], positions)
+        for row, at in enumerate(positions):
+            close(logits[row], expected[at])
+        assert block in {key[:2] for key in session._steps}
+
+
 def test_going_back_overwrites(session: OrtSession, tokens: list[int], expected: Array) -> None:
     """Feeding an earlier position again forgets what followed."""
     session.prefill(0, [1, 2, 3, 4, 5, 6])

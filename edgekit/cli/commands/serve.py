@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import click
 from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, error_console
 from edgekit.errors import MissingExtraError
+
+MAX_CONNECTIONS = 512
+"""More are answered with 503: those that stall must not take all of a small machine's files."""
 
 
 @click.command("serve")
@@ -109,8 +113,10 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
         host=host,
         port=port,
         log_level="warning",
-        access_log=False,
+        access_log=False,  # it would name who asks, and when
         lifespan="on",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=math.ceil(options["drain_s"]) + 1,
     )
 
 

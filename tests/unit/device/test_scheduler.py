@@ -13,6 +13,7 @@ from scheduler_cases import CONTEXT, VOCABULARY, Engine, ask, expected, keep_on,
 from device.runtime import slots as slots_module
 from device.runtime.request import Request
 from device.runtime.scheduler import QueueFullError, Scheduler
+from device.runtime.slots import covering_block
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import ContextOverflowError, EngineError
 
@@ -105,10 +106,10 @@ def test_a_prefix_that_a_slot_holds_is_not_run_again() -> None:
     assert same.generated == second.generated
 
 
-def test_short_texts_go_to_low_slots_and_long_ones_are_kept(
+def test_long_texts_are_kept_and_the_one_unused_longest_goes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An engine runs all slots up to the highest; of long texts the one unused longest goes."""
+    """Short texts take turns where nothing long is; a long one is found again."""
     monkeypatch.setattr(slots_module, "LONG_TEXT_TOKENS", 20)
     engine = Engine(slots=3)
     scheduler = Scheduler(engine)
@@ -120,11 +121,25 @@ def test_short_texts_go_to_low_slots_and_long_ones_are_kept(
         return [held[: len(prompt)] for held in engine.held].index(list(prompt))
 
     texts = [[n] * 25 for n in range(1, 5)]
-    assert after([9, 9]) == after([8, 8]) == 0
-    assert [after(text) for text in texts[:3]] == [0, 1, 2]
+    assert [after(text) for text in texts[:2]] == [0, 2]
+    assert [after([9, n]) for n in range(3)] == [1, 1, 1]
+    assert after(texts[2]) == 1
     assert after([*texts[0], 7]) == 0  # what it begins with is there
-    assert after(texts[3]) == 1  # unused for longest
-    assert after([6, 6]) == 2
+    assert after(texts[3]) == 2  # unused for longest
+
+
+def test_those_who_generate_lie_together() -> None:
+    """Two at once make a block of two, four one of four, wherever others were before."""
+    scheduler = Scheduler(Engine(slots=8))
+    for used in range(5):
+        scheduler._slots.all[used].tokens = [1] * 300  # long texts, to be kept
+    for count, block in ((2, 2), (1, 4), (1, 4)):
+        for number in range(count):
+            scheduler.submit(ask(lasting(30 + number), 60))
+        scheduler.step()
+        busy = [slot.index for slot in scheduler._slots.all if slot.request is not None]
+        assert covering_block(busy) == block
+    assert 4 in busy  # the last had to take a long text's place
 
 
 def test_cancelling_one_touches_no_other() -> None:
