@@ -16,7 +16,13 @@ from starlette.routing import Route
 
 from device.api.errors import ApiError, explain
 from device.api.replies import Kind, Reply, event
-from device.api.schema import ChatRequest, CompletionRequest, read_body
+from device.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    read_body,
+)
 from device.api.service import Service
 from device.runtime.answer import Answer
 from edgekit.errors import EdgekitError
@@ -51,6 +57,8 @@ def make_app(service: Service) -> Starlette:
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
             Route("/v1/models", routes.models),
+            Route("/tokenize", routes.tokenize, methods=["POST"]),
+            Route("/detokenize", routes.detokenize, methods=["POST"]),
             Route("/healthz", routes.health),
             Route("/readyz", routes.ready),
             Route("/metrics", routes.metrics),
@@ -79,7 +87,8 @@ class Routes:
         limit = body.max_completion_tokens or body.max_tokens
         params = body.params(self._service.own, limit)
         prompt = self._service.render([message.as_template() for message in body.messages])
-        answer = self._service.ask(prompt, params, client)
+        adjustment = body.adjustment(self._service.model.session.vocab_size)
+        answer = self._service.ask(prompt, params, adjustment, client)
         return await self._reply("chat", request, body, answer)
 
     async def completions(self, request: Request) -> Response:
@@ -88,7 +97,9 @@ class Routes:
         body = read_body(await self._body(request), CompletionRequest)
         self._service.require_model(body.model)
         params = body.params(self._service.own, body.max_tokens or 16)  # OpenAI's default
-        answer = self._service.ask(self._service.continue_text(body.prompt), params, client)
+        adjustment = body.adjustment(self._service.model.session.vocab_size)
+        prompt = self._service.continue_text(body.prompt)
+        answer = self._service.ask(prompt, params, adjustment, client)
         return await self._reply("completion", request, body, answer)
 
     async def models(self, request: Request) -> Response:
@@ -103,6 +114,28 @@ class Routes:
             "max_model_len": service.model.session.max_context,
         }
         return JSONResponse({"object": "list", "data": [model]})
+
+    async def tokenize(self, request: Request) -> Response:
+        """Return the tokens of a text or a conversation."""
+        self._client(request)
+        body, service = read_body(await self._body(request), TokenizeRequest), self._service
+        if body.messages is None:
+            prompt = service.continue_text(body.prompt or "")
+        else:
+            prompt = service.render([message.as_template() for message in body.messages])
+        limit = service.model.session.max_context
+        tokens = list(prompt.tokens)
+        return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        """Return the text of tokens."""
+        self._client(request)
+        body = read_body(await self._body(request), DetokenizeRequest)
+        tokenizer = self._service.model.tokenizer
+        unknown = [token for token in body.tokens if token >= tokenizer.vocab_size]
+        if unknown:
+            raise ApiError(400, f"{unknown[0]} is no token of the model", param="tokens")
+        return JSONResponse({"prompt": tokenizer.decode(body.tokens)})
 
     async def health(self, request: Request) -> Response:
         """Say whether the process is worth keeping."""

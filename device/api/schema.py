@@ -1,7 +1,7 @@
 """Bodies of requests, checked field by field; what is not served yet is refused, never ignored.
 
 Source: OpenAI's published OpenAPI description (github.com/openai/openai-openapi), chat completions
-and completions; ``top_k`` as vLLM has it.
+and completions; ``top_k`` and ``repetition_penalty`` as vLLM has them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from device.api.errors import ApiError
+from device.runtime.adjust import Adjustment
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import EngineError
 
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 MAX_STOPS = 4
 _UNKNOWN = "Object contains unknown field `"
 
@@ -62,9 +65,10 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stop: str | list[str] | None = None
     user: str | None = None
     n: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Bias] | None = None
 
     def params(self, own: SamplingParams, limit: int | None) -> SamplingParams:
         """Return how to sample: what is asked, else what the bundle says.
@@ -88,6 +92,27 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         except EngineError as error:
             raise ApiError(400, str(error)) from error
 
+    def adjustment(self, vocab_size: int) -> Adjustment:
+        """Return what is changed of the logits.
+
+        Args:
+            vocab_size: Width of the logits.
+
+        Raises:
+            ApiError: A biased token is none of the model's.
+        """
+        bias = {}
+        for name, value in (self.logit_bias or {}).items():
+            if not (name.isdecimal() and name.isascii() and int(name) < vocab_size):
+                raise ApiError(400, f"{name!r} is no token of the model", param="logit_bias")
+            bias[int(name)] = value
+        return Adjustment(
+            self.frequency_penalty or 0.0,
+            self.presence_penalty or 0.0,
+            1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            bias,
+        )
+
     def refuse_unserved(self) -> None:
         """Refuse what would change the answer and is not served.
 
@@ -96,9 +121,6 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """
         idle: dict[str, tuple[Any, ...]] = {
             "n": (None, 1),
-            "frequency_penalty": (None, 0),
-            "presence_penalty": (None, 0),
-            "logit_bias": (None, {}),
             **self.unserved(),
         }
         for name, harmless in idle.items():
@@ -161,7 +183,30 @@ class CompletionRequest(_Common, kw_only=True):
         }
 
 
-R = TypeVar("R", ChatRequest, CompletionRequest)
+class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """``POST /tokenize``, as vLLM has it: a text, or a conversation as the template writes it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+
+    def refuse_unserved(self) -> None:
+        """Refuse a request of both or of neither."""
+        if (self.prompt is None) == (self.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+
+
+class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """``POST /detokenize``."""
+
+    tokens: list[Annotated[int, msgspec.Meta(ge=0)]]
+    model: str | None = None
+
+    def refuse_unserved(self) -> None:
+        """Refuse nothing."""
+
+
+R = TypeVar("R", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
 def read_body(data: bytes, kind: type[R]) -> R:

@@ -12,6 +12,7 @@ from typing import Any
 
 from device.api.errors import ApiError
 from device.api.metrics import Metrics
+from device.runtime.adjust import Adjustment
 from device.runtime.answer import Answer, Prompt
 from device.runtime.loop import EngineLoop
 from device.runtime.scheduler import QUEUE_LIMIT, Scheduler
@@ -106,7 +107,9 @@ class Service:
         bos = self.model.adds_bos
         return Prompt(text, tuple(self.model.tokenizer.encode(text, add_special=bos)))
 
-    def ask(self, prompt: Prompt, params: SamplingParams, client: str) -> Answer:
+    def ask(
+        self, prompt: Prompt, params: SamplingParams, adjustment: Adjustment, client: str
+    ) -> Answer:
         """Return an answer that is yet to come; nothing runs before it is iterated over."""
         deadline_s = time.monotonic() + self.settings.timeout_s
         return Answer(
@@ -116,6 +119,7 @@ class Service:
             self._ends,
             client=client,
             deadline_s=deadline_s,
+            adjustment=adjustment,
         )
 
     def client_of(self, authorization: str | None, host: str) -> str:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from device.runtime.adjust import Adjustment
 from device.runtime.loop import EngineLoop
 from device.runtime.request import Request
 from edgekit.engine.generate import FinishReason
@@ -48,6 +49,7 @@ class Answer:
         ends: Tokens that end a generation.
         client: Whose it is.
         deadline_s: Of the scheduler's clock.
+        adjustment: What the request changes of its logits.
 
     Attributes:
         reasoning: Text of the reasoning so far.
@@ -65,6 +67,7 @@ class Answer:
         *,
         client: str = "",
         deadline_s: float | None = None,
+        adjustment: Adjustment = Adjustment(),  # noqa: B008 - frozen
     ) -> None:
         self.reasoning = ""
         self.text = ""
@@ -75,7 +78,14 @@ class Answer:
         self._pieces: asyncio.Queue[list[TextPiece] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.request = Request(
-            prompt.tokens, params, ends, self._on_token, self._on_finish, client, deadline_s
+            prompt.tokens,
+            params,
+            ends,
+            self._on_token,
+            self._on_finish,
+            client,
+            deadline_s,
+            adjustment,
         )
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from device.runtime.adjust import Adjustment
+from edgekit.engine.candidates import Candidates, Row
 from edgekit.engine.sampler import Sampler, SamplingParams
 from edgekit.errors import EdgekitError
 
@@ -32,6 +34,7 @@ class Request:
             waits for ever.
         on_token: Told each token.
         on_finish: Told of the end.
+        adjustment: What it changes of its logits.
         generated: Tokens so far.
         reused_tokens: Of the prompt, those that a slot held already.
         reason: Why it ended; None while it goes on.
@@ -48,6 +51,7 @@ class Request:
     on_finish: FinishSink
     client: str = ""
     deadline_s: float | None = None
+    adjustment: Adjustment = field(default_factory=Adjustment)
     generated: list[int] = field(default_factory=list)
     reused_tokens: int = 0
     reason: FinishReason | None = None
@@ -59,6 +63,23 @@ class Request:
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.params)
+
+    @property
+    def selects_at(self) -> float | None:
+        """See ``Sampler.selects_at``; logits that are changed are wanted whole."""
+        return self.sampler.selects_at if self.adjustment.changes_nothing else None
+
+    def sample(self, row: Row) -> int:
+        """Return the next token, chosen of a row of logits or of candidates.
+
+        Raises:
+            EngineError: The logits have no finite maximum.
+        """
+        if not self.adjustment.changes_nothing:
+            if isinstance(row, Candidates):
+                row = row.row()
+            row = self.adjustment.apply(row, self.prompt, self.generated)
+        return self.sampler.sample(row, len(self.generated))
 
     def finish(self, reason: FinishReason, error: EdgekitError | None = None) -> None:
         """End it and tell; an ended request stays as it ended."""

@@ -168,7 +168,7 @@ class Scheduler:
             [slot.index for slot in slots],
             [request.generated[-1] for request in requests],
             [len(slot.tokens) for slot in slots],
-            [request.sampler.selects_at for request in requests],
+            [request.selects_at for request in requests],
         )
 
     def _without_broken(self, slots: Sequence[Slot], error: EngineError) -> list[Slot]:
@@ -203,7 +203,7 @@ class Scheduler:
         if request is None:
             raise AssertionError
         try:
-            token = request.sampler.sample(row, len(request.generated))
+            token = request.sample(row)
         except EngineError as error:
             self._fail(slot, error)
             return

@@ -139,6 +139,30 @@ def test_stops_limits_and_seeds(client: openai.OpenAI) -> None:
     assert first == second != other
 
 
+def test_biases_and_penalties(server: tuple[str, Service], client: openai.OpenAI) -> None:
+    """A token that is forbidden is not said; a penalty changes what would be repeated."""
+    service = server[1]
+    (digit,) = service.model.tokenizer.encode("8")
+    text = {"model": NAME, "prompt": "58 + 67 =", "temperature": 0, "max_tokens": 24}
+    plain = client.completions.create(**text)  # type: ignore[call-overload]  # by name
+    biased = client.completions.create(**text, logit_bias={str(digit): -100})  # type: ignore[call-overload]  # by name
+    assert "8" not in biased.choices[0].text
+    bound = client.completions.create(**text, frequency_penalty=2)  # type: ignore[call-overload]  # by name
+    assert len({plain.choices[0].text, bound.choices[0].text}) == 2
+
+
+def test_tokens_of_a_text_and_back(server: tuple[str, Service]) -> None:
+    """As the model gets them; a conversation is written by its template."""
+    found = post(server, {"prompt": "To be, or not"}, "/tokenize").json()
+    assert found["count"] == len(found["tokens"])
+    assert found["max_model_len"] == 512
+    back = post(server, {"tokens": found["tokens"]}, "/detokenize").json()
+    assert back == {"prompt": "To be, or not"}
+    assert post(server, {"messages": SUM}, "/tokenize").json()["count"] == 15
+    for body, path in (({}, "/tokenize"), ({"tokens": [99999]}, "/detokenize")):
+        assert post(server, body, path).status_code == 400
+
+
 def test_many_at_once_each_get_their_own(
     server: tuple[str, Service], client: openai.OpenAI
 ) -> None:
@@ -177,6 +201,13 @@ def test_many_at_once_each_get_their_own(
         ({"model": NAME, "messages": SUM, "stop": [""]}, 400, "none empty", "stop"),
         ({"model": NAME, "messages": SUM, "n": 2}, 400, "not served by this version", "n"),
         ({"model": NAME, "messages": SUM, "tools": [{}]}, 400, "not served", "tools"),
+        (
+            {"model": NAME, "messages": SUM, "logit_bias": {"99999": 1}},
+            400,
+            "no token",
+            "logit_bias",
+        ),
+        ({"model": NAME, "messages": SUM, "presence_penalty": 3}, 400, "<= 2", "presence_penalty"),
         (
             {"model": NAME, "messages": [{"role": "user", "content": "word " * 600}]},
             400,

@@ -15,6 +15,8 @@ from edgekit.errors import MissingExtraError
 MAX_CONNECTIONS = 512
 """More are answered with 503: those that stall must not take all of a small machine's files."""
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 @click.command("serve")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -108,6 +110,10 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
         f"http://{host}:{port}/v1",
         highlight=False,
     )
+    if keys is None and host not in LOOPBACK:
+        error_console().print(
+            f"note: whoever reaches {host} may ask; --api-keys asks them for a key", highlight=False
+        )
     uvicorn.run(
         make_app(service),
         host=host,
