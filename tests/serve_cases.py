@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import uvicorn
+from factories import EXAMPLE
 
 from device.api.app import make_app
 from device.api.service import Service, Settings
 from edgekit.bundle.reader import open_bundle
 from edgekit.engine.load import load_bundle
+from edgekit.pipeline.build import build
+from edgekit.pipeline.request import BuildRequest
+from edgekit.recipe import load_recipe
+from edgekit.targets import TARGETS
+
+NAME = "edgekit-r1-tiny"
+SUM: list[Any] = [{"role": "user", "content": "What is 58 + 67?"}]
+
+
+def build_example(root: Path) -> Path:
+    """Return a bundle of the trained example with a context of 512."""
+    request = BuildRequest(
+        model=str(EXAMPLE),
+        target=TARGETS["cpu"],
+        recipe=load_recipe("w4a16-g64"),
+        out=root / "bundle",
+        max_context=512,
+    )
+    return build(request).path
 
 
 @contextlib.contextmanager
@@ -49,3 +72,10 @@ def settle(service: Service, within_s: float = 10.0) -> None:
     while scheduler.running or scheduler.waiting:
         assert time.monotonic() < end, "a slot leaks"
         time.sleep(0.01)
+
+
+def post(
+    server: tuple[str, Service], body: Any, path: str = "/v1/chat/completions"
+) -> httpx.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(server[0] + path, content=data, timeout=30)

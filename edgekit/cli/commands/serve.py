@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 
 from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, error_console
-from edgekit.errors import MissingExtraError
+from edgekit.errors import EngineError, MissingExtraError
 
 MAX_CONNECTIONS = 512
 """More are answered with 503: those that stall must not take all of a small machine's files."""
@@ -87,8 +89,6 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
     if options["provider"] not in {"tensorrt", "auto"}:
         refuse_idle(f"with --provider {options['provider']}", "fallback")
     try:
-        import uvicorn  # noqa: PLC0415
-
         from device.api.app import make_app  # noqa: PLC0415
         from device.api.service import Service, Settings, read_keys  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -96,6 +96,7 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
     from edgekit.cli.commands.run import as_chosen  # noqa: PLC0415
 
     keys = None if options["api_keys"] is None else read_keys(options["api_keys"])
+    listener = listen(host, port)  # before minutes of loading
     model = _load(bundle, options, as_chosen)
     settings = Settings(
         queue_limit=options["queue_limit"],
@@ -107,23 +108,53 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
     slots = model.session.max_sequences
     error_console().print(
         f"{service.name}: {slots} at once, {model.session.max_context} tokens each, on "
-        f"http://{host}:{port}/v1",
+        f"http://{host}:{listener.getsockname()[1]}/v1",
         highlight=False,
     )
     if keys is None and host not in LOOPBACK:
         error_console().print(
             f"note: whoever reaches {host} may ask; --api-keys asks them for a key", highlight=False
         )
-    uvicorn.run(
-        make_app(service),
-        host=host,
-        port=port,
+    run_server(make_app(service), listener, options["drain_s"])
+
+
+def run_server(app: Any, listener: socket.socket, drain_s: float) -> None:
+    """Serve an application until SIGTERM or Ctrl-C.
+
+    Args:
+        app: An ASGI application.
+        listener: Where it listens.
+        drain_s: Seconds that running requests have then.
+    """
+    import uvicorn  # noqa: PLC0415
+
+    config = uvicorn.Config(
+        app,
         log_level="warning",
         access_log=False,  # it would name who asks, and when
         lifespan="on",
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=math.ceil(options["drain_s"]) + 1,
+        timeout_graceful_shutdown=math.ceil(drain_s) + 1,
     )
+    # Once all is ended uvicorn raises the signal that ended it again.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        EngineError: The address is none of this machine's, or is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise EngineError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            "Choose another --host or --port",
+        ) from error
 
 
 def _load(bundle: Path, options: dict[str, Any], as_chosen: Any) -> Any:
