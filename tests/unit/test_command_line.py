@@ -108,6 +108,17 @@ def test_an_option_of_the_environment_is_never_idle(
     assert "./nowhere is neither a folder nor a hub id" in str(error["message"])
 
 
+@pytest.mark.parametrize("command", ["build", "plan"])
+def test_an_empty_recipe_is_none_of_them(
+    capsys: pytest.CaptureFixture[str], command: str, tmp_path: Path
+) -> None:
+    """``--recipe "$UNSET"`` is refused, and does not quietly become the default."""
+    (tmp_path / "config.json").write_text("{}")
+    arguments = (command, str(tmp_path), "--target", "orin", "--recipe", "")
+    error, _ = fail(capsys, 3, *arguments, kind="RecipeError")
+    assert str(error["message"]).startswith("there is no recipe named ''")
+
+
 def test_internal_error_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

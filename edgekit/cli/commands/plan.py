@@ -144,7 +144,7 @@ def _plans(model: str, names: list[str], options: dict[str, Any]) -> list[Any]:
         name = default_recipe(model_name(model), names[0] if len(names) == 1 else "")
     subject = open_subject(
         model,
-        load_recipe(name) if name else None,
+        None if name is None else load_recipe(name),
         max_context=options["max_context"],
         max_sequences=options["max_sequences"],
     )

@@ -52,6 +52,14 @@ def test_unknown_size_is_not_shown(width: int) -> None:
     assert "model." in text
 
 
+def test_a_stage_that_failed_leaves_the_line_to_the_next() -> None:
+    """Where work goes on in another way, the bar of the way given up does not stay beside it."""
+    progress = StageProgress(console=Console(file=io.StringIO(), force_terminal=True, width=80))
+    progress.start("engine", 10)
+    progress.start("digests", 0)
+    assert [task.description for task in progress._bar.tasks] == ["digests"]
+
+
 def test_items_are_not_markup() -> None:
     """Names may hold what Rich takes for markup."""
     assert "[bold]x[/]" in running(120, 0, "bytes", 0, "[bold]x[/]")

@@ -129,6 +129,20 @@ def test_what_is_not_done_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_taken_output_is_refused_first(
+    python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--out` is looked at before Optimum is looked for and the model is fetched."""
+    taken = tmp_path / "mine"
+    taken.mkdir()
+    for other in (python, Path("/nowhere/python")):
+        arguments = options(Path("nobody/nothing"), other, taken)
+        said = edgekit(capsys, *arguments, code=13)
+        assert f"{taken} exists already and is not a bundle. Choose another --out" in said
+    assert list(tmp_path.iterdir()) == [taken]
+    assert not list(taken.iterdir())
+
+
 def test_no_interpreter_named(
     source: Path,
     tmp_path: Path,
