@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.bundle.writer import Noted
 from edgekit.models.config import ModelConfig, all_linears, lm_head
 from edgekit.pipeline.kept_streams import StreamFile
 from edgekit.pipeline.stored import Store
@@ -58,8 +59,9 @@ class Guiding:
         self._store = store
         self._calibration = calibration
         self._options = options
-        key = store.key("guidance", [calibration.digest, GUIDANCE_TOKENS, PROBES, run])
-        self._file = StreamFile(store.writer.work, key, NAME)
+        what = [calibration.digest, GUIDANCE_TOKENS, PROBES, OUTPUT_BLOCK, run]
+        self._key = store.key("guidance", what)
+        self._file = StreamFile(store.writer.work, self._key, NAME)
 
     def guidance(self) -> Guidance:
         """Return the guidance that an earlier try kept, or measure and keep it."""
@@ -78,6 +80,8 @@ class Guiding:
                 progress=progress,
             )
             self._file.save(0, [np.concatenate([product.ravel() for product in found.values()])])
+            # What is noted makes the work folder worth keeping, before any linear is.
+            self._store.writer.note(self._key, Noted(()))
         progress.finish(f"{len(found)} linears")
         return found
 

@@ -80,8 +80,9 @@ def guidance_bytes(tensors: TensorSource, config: ModelConfig, calibration: Cali
 def _chunks(config: ModelConfig, calibration: CalibrationSet) -> list[CalibrationSet]:
     """Return windows from all over the calibration, as many together as go through the model."""
     windows = calibration.windows
-    wanted = max(1, GUIDANCE_TOKENS // windows.shape[1])
-    sample = np.ascontiguousarray(windows[:: -(-len(windows) // wanted)])
+    count = min(len(windows), max(1, GUIDANCE_TOKENS // windows.shape[1]))
+    chosen = np.arange(count) * len(windows) // count
+    sample = np.ascontiguousarray(windows[chosen, :GUIDANCE_TOKENS])
     size = max(1, 2 * len(windows) // (config.num_hidden_layers + 1))
     return [
         CalibrationSet(sample[start : start + size], calibration.digest, calibration.source_tokens)

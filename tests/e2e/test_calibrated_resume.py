@@ -107,6 +107,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_guidance_is_kept_before_the_first_linear(folder: Path) -> None:
+    """Interrupted as the first linear begins, the next try measures no guidance again."""
+    again = request(folder, "early.cut", "gptq")
+    with pytest.raises(KeyboardInterrupt):
+        build(again, Watcher("layers.0.self_attn.q_proj: inputs"))
+    assert (folder / ".early.cut.partial" / guiding.NAME).is_file()
+    resumed = Watcher()
+    build(again, resumed)
+    assert resumed.guided == ["taken up"]
+
+
 @pytest.mark.parametrize(
     ("algorithm", "mixed"), [("gptq", 5.0), ("awq", 0.0), ("awq-gptq", 0.0), ("gptq", 0.0)]
 )

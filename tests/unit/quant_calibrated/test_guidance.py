@@ -119,6 +119,27 @@ def test_the_sample_is_bounded_and_from_all_over(monkeypatch: pytest.MonkeyPatch
     assert found["model.layers.0.self_attn.q_proj"] == len(seen)
 
 
+@pytest.mark.parametrize(
+    ("shape", "tokens"),
+    [
+        ((781, 64), 32768),
+        ((520, 64), 32768),
+        ((2048, 64), 32768),
+        ((9, 64), 576),
+        ((3, 131072), 32768),
+    ],
+)
+def test_the_sample_is_as_large_as_it_may_be(shape: tuple[int, int], tokens: int) -> None:
+    """Whatever the number of windows and their length, no fewer tokens and no more."""
+    numbers = np.arange(shape[0] * shape[1]).reshape(shape)
+    chunks = guidance._chunks(CONFIG, CalibrationSet(numbers, "", 0))
+    taken = np.concatenate([chunk.windows for chunk in chunks])
+    assert taken.size == tokens
+    starts = taken[:, 0] // shape[1]
+    assert (np.diff(starts) > 0).all()
+    assert starts[-1] >= shape[0] - 1 - shape[0] // len(starts)  # from all over
+
+
 def test_guidance_is_repeatable() -> None:
     """The same tokens give the same to the last bit."""
     data = windows(CONFIG, count=5)
