@@ -5,31 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from device.api.deliver import stream, whole
 from device.api.errors import ApiError, explain
-from device.api.replies import Kind, Reply, event
+from device.api.replies import Kind, Reply
 from device.api.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
     read_body,
+    seeded,
 )
 from device.api.service import Service
-from device.runtime.answer import Answer
+from device.runtime.answer import Answer, Piece, Wishes
 from edgekit.errors import EdgekitError
-from edgekit.text.reasoning import TextPiece
-
-CLIENT_LEFT = 499
-"""nginx's status of a request whose client went away; nobody reads it but the log."""
 
 
 def make_app(service: Service) -> Starlette:
@@ -81,26 +79,31 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        client = self._client(request)
+        client, service = self._client(request), self._service
         body = read_body(await self._body(request), ChatRequest)
-        self._service.require_model(body.model)
-        limit = body.max_completion_tokens or body.max_tokens
-        params = body.params(self._service.own, limit)
-        prompt = self._service.render([message.as_template() for message in body.messages])
-        adjustment = body.adjustment(self._service.model.session.vocab_size)
-        answer = self._service.ask(prompt, params, adjustment, client)
-        return await self._reply("chat", request, body, answer)
+        service.require_model(body.model)
+        params = body.params(service.own, body.max_completion_tokens or body.max_tokens)
+        told = () if body.tool_choice == "none" else body.tools or ()
+        prompt = service.render(body.messages, told, **body.chat_template_kwargs or {})
+        wishes = await service.wishes(body, prompt)
+        answers = [
+            service.ask(prompt, one, wishes(), client) for one in seeded(params, body.n or 1)
+        ]
+        return await self._reply("chat", request, body, answers)
 
     async def completions(self, request: Request) -> Response:
-        """Continue a text."""
-        client = self._client(request)
+        """Continue a text, or some."""
+        client, service = self._client(request), self._service
         body = read_body(await self._body(request), CompletionRequest)
-        self._service.require_model(body.model)
-        params = body.params(self._service.own, body.max_tokens or 16)  # OpenAI's default
-        adjustment = body.adjustment(self._service.model.session.vocab_size)
-        prompt = self._service.continue_text(body.prompt)
-        answer = self._service.ask(prompt, params, adjustment, client)
-        return await self._reply("completion", request, body, answer)
+        service.require_model(body.model)
+        params = body.params(service.own, body.max_tokens or 16)  # OpenAI's default
+        adjustment = body.adjustment(service.model.session.vocab_size)
+        answers = [
+            service.ask(prompt, one, Wishes(adjustment, body.logprobs), client)
+            for prompt in map(service.continue_text, body.prompts)
+            for one in seeded(params, body.n or 1)
+        ]
+        return await self._reply("completion", request, body, answers)
 
     async def models(self, request: Request) -> Response:
         """List the one model."""
@@ -122,7 +125,7 @@ class Routes:
         if body.messages is None:
             prompt = service.continue_text(body.prompt or "")
         else:
-            prompt = service.render([message.as_template() for message in body.messages])
+            prompt = service.render(body.messages)
         limit = service.model.session.max_context
         tokens = list(prompt.tokens)
         return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
@@ -131,11 +134,8 @@ class Routes:
         """Return the text of tokens."""
         self._client(request)
         body = read_body(await self._body(request), DetokenizeRequest)
-        tokenizer = self._service.model.tokenizer
-        unknown = [token for token in body.tokens if token >= tokenizer.vocab_size]
-        if unknown:
-            raise ApiError(400, f"{unknown[0]} is no token of the model", param="tokens")
-        return JSONResponse({"prompt": tokenizer.decode(body.tokens)})
+        self._service.require_tokens(body.tokens, "tokens")
+        return JSONResponse({"prompt": self._service.model.tokenizer.decode(body.tokens)})
 
     async def health(self, request: Request) -> Response:
         """Say whether the process is worth keeping."""
@@ -169,64 +169,21 @@ class Routes:
         return bytes(data)
 
     async def _reply(
-        self, kind: Kind, request: Request, body: ChatRequest | CompletionRequest, answer: Answer
+        self,
+        kind: Kind,
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        answers: Sequence[Answer],
     ) -> Response:
-        reply = Reply(kind, self._service.name, answer)
+        service = self._service
+        reply = Reply(kind, service.name, service.model.tokenizer, answers)
+        pieces = [self._pieces(answer) for answer in answers]
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return await self._stream(reply, answer, usage=usage)
-        if not await self._consume(request, answer):
-            return Response(status_code=CLIENT_LEFT)
-        return JSONResponse(reply.whole())
+            return await stream(reply, pieces, usage=usage)
+        return await whole(request, reply, pieces)
 
-    async def _consume(self, request: Request, answer: Answer) -> bool:
-        """Wait for the whole answer; False if the client left before, which cancels it."""
-
-        async def consume() -> None:
-            async with contextlib.aclosing(self._pieces(answer)) as pieces:
-                async for piece in pieces:
-                    del piece
-
-        consumer = asyncio.create_task(consume())
-        watcher = asyncio.create_task(_left(request.receive))
-        try:
-            await asyncio.wait({consumer, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if consumer.done():
-                consumer.result()
-                return True
-            return False
-        finally:
-            for task in (consumer, watcher):
-                task.cancel()
-            await asyncio.gather(consumer, watcher, return_exceptions=True)
-
-    async def _stream(self, reply: Reply, answer: Answer, *, usage: bool) -> Response:
-        """Return a streaming response; what fails before the first token has its own status."""
-        pieces = self._pieces(answer)
-        try:
-            head = await anext(pieces, None)
-        except BaseException:
-            await pieces.aclose()
-            raise
-
-        async def events() -> AsyncIterator[bytes]:
-            async with contextlib.aclosing(pieces):
-                yield reply.first()
-                if head is not None:
-                    yield reply.piece(head)
-                try:
-                    async for piece in pieces:
-                        yield reply.piece(piece)
-                except EdgekitError as error:
-                    # The status is out already: the error is the stream's last event.
-                    yield event(explain(error).body())
-                    return
-                yield reply.last(usage=usage)
-
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
-
-    async def _pieces(self, answer: Answer) -> AsyncGenerator[TextPiece, None]:
+    async def _pieces(self, answer: Answer) -> AsyncGenerator[Piece, None]:
         """Yield an answer's pieces and count it."""
         try:
             async with contextlib.aclosing(answer.pieces(self._service.engine)) as pieces:
@@ -235,12 +192,3 @@ class Routes:
         finally:
             if answer.request.queued_s is not None:
                 self._service.metrics.ended(answer.request, time.monotonic())
-
-
-async def _left(receive: Callable[[], Awaitable[object]]) -> None:
-    """Return when the client has gone; its body has been read."""
-    with contextlib.suppress(ClientDisconnect):
-        while True:
-            message = await receive()
-            if isinstance(message, dict) and message.get("type") == "http.disconnect":
-                return

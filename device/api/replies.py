@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from device.runtime.answer import Answer
-from edgekit.text.reasoning import TextPiece
+from device.runtime.answer import Answer, Piece
+from device.runtime.logprobs import TokenLogprob
+from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.tool_calls import ToolCall
 
 Kind = Literal["chat", "completion"]
 DONE = b"data: [DONE]\n\n"
@@ -21,72 +23,124 @@ class Reply:
     Args:
         kind: ``chat`` or ``completion``.
         model: The model's name.
-        answer: What it is made of.
+        tokenizer: Writes the tokens of log probabilities.
+        answers: What it is made of, by index.
     """
 
-    def __init__(self, kind: Kind, model: str, answer: Answer) -> None:
-        self._kind, self._model, self._answer = kind, model, answer
+    def __init__(
+        self, kind: Kind, model: str, tokenizer: Tokenizer, answers: Sequence[Answer]
+    ) -> None:
+        self._kind, self._model, self._answers = kind, model, answers
+        self._tokenizer = tokenizer
         self._id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._begun = False
+        self._begun = [False] * len(answers)
+        self._called = [0] * len(answers)
 
     def whole(self) -> dict[str, Any]:
         """Return the finished reply."""
-        answer = self._answer
-        choice: dict[str, Any] = {"index": 0, "finish_reason": answer.finish_reason}
-        choice["logprobs"] = None
-        if self._kind == "chat":
-            # Templates put blank lines after the reasoning; they are not the answer's.
-            text = answer.text.lstrip() if answer.reasoning else answer.text
-            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-            if answer.reasoning:
-                message |= both_names(answer.reasoning)
-            choice["message"] = message
-        else:
-            choice["text"] = answer.reasoning + answer.text
         name = "chat.completion" if self._kind == "chat" else "text_completion"
-        return {**self._head(name), "choices": [choice], "usage": self.usage()}
+        choices = [self._choice(index) for index in range(len(self._answers))]
+        return {**self._head(name), "choices": choices, "usage": self.usage()}
 
-    def first(self) -> bytes:
+    def first(self, index: int) -> bytes:
         """Return the chunk that opens a streamed chat; a completion has none."""
         if self._kind == "completion":
             return b""
-        return self._chunk({"role": "assistant", "content": ""})
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, piece: TextPiece) -> bytes:
-        """Return the chunk of a piece of text; empty if nothing of it is to be shown."""
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """Return the chunk of a piece; empty if nothing of it is to be shown."""
+        if isinstance(piece, ToolCall):
+            self._called[index] += 1
+            call = {"index": self._called[index] - 1, **call_object(piece)}
+            return self._chunk(index, {"tool_calls": [call]})
         if self._kind == "completion":
-            return self._chunk({"text": piece.text})
+            return self._chunk(index, {"text": piece.text})
         if piece.is_reasoning:
-            return self._chunk(both_names(piece.text))
+            return self._chunk(index, both_names(piece.text))
         text = piece.text
-        if not self._begun and self._answer.reasoning:
+        if not self._begun[index] and self._answers[index].reasoning:
             text = text.lstrip()
-        self._begun = self._begun or bool(text)
-        return self._chunk({"content": text}) if text else b""
+        self._begun[index] = self._begun[index] or bool(text)
+        return self._chunk(index, {"content": text}) if text else b""
+
+    def end(self, index: int) -> bytes:
+        """Return the chunk that ends one of the answers."""
+        delta = {} if self._kind == "chat" else {"text": ""}
+        return self._chunk(index, delta, self._answers[index].finish_reason)
 
     def last(self, *, usage: bool) -> bytes:
-        """Return the chunks that end a stream."""
-        delta = {} if self._kind == "chat" else {"text": ""}
-        end = self._chunk(delta, self._answer.finish_reason)
-        if usage:
-            end += event({**self._head(self._chunk_name()), "choices": [], "usage": self.usage()})
-        return end + DONE
+        """Return what ends the stream."""
+        told = {**self._head(self._chunk_name()), "choices": [], "usage": self.usage()}
+        return (event(told) if usage else b"") + DONE
 
     def usage(self) -> dict[str, Any]:
-        """Return what it took."""
-        request = self._answer.request
-        prompt, generated = len(request.prompt), len(request.generated)
+        """Return what it took; a prompt that several answers have counts once."""
+        requests = [answer.request for answer in self._answers]
+        prompts = {id(request.prompt): request for request in requests}.values()
+        prompt = sum(len(request.prompt) for request in prompts)
+        generated = sum(len(request.generated) for request in requests)
+        reasoning = sum(answer.reasoning_tokens for answer in self._answers)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": generated,
             "total_tokens": prompt + generated,
-            "prompt_tokens_details": {"cached_tokens": request.reused_tokens},
-            "completion_tokens_details": {"reasoning_tokens": self._answer.reasoning_tokens},
+            "prompt_tokens_details": {
+                "cached_tokens": sum(request.reused_tokens for request in prompts)
+            },
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 
-    def _chunk(self, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+    def _choice(self, index: int) -> dict[str, Any]:
+        answer = self._answers[index]
+        choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
+        choice["logprobs"] = self._logprobs(answer)
+        if self._kind == "completion":
+            return {**choice, "text": answer.reasoning + answer.text}
+        # Templates put blank lines after the reasoning; they are not the answer's.
+        text: str | None = answer.text.lstrip() if answer.reasoning else answer.text
+        if answer.calls:
+            text = text if text and text.strip() else None
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if answer.reasoning:
+            message |= both_names(answer.reasoning)
+        if answer.calls:
+            message["tool_calls"] = [call_object(call) for call in answer.calls]
+        return {**choice, "message": message}
+
+    def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
+        """Return the log probabilities of the tokens since the last chunk."""
+        if answer.request.top_logprobs is None:
+            return None
+        tokens = answer.take_logprobs()
+        if self._kind == "chat":
+            content = [self._chat_logprob(token) for token in tokens]
+            return {"content": content, "refusal": None}
+        texts = [self._text(token.token) for token in tokens]
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                {self._text(other): logprob for other, logprob in token.top} for token in tokens
+            ],
+            "text_offset": [sum(map(len, texts[:index])) for index in range(len(texts))],
+        }
+
+    def _chat_logprob(self, token: TokenLogprob) -> dict[str, Any]:
+        top = [self._told(other, logprob) for other, logprob in token.top]
+        return {**self._told(token.token, token.logprob), "top_logprobs": top}
+
+    def _told(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(token)
+        return {"token": self._text(token), "logprob": logprob, "bytes": list(data)}
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+    def _chunk(self, index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
+        choice: dict[str, Any] = {"index": index, "finish_reason": reason}
+        choice["logprobs"] = self._logprobs(self._answers[index])
         if self._kind == "chat":
             choice["delta"] = delta
         else:
@@ -108,6 +162,12 @@ class Reply:
 def both_names(reasoning: str) -> dict[str, str]:
     """Return reasoning under DeepSeek's name and vLLM's: clients look for one or the other."""
     return {"reasoning_content": reasoning, "reasoning": reasoning}
+
+
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """Return a call as OpenAI has it, under an id of its own."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def event(data: Mapping[str, Any]) -> bytes:

@@ -6,12 +6,16 @@ and completions; ``top_k`` and ``repetition_penalty`` as vLLM has them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from device.api.errors import ApiError
+from device.api.messages import Message, ResponseFormat, Tool, ToolChoice
 from device.runtime.adjust import Adjustment
+from device.runtime.grammar import ANY_OBJECT
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import EngineError
 
@@ -19,29 +23,9 @@ Tokens = Annotated[int, msgspec.Meta(ge=1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 MAX_STOPS = 4
+MAX_ANSWERS = 16
+MAX_TOP_LOGPROBS = 20
 _UNKNOWN = "Object contains unknown field `"
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def as_template(self) -> dict[str, Any]:
-        """Return it as a chat template reads it; ``developer`` is the newer name of ``system``."""
-        text = self.content
-        if not isinstance(text, str):
-            text = "".join(part.text for part in text)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,7 +48,8 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     user: str | None = None
-    n: int | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_ANSWERS)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
@@ -85,6 +70,7 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 top_p=own.top_p if self.top_p is None else self.top_p,
                 # vLLM's clients write -1 for all.
                 top_k=own.top_k if self.top_k is None else max(self.top_k, 0),
+                min_p=self.min_p or 0.0,
                 seed=None if self.seed is None else self.seed % (1 << 64),
                 max_tokens=limit,
                 stop=tuple(stops),
@@ -119,11 +105,7 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Raises:
             ApiError: Names the field.
         """
-        idle: dict[str, tuple[Any, ...]] = {
-            "n": (None, 1),
-            **self.unserved(),
-        }
-        for name, harmless in idle.items():
+        for name, harmless in self.unserved().items():
             value = getattr(self, name)
             if value not in harmless:
                 raise ApiError(
@@ -144,43 +126,78 @@ class ChatRequest(_Common, kw_only=True):
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    @property
+    def answer_schema(self) -> Mapping[str, Any] | None:
+        """The JSON Schema that the answer is held to; None: it is free.
+
+        Raises:
+            ApiError: It is missing.
+        """
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return ANY_OBJECT
+        if wanted.json_schema is None or wanted.json_schema.schema is None:
+            raise ApiError(400, "json_schema has no schema", param="response_format")
+        return wanted.json_schema.schema
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many likeliest tokens are told in each place; None: no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def refuse_unserved(self) -> None:
+        """See the base; and tokens beside log probabilities that nobody asked for."""
+        super().refuse_unserved()
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
 
     def unserved(self) -> dict[str, tuple[Any, ...]]:
         """See the base."""
-        return {
-            "logprobs": (None, False),
-            "top_logprobs": (None, 0),
-            "response_format": (None, {"type": "text"}),
-            "tools": (None, []),
-            "tool_choice": (None, "none", "auto"),
-            "store": (None, False),
-        }
+        return {"store": (None, False)}
 
 
 class CompletionRequest(_Common, kw_only=True):
     """``POST /v1/completions``."""
 
-    prompt: str
+    prompt: str | list[str | int | list[int]]
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or tokens.
+
+        Raises:
+            ApiError: There is none, or too many.
+        """
+        prompts: list[Any] = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if prompts and all(isinstance(item, int) for item in prompts):
+            prompts = [prompts]
+        if any(isinstance(item, int) for item in prompts):
+            raise ApiError(400, "prompt mixes tokens and texts", param="prompt")
+        if not 1 <= len(prompts) * (self.n or 1) <= MAX_ANSWERS:
+            raise ApiError(400, f"prompt and n give 1 to {MAX_ANSWERS} answers", param="prompt")
+        return prompts
 
     def unserved(self) -> dict[str, tuple[Any, ...]]:
         """See the base."""
-        return {
-            "echo": (None, False),
-            "suffix": (None, ""),
-            "best_of": (None, 1),
-            "logprobs": (None,),
-        }
+        return {"echo": (None, False), "suffix": (None, ""), "best_of": (None, 1)}
 
 
 class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -207,6 +224,13 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 R = TypeVar("R", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+
+
+def seeded(params: SamplingParams, count: int) -> list[SamplingParams]:
+    """Return parameters of some answers to one question: a seed that is given counts up."""
+    if params.seed is None:
+        return [params] * count
+    return [replace(params, seed=(params.seed + index) % (1 << 64)) for index in range(count)]
 
 
 def read_body(data: bytes, kind: type[R]) -> R:

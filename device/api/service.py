@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from device.api.errors import ApiError
+from device.api.messages import Message, Tool, render, usable_tools
 from device.api.metrics import Metrics
-from device.runtime.adjust import Adjustment
-from device.runtime.answer import Answer, Prompt
+from device.api.schema import ChatRequest
+from device.runtime.answer import Answer, Prompt, Wishes
+from device.runtime.constraint import Grammars
+from device.runtime.grammar import ANY_OBJECT, calls_grammar, is_triggered, json_grammar
 from device.runtime.loop import EngineLoop
 from device.runtime.scheduler import QUEUE_LIMIT, Scheduler
 from edgekit.engine.load import LoadedModel
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import CheckpointError, EngineError, StorageError
+from edgekit.text.reasoning import prompt_opens_reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Service:
         self.metrics = Metrics(scheduler, self.name)
         self.engine = EngineLoop(scheduler)
         self._ends = frozenset(model.config.eos_token_ids)
+        self.grammars = Grammars(model.tokenizer, model.session.vocab_size, self._ends)
         self._stopping = False
 
     @property
@@ -86,8 +92,15 @@ class Service:
                 code="model_not_found",
             )
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), **more: Any
+    ) -> Prompt:
         """Return a conversation as the model's chat template writes it.
+
+        Args:
+            messages: The conversation.
+            tools: What the model is told that it may call.
+            more: Further variables of the template.
 
         Raises:
             ApiError: The model has no template, or it refuses the conversation.
@@ -97,19 +110,70 @@ class Service:
                 400, f"{self.name} is a base model without a chat template: use /v1/completions"
             )
         try:
-            text = self.model.template.render(list(messages))
+            text = render(self.model.template, messages, tools, more)
         except (EngineError, CheckpointError) as error:
             raise ApiError(400, str(error), param="messages") from error
         return Prompt(text, tuple(self.model.tokenizer.encode(text)))
 
-    def continue_text(self, text: str) -> Prompt:
-        """Return a text as it is continued: a base model gets its BOS."""
-        bos = self.model.adds_bos
-        return Prompt(text, tuple(self.model.tokenizer.encode(text, add_special=bos)))
+    def continue_text(self, text: str | Sequence[int]) -> Prompt:
+        """Return a text, or tokens, as it is continued: a base model gets its BOS before a text.
 
-    def ask(
-        self, prompt: Prompt, params: SamplingParams, adjustment: Adjustment, client: str
-    ) -> Answer:
+        Raises:
+            ApiError: A token is none of the model's.
+        """
+        tokenizer = self.model.tokenizer
+        if isinstance(text, str):
+            return Prompt(text, tuple(tokenizer.encode(text, add_special=self.model.adds_bos)))
+        self.require_tokens(text, "prompt")
+        return Prompt(tokenizer.decode(text, skip_special=False), tuple(text))
+
+    def require_tokens(self, tokens: Sequence[int], param: str) -> None:
+        """Refuse tokens that the model does not have.
+
+        Raises:
+            ApiError: There is one, or none at all.
+        """
+        known = self.model.tokenizer.vocab_size
+        wrong = next((token for token in tokens if not 0 <= token < known), None)
+        if wrong is not None:
+            raise ApiError(400, f"{wrong} is no token of the model", param=param)
+
+    async def wishes(self, body: ChatRequest, prompt: Prompt) -> Callable[[], Wishes]:
+        """Return what makes the wishes of each answer to a conversation.
+
+        Raises:
+            ApiError: A schema cannot be held to, or a tool has to be called that is not there.
+        """
+        adjustment = body.adjustment(self.model.session.vocab_size)
+        tools = usable_tools(
+            body.tools or (),
+            body.tool_choice,
+            self.model.template,
+            parallel=body.parallel_tool_calls is not False,
+        )
+        schema, thinks = body.answer_schema, prompt_opens_reasoning(prompt.text)
+        if tools is None and schema is None:
+            return lambda: Wishes(adjustment, body.wanted_logprobs)
+        trigger = ""
+        if tools is not None:
+            trigger = tools.form.trigger if is_triggered(tools, schema) else ""
+            grammar = calls_grammar(tools, self.model.tokenizer, leading=thinks, schema=schema)
+        else:
+            grammar = json_grammar(schema or ANY_OBJECT, leading=thinks)
+
+        def make() -> Wishes:
+            bound = self.grammars.constrain(grammar, in_reasoning=thinks, trigger=trigger)
+            form = None if tools is None else tools.form
+            return Wishes(adjustment, body.wanted_logprobs, bound, form)
+
+        param = "tools" if schema is None else "response_format"
+        try:
+            await asyncio.to_thread(make)  # compiled and kept, or refused
+        except EngineError as error:
+            raise ApiError(400, str(error), param=param) from error
+        return make
+
+    def ask(self, prompt: Prompt, params: SamplingParams, wishes: Wishes, client: str) -> Answer:
         """Return an answer that is yet to come; nothing runs before it is iterated over."""
         deadline_s = time.monotonic() + self.settings.timeout_s
         return Answer(
@@ -119,7 +183,7 @@ class Service:
             self._ends,
             client=client,
             deadline_s=deadline_s,
-            adjustment=adjustment,
+            wishes=wishes,
         )
 
     def client_of(self, authorization: str | None, host: str) -> str:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from device.runtime.adjust import Adjustment
+from device.runtime.logprobs import TokenLogprob
 from device.runtime.loop import EngineLoop
 from device.runtime.request import Request
-from edgekit.engine.generate import FinishReason
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import EdgekitError, EngineError
 from edgekit.text.reasoning import ReasoningSplitter, TextPiece, prompt_opens_reasoning
 from edgekit.text.stop import StopMatcher
 from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.tool_calls import ToolCall, ToolCallSplitter, ToolForm
+
+if TYPE_CHECKING:
+    from device.runtime.constraint import Constraint
+
+Piece: TypeAlias = TextPiece | ToolCall
+"""What an answer is made of."""
 
 
 class DeadlinePassedError(EngineError):
@@ -39,6 +47,23 @@ class Prompt:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is asked of an answer besides its sampling.
+
+    Attributes:
+        adjustment: What it changes of its logits.
+        top_logprobs: How many likeliest tokens are told in each place; None: no log probabilities.
+        constraint: The grammar that binds it, of its own.
+        calls: How the calls of tools in it are written; None: there are none.
+    """
+
+    adjustment: Adjustment = field(default_factory=Adjustment)
+    top_logprobs: int | None = None
+    constraint: Constraint | None = None
+    calls: ToolForm | None = None
+
+
 class Answer:
     """One request and the text that comes of it; made and read in one event loop.
 
@@ -49,11 +74,12 @@ class Answer:
         ends: Tokens that end a generation.
         client: Whose it is.
         deadline_s: Of the scheduler's clock.
-        adjustment: What the request changes of its logits.
+        wishes: What is asked besides.
 
     Attributes:
         reasoning: Text of the reasoning so far.
         text: Text of the answer so far.
+        calls: Tools called so far.
         reasoning_tokens: Tokens of the reasoning.
         request: What the engine has of it: token counts and times.
     """
@@ -67,12 +93,18 @@ class Answer:
         *,
         client: str = "",
         deadline_s: float | None = None,
-        adjustment: Adjustment = Adjustment(),  # noqa: B008 - frozen
+        wishes: Wishes = Wishes(),
     ) -> None:
         self.reasoning = ""
         self.text = ""
+        self.calls: list[ToolCall] = []
         self.reasoning_tokens = 0
-        self._decoder = tokenizer.stream()
+        form = wishes.calls
+        self._calls = None if form is None else ToolCallSplitter(form)
+        # Where a vocabulary has them as special tokens, calls must not lose their marks.
+        marked = form is not None and tokenizer.is_special(form.call_opens)
+        self._decoder = tokenizer.stream(skip_special=not marked)
+        self._logprobs_taken = 0
         self._stop = StopMatcher(params.stop)
         self._splitter = ReasoningSplitter(in_reasoning=prompt_opens_reasoning(prompt.text))
         self._pieces: asyncio.Queue[list[TextPiece] | None] = asyncio.Queue()
@@ -85,16 +117,26 @@ class Answer:
             self._on_finish,
             client,
             deadline_s,
-            adjustment,
+            wishes.adjustment,
+            wishes.constraint,
+            wishes.top_logprobs,
         )
 
     @property
-    def finish_reason(self) -> FinishReason:
+    def finish_reason(self) -> str:
         """How it ended, in OpenAI's words; a cut is ``length``."""
-        return "length" if self.request.reason == "length" else "stop"
+        if self.request.reason == "length":
+            return "length"
+        return "tool_calls" if self.calls else "stop"
 
-    async def pieces(self, engine: EngineLoop) -> AsyncGenerator[TextPiece, None]:
-        """Submit the request and yield its text as it comes; leaving early cancels it.
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Return the log probabilities of the tokens since the last call."""
+        found = self.request.logprobs[self._logprobs_taken :]
+        self._logprobs_taken += len(found)
+        return found
+
+    async def pieces(self, engine: EngineLoop) -> AsyncGenerator[Piece, None]:
+        """Submit the request and yield what it becomes as it comes; leaving early cancels it.
 
         Raises:
             QueueFullError: Too many wait.
@@ -106,15 +148,32 @@ class Answer:
             await asyncio.wrap_future(engine.submit(self.request))
             while (found := await self._pieces.get()) is not None:
                 for piece in found:
-                    if piece.is_reasoning:
-                        self.reasoning += piece.text
-                    else:
-                        self.text += piece.text
-                    yield piece
+                    for part in self._take(piece):
+                        yield part
         finally:
             if self.request.reason is None:
                 engine.cancel(self.request)
         self._require_success()
+        for part in self._told(self._calls.finish() if self._calls else []):
+            yield part
+
+    def _take(self, piece: TextPiece) -> list[Piece]:
+        if piece.is_reasoning:
+            self.reasoning += piece.text
+            return [piece]
+        return self._told([piece.text] if self._calls is None else self._calls.feed(piece.text))
+
+    def _told(self, parts: Sequence[str | ToolCall]) -> list[Piece]:
+        """Take note of text and calls of the answer."""
+        told: list[Piece] = []
+        for part in parts:
+            if isinstance(part, ToolCall):
+                self.calls.append(part)
+                told.append(part)
+            else:
+                self.text += part
+                told.append(TextPiece(part, is_reasoning=False))
+        return told
 
     def _require_success(self) -> None:
         error: EdgekitError | None = self.request.error

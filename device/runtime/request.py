@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from device.runtime.adjust import Adjustment
+from device.runtime.logprobs import TokenLogprob, token_logprob
 from edgekit.engine.candidates import Candidates, Row
 from edgekit.engine.sampler import Sampler, SamplingParams
 from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:  # llguidance is loaded where a grammar is asked for
+    from device.runtime.constraint import Constraint
 
 FinishReason = Literal["stop", "length", "cancelled", "expired", "failed"]
 """``stop``: an end token; ``length``: its limit or the context; ``expired``: its deadline passed;
@@ -35,6 +42,9 @@ class Request:
         on_token: Told each token.
         on_finish: Told of the end.
         adjustment: What it changes of its logits.
+        constraint: The grammar that binds its tokens; None: any token goes.
+        top_logprobs: How many likeliest tokens are told in each place; None: no log probabilities.
+        logprobs: Of ``generated``, if they are wanted.
         generated: Tokens so far.
         reused_tokens: Of the prompt, those that a slot held already.
         reason: Why it ended; None while it goes on.
@@ -52,6 +62,9 @@ class Request:
     client: str = ""
     deadline_s: float | None = None
     adjustment: Adjustment = field(default_factory=Adjustment)
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
     reused_tokens: int = 0
     reason: FinishReason | None = None
@@ -66,20 +79,37 @@ class Request:
 
     @property
     def selects_at(self) -> float | None:
-        """See ``Sampler.selects_at``; logits that are changed are wanted whole."""
-        return self.sampler.selects_at if self.adjustment.changes_nothing else None
+        """See ``Sampler.selects_at``; logits that are changed or told of are wanted whole."""
+        return None if self._wants_row else self.sampler.selects_at
+
+    @property
+    def _wants_row(self) -> bool:
+        bound = self.constraint is not None and self.constraint.is_active
+        return bound or self.top_logprobs is not None or not self.adjustment.changes_nothing
 
     def sample(self, row: Row) -> int:
         """Return the next token, chosen of a row of logits or of candidates.
 
         Raises:
-            EngineError: The logits have no finite maximum.
+            EngineError: The logits have no finite maximum, or the grammar cannot be followed.
         """
+        if isinstance(row, Candidates) and not self._wants_row:
+            token = self.sampler.sample(row, len(self.generated))
+        else:
+            logits = row.row() if isinstance(row, Candidates) else row
+            token = self.sampler.sample(self._changed(logits), len(self.generated))
+            if self.top_logprobs is not None and token not in self.ends:
+                self.logprobs.append(token_logprob(logits, token, self.top_logprobs))
+        if self.constraint is not None and token not in self.ends:
+            self.constraint.accept(token)
+        return token
+
+    def _changed(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if not self.adjustment.changes_nothing:
-            if isinstance(row, Candidates):
-                row = row.row()
-            row = self.adjustment.apply(row, self.prompt, self.generated)
-        return self.sampler.sample(row, len(self.generated))
+            logits = self.adjustment.apply(logits, self.prompt, self.generated)
+        if self.constraint is not None and self.constraint.is_active:
+            logits = self.constraint.allow(logits)
+        return logits
 
     def finish(self, reason: FinishReason, error: EdgekitError | None = None) -> None:
         """End it and tell; an ended request stays as it ended."""

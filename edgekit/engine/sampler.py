@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p.
+"""From logits to the next token: greedy, temperature, top-k, top-p, min-p.
 
 The random draw of a step is a function of the seed and the step alone (Philox is
 counter-based), so a sequence is the same whatever else is decoded in its batch and wherever
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ class SamplingParams:
         seed: Of the random draws; None picks one (``Sampler.seed`` tells which).
         max_tokens: Most tokens to generate; None is up to the end of the context.
         stop: Strings that end the generation; they are not part of the text.
+        min_p: Keep tokens with at least this share of the best one's probability; 0 keeps all.
+            Applied last (Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024).
 
     Raises:
         EngineError: A value is outside its range.
@@ -57,12 +59,14 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         checks = (
             (math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "0 or more"),
             (0 < self.top_p <= 1, "top_p", "more than 0 and at most 1"),
             (self.top_k >= 0, "top_k", "0 or more"),
+            (0 <= self.min_p <= 1, "min_p", "in 0 to 1"),
             (self.seed is None or 0 <= self.seed < SEED_LIMIT, "seed", "in 0 to 2**64 - 1"),
             (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "1 or more"),
             (isinstance(self.stop, tuple) and all(self.stop), "stop", "a tuple of strings"),
@@ -118,6 +122,7 @@ class Sampler:
         candidates = None if params.top_k == 0 else largest(weights, params.top_k)
         if params.top_p < 1:
             candidates = nucleus(weights, params.top_p, candidates)
+        candidates = self._likely_enough(weights, candidates)
         kept = weights if candidates is None else weights[candidates]
         at = draw(kept, self._uniform(step))
         return at if candidates is None else int(candidates[at])
@@ -132,6 +137,20 @@ class Sampler:
             # float32: numpy's vectorized exp; sums of weights are float64.
             result: Float32Array = np.exp((logits - best) / np.float32(self.params.temperature))
         return result
+
+    @overload
+    def _likely_enough(self, weights: Float32Array, kept: IndexArray) -> IndexArray: ...
+    @overload
+    def _likely_enough(
+        self, weights: Float32Array, kept: IndexArray | None
+    ) -> IndexArray | None: ...
+    def _likely_enough(self, weights: Float32Array, kept: IndexArray | None) -> IndexArray | None:
+        """Return those of ``kept`` (None: of all) that ``min_p`` leaves; the best weighs 1."""
+        if not self.params.min_p:
+            return kept
+        if kept is None:
+            return np.flatnonzero(weights >= self.params.min_p)
+        return kept[weights[kept] >= self.params.min_p]
 
     def _among(self, candidates: Candidates, step: int) -> int | None:
         """Return the token that the whole row would give; None where candidates do not tell."""
@@ -152,6 +171,7 @@ class Sampler:
             kept = covered_nucleus(weights, params.top_p, candidates.total)
         if kept is None or weights[kept].min() <= outside:
             return None
+        kept = self._likely_enough(weights, kept)
         return int(candidates.tokens[kept[draw(weights[kept], self._uniform(step))]])
 
     def _uniform(self, step: int) -> float:

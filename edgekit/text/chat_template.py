@@ -34,6 +34,9 @@ class ChatTemplate:
         source: The template in jinja2's language.
         tokens: Special tokens given to the template (``bos_token``, ``eos_token``, ...).
 
+    Attributes:
+        variables: Names that it reads and does not set: ``messages``, ``tools``, ...
+
     Raises:
         CheckpointError: The template is too long or has a syntax error.
         MissingExtraError: ``jinja2`` is not installed.
@@ -49,6 +52,7 @@ class ChatTemplate:
         self.source = source
         self.tokens = dict(tokens or {})
         self._template = _compile(source)
+        self.variables = _variables(source) - set(self.tokens)
 
     @classmethod
     def from_folder(cls, folder: Path, name: str = DEFAULT_NAME) -> ChatTemplate | None:
@@ -84,6 +88,11 @@ class ChatTemplate:
         keys = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
         found = {key: special_token(config, key) for key in keys}
         return cls(source, {key: token for key, token in found.items() if token is not None})
+
+    @property
+    def knows_tool_results(self) -> bool:
+        """Whether it writes messages of the role ``tool``."""
+        return "'tool'" in self.source or '"tool"' in self.source
 
     def render(
         self,
@@ -178,6 +187,15 @@ def _pick(value: Any, name: str) -> str | None:
             f"It has: {', '.join(sorted(named))}",
         )
     return named[name]
+
+
+@lru_cache(maxsize=16)
+def _variables(source: str) -> frozenset[str]:
+    from jinja2 import meta  # noqa: PLC0415
+
+    from edgekit.text.template_sandbox import sandbox  # noqa: PLC0415
+
+    return frozenset(meta.find_undeclared_variables(sandbox().parse(source)))
 
 
 @lru_cache(maxsize=16)

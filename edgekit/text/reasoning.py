@@ -49,6 +49,11 @@ class ReasoningSplitter:
         """True while the text fed so far ends inside the reasoning."""
         return self._state in {"reasoning", "reasoning_start"}
 
+    @property
+    def in_answer(self) -> bool:
+        """True once the answer has begun: nothing that follows can be reasoning."""
+        return self._state == "answer"
+
     def feed(self, text: str) -> list[TextPiece]:
         """Return the pieces that ``text`` settles; a possible part of a tag is held back."""
         self._held += text

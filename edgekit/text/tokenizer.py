@@ -8,6 +8,7 @@ does not know chat templates (``chat_template.py``).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,22 @@ MAX_TOKENIZER_BYTES: Final = 64 << 20
 """Largest ``tokenizer.json`` read; Llama 3's, the largest in use here, has 17 MB."""
 MAX_CONFIG_BYTES: Final = 4 << 20
 """Largest JSON file read beside it; R1-Distill's ``tokenizer_config.json`` has 7 kB."""
+_BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return the byte that each letter of a byte-level vocabulary stands for.
+
+    Source: Radford et al., GPT-2, ``encoder.py`` (``bytes_to_unicode``): printable bytes of Latin-1
+    stand for themselves, the others for letters from 256 on, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF_LETTER: Final = _byte_letters()
 REPLACEMENT: Final = "\ufffd"
 """What a decoder writes for bytes that are not (yet) UTF-8."""
 
@@ -47,6 +64,8 @@ class Tokenizer:
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer = _load(path)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._added = {token.content: token for token in added}
         self.config: Mapping[str, Any] = config or {}
         self.bos_token = special_token(self.config, "bos_token")
         self.eos_token = special_token(self.config, "eos_token")
@@ -99,6 +118,27 @@ class Tokenizer:
         """Return the id of a whole token, or None when the vocabulary lacks it."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what a token stands for; a part of a character is not UTF-8."""
+        written = self._tokenizer.id_to_token(token)
+        if written is None:
+            return b""
+        if written not in self._added:
+            if _BYTE_TOKEN.fullmatch(written):  # byte fallback, as Llama 2 has it
+                return bytes([int(written[3:5], 16)])
+            if all(letter in _BYTE_OF_LETTER for letter in written):
+                return bytes(_BYTE_OF_LETTER[letter] for letter in written)
+        return str(written).encode()
+
+    def is_special(self, token: str) -> bool:
+        """Say whether a text is a special token, which decoding skips."""
+        found = self._added.get(token)
+        return found is not None and bool(found.special)
+
+    def source(self) -> str:
+        """Return ``tokenizer.json``'s content, as others of its readers want it."""
+        return str(self._tokenizer.to_str())
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """Return a decoder to feed one token at a time."""

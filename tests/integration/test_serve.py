@@ -174,8 +174,8 @@ def test_many_at_once_each_get_their_own(
         ({"model": NAME, "messages": SUM, "max_tokens": 0}, 400, ">= 1", "max_tokens"),
         ({"model": NAME, "messages": SUM, "temperature": 3}, 400, "<= 2", "temperature"),
         ({"model": NAME, "messages": SUM, "stop": [""]}, 400, "none empty", "stop"),
-        ({"model": NAME, "messages": SUM, "n": 2}, 400, "not served by this version", "n"),
-        ({"model": NAME, "messages": SUM, "tools": [{}]}, 400, "not served", "tools"),
+        ({"model": NAME, "messages": SUM, "n": 17}, 400, "<= 16", "n"),
+        ({"model": NAME, "messages": SUM, "store": True}, 400, "not served by this", "store"),
         (
             {"model": NAME, "messages": SUM, "logit_bias": {"99999": 1}},
             400,

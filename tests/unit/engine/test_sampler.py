@@ -38,6 +38,8 @@ def _chi_square(draws: list[int], expected: np.ndarray) -> float:
         (SamplingParams(temperature=1.0, top_p=0.75, seed=3), [0.4, 0.3, 0.15, 0, 0, 0]),
         # top-p is taken of what top-k left: 0.4 and 0.3 of 0.85 are 0.82.
         (SamplingParams(temperature=1.0, top_k=3, top_p=0.8, seed=4), [0.4, 0.3, 0, 0, 0, 0]),
+        (SamplingParams(temperature=1.0, min_p=0.3, seed=7), [0.4, 0.3, 0.15, 0, 0, 0]),
+        (SamplingParams(temperature=1.0, top_k=2, min_p=0.3, seed=8), [0.4, 0.3, 0, 0, 0, 0]),
         (SamplingParams(temperature=0.5, seed=5), [0.16, 0.09, 0.0225, 0.01, 0.0025, 0]),
         (
             SamplingParams(temperature=2.0, seed=6),
@@ -154,6 +156,7 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_k", -1),
+        ("min_p", 1.1),
         ("seed", -1),
         ("seed", 1 << 64),
         ("max_tokens", 0),

@@ -1,0 +1,132 @@
+"""How answers reach a client: whole, or as a stream of events; one that leaves is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from device.api.errors import explain
+from device.api.replies import Reply, event
+from device.runtime.answer import Piece
+from edgekit.errors import EdgekitError
+
+CLIENT_LEFT = 499
+"""nginx's status of a request whose client went away; nobody reads it but the log."""
+
+Pieces: TypeAlias = AsyncGenerator[Piece, None]
+Indexed: TypeAlias = "tuple[int, Piece | None]"
+"""Which answer, and what of it; None: it has ended."""
+
+
+async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Response:
+    """Return all answers together, once they are finished.
+
+    Raises:
+        EdgekitError: One of them failed; the others are cancelled.
+    """
+
+    async def consume() -> None:
+        async with contextlib.aclosing(merged(answers)) as pieces:
+            async for piece in pieces:
+                del piece
+
+    consumer = asyncio.create_task(consume())
+    watcher = asyncio.create_task(_left(request.receive))
+    try:
+        await asyncio.wait({consumer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not consumer.done():
+            return Response(status_code=CLIENT_LEFT)
+        consumer.result()
+        return JSONResponse(reply.whole())
+    finally:
+        for task in (consumer, watcher):
+            task.cancel()
+        await asyncio.gather(consumer, watcher, return_exceptions=True)
+
+
+async def stream(reply: Reply, answers: Sequence[Pieces], *, usage: bool) -> Response:
+    """Return a streaming response; what fails before the first token has its own status.
+
+    Raises:
+        EdgekitError: An answer failed before anything was sent.
+    """
+    pieces = merged(answers)
+    try:
+        head = await anext(pieces)
+    except BaseException:
+        await pieces.aclose()
+        raise
+
+    async def events() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(pieces):
+            for index in range(len(answers)):
+                yield reply.first(index)
+            yield _event_of(reply, head)
+            try:
+                async for piece in pieces:
+                    yield _event_of(reply, piece)
+            except EdgekitError as error:
+                # The status is out already: the error is the stream's last event.
+                yield event(explain(error).body())
+                return
+            yield reply.last(usage=usage)
+
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[Indexed, None]:
+    """Yield the pieces of some answers as they come, and each answer's end.
+
+    Leaving early, or the failure of one, cancels all.
+    """
+    if len(answers) == 1:  # no tasks and queues for what nearly all requests are
+        async with contextlib.aclosing(answers[0]) as pieces:
+            async for piece in pieces:
+                yield 0, piece
+        yield 0, None
+        return
+    found: asyncio.Queue[Indexed | BaseException] = asyncio.Queue()
+
+    async def read(index: int, pieces: Pieces) -> None:
+        try:
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    found.put_nowait((index, piece))
+        except Exception as error:  # noqa: BLE001 - raised where the pieces are read
+            found.put_nowait(error)
+        else:
+            found.put_nowait((index, None))
+
+    tasks = [asyncio.create_task(read(*item)) for item in enumerate(answers)]
+    try:
+        left = len(answers)
+        while left:
+            item = await found.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item[1] is None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _event_of(reply: Reply, item: Indexed) -> bytes:
+    index, piece = item
+    return reply.end(index) if piece is None else reply.piece(index, piece)
+
+
+async def _left(receive: Callable[[], Awaitable[object]]) -> None:
+    """Return when the client has gone; its body has been read."""
+    with contextlib.suppress(ClientDisconnect):
+        while True:
+            message = await receive()
+            if isinstance(message, dict) and message.get("type") == "http.disconnect":
+                return

@@ -1,0 +1,134 @@
+"""A grammar begins where the answer does, and holds every token from there on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import EXAMPLE
+
+from device.runtime.constraint import Constraint, GrammarError, Grammars
+from device.runtime.grammar import ANY_OBJECT, Tools, calls_grammar, json_grammar
+from edgekit.errors import EngineError
+from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.tool_calls import DEEPSEEK, QWEN, ToolCall, ToolForm
+
+V = 4096
+FORMS = pytest.mark.parametrize("form", [DEEPSEEK, QWEN], ids=["deepseek", "qwen"])
+TOOLS: tuple[dict[str, Any], ...] = (
+    {"function": {"name": "weather", "parameters": {"type": "object"}}},
+    {"function": {"name": "clock"}},
+)
+CALLS = [ToolCall("weather", '{"city": "Kiel"}'), ToolCall("clock", "{}")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(Path(EXAMPLE))
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer, V, tokenizer.eos_token_ids)
+
+
+def _allowed(constraint: Constraint) -> set[int]:
+    return set(np.flatnonzero(np.isfinite(constraint.allow(np.zeros(V, np.float32)))))
+
+
+def _is_active(constraint: Constraint) -> bool:
+    return constraint.is_active  # a call: a checker takes attributes for constant
+
+
+def _follow(constraint: Constraint, tokens: Sequence[int]) -> None:
+    """Feed tokens, each of which must be allowed where the grammar is at work."""
+    for token in tokens:
+        assert not constraint.is_active or token in _allowed(constraint)
+        constraint.accept(token)
+
+
+def test_the_reasoning_is_free_and_the_answer_is_not(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    """Behind ``</think>``, line breaks and JSON; at its end, the end tokens alone."""
+    bound = grammars.constrain(json_grammar(ANY_OBJECT, leading=True), in_reasoning=True)
+    _follow(bound, tokenizer.encode("8 + 7, {well}"))
+    assert not _is_active(bound)
+    _follow(bound, tokenizer.encode("</think>"))
+    assert _is_active(bound)
+    _follow(bound, tokenizer.encode('\n\n{"a": [1, "x"]}'))
+    assert _allowed(bound) == set(tokenizer.eos_token_ids)
+
+
+def test_a_model_may_begin_to_reason_by_itself(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """``<think>`` is allowed first and only there; then the answer is bound."""
+    (think,) = tokenizer.encode("<think>")
+    bound = grammars.constrain(json_grammar(ANY_OBJECT, leading=True))
+    assert think in _allowed(bound)
+    _follow(bound, tokenizer.encode("<think>hm</think>"))
+    assert _is_active(bound)
+    assert think not in _allowed(bound)
+    assert set(tokenizer.encode("x")).isdisjoint(_allowed(bound))
+
+
+@FORMS
+def test_calls_that_must_be(grammars: Grammars, tokenizer: Tokenizer, form: ToolForm) -> None:
+    """One, or some, and no other text."""
+    for parallel in (True, False):
+        tools = Tools(TOOLS, form, is_required=True, is_parallel=parallel)
+        bound = grammars.constrain(calls_grammar(tools, tokenizer, leading=False))
+        calls = CALLS if parallel else CALLS[:1]
+        _follow(bound, tokenizer.encode(form.write_all(calls)))
+        assert set(tokenizer.eos_token_ids) <= _allowed(bound)
+    with pytest.raises(EngineError, match="does not follow"):
+        bound.accept(tokenizer.encode("x")[0])
+
+
+@FORMS
+def test_calls_that_may_be(grammars: Grammars, tokenizer: Tokenizer, form: ToolForm) -> None:
+    """Text is free until a call is opened; the call is bound to a tool that there is."""
+    tools = Tools(TOOLS, form)
+    grammar = calls_grammar(tools, tokenizer, leading=False)
+    bound = grammars.constrain(grammar, trigger=form.trigger)
+    _follow(bound, tokenizer.encode("I look. "))
+    assert not _is_active(bound)
+    whole = form.write_all(CALLS)
+    assert whole.startswith(form.trigger)
+    _follow(bound, tokenizer.encode(form.trigger))
+    assert _is_active(bound)
+    _follow(bound, tokenizer.encode(whole[len(form.trigger) :]))
+
+
+@FORMS
+def test_calls_or_an_object(grammars: Grammars, tokenizer: Tokenizer, form: ToolForm) -> None:
+    """Where the answer is bound too, it is one or the other, from its first token on."""
+    grammar = calls_grammar(Tools(TOOLS, form), tokenizer, leading=True, schema=ANY_OBJECT)
+    for text in ('{"a": 1}', "\n\n" + form.write_all(CALLS)):
+        bound = grammars.constrain(grammar)
+        _follow(bound, tokenizer.encode(text))
+        assert set(tokenizer.eos_token_ids) <= _allowed(bound)
+
+
+def test_grammars_are_kept_and_apart(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Two answers of one schema do not share their state."""
+    grammar = json_grammar(ANY_OBJECT, leading=False)
+    first, second = grammars.constrain(grammar), grammars.constrain(grammar)
+    _follow(first, tokenizer.encode('{"a": 1}'))
+    assert _allowed(first) != _allowed(second)
+
+
+def test_white_space_ends(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """A weak model cannot write line breaks for ever."""
+    bound = grammars.constrain(json_grammar(ANY_OBJECT, leading=False))
+    _follow(bound, tokenizer.encode("{"))
+    (newline,) = tokenizer.encode("\n")
+    for _ in range(24):
+        bound.accept(newline)
+    assert newline not in _allowed(bound)
+
+
+def test_what_is_no_schema(grammars: Grammars) -> None:
+    """Refused with what llguidance says of it."""
+    with pytest.raises(GrammarError, match="Invalid type: objct"):
+        grammars.constrain(json_grammar({"type": "objct"}, leading=False))
