@@ -88,6 +88,22 @@ class Engine:
         raise AssertionError
 
 
+class CopyingEngine(Engine):
+    """One that can give a slot what another holds, unless it says that this is not worth it."""
+
+    def __init__(self, slots: int = 4, *, worth: bool = True) -> None:
+        super().__init__(slots)
+        self.worth, self.copied = worth, 0
+
+    def copy_prefix(self, source: int, target: int, count: int) -> bool:
+        assert source != target
+        assert 0 < count <= len(self.held[source])
+        if self.worth:
+            self.held[target] = self.held[source][:count]
+            self.copied += count
+        return self.worth
+
+
 def lasting(steps: int) -> list[int]:
     """Return a prompt whose answer is longer than this."""
     return next([n, n + 1] for n in range(1, 90) if len(expected([n, n + 1], steps)) == steps)

@@ -21,7 +21,7 @@ from device.runtime.request import FinishReason, Request
 from device.runtime.slots import Slot, Slots
 from edgekit.engine.candidates import Row
 from edgekit.engine.generate import token_limit
-from edgekit.engine.session import InferenceSession, decode_rows
+from edgekit.engine.session import CopiesPrefixes, InferenceSession, decode_rows
 from edgekit.errors import EdgekitError, EngineError
 
 CHUNK_TOKENS: Final = 256
@@ -131,9 +131,10 @@ class Scheduler:
         request = slot.request
         if request is None:
             raise AssertionError
-        start = slot.prefilled
-        chunk = request.prompt[start : start + self._chunk]
         try:
+            self._borrow(slot)
+            start = slot.prefilled
+            chunk = request.prompt[start : start + self._chunk]
             logits = self._session.prefill(slot.index, chunk, start)
         except EdgekitError as error:
             self._fail(slot, error)
@@ -142,6 +143,19 @@ class Scheduler:
         slot.prefilled += len(chunk)
         if slot.is_decoding:
             self._take(slot, logits)
+
+    def _borrow(self, slot: Slot) -> None:
+        """Take over what another slot holds of a slot's prompt, where the engine can copy it."""
+        if slot.request is None or not isinstance(self._session, CopiesPrefixes):
+            return
+        found = self._slots.lender(slot)
+        if found is None:
+            return
+        lender, count = found
+        if self._session.copy_prefix(lender.index, slot.index, count):
+            slot.request.reused_tokens += count - slot.prefilled
+            slot.tokens[:] = slot.request.prompt[:count]
+            slot.prefilled = count
 
     def _decode(self) -> None:
         """Run one token of every request that generates, and of those alone if one fails."""

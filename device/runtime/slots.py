@@ -12,6 +12,7 @@ WORTH_TOKENS = 16
 """A shorter beginning in common (a template's, a system message of some words) is run again."""
 LONG_TEXT_TOKENS = 256
 """What a slot holds is worth keeping from here on."""
+_BLOCK = 64
 
 
 @dataclass(slots=True)
@@ -69,6 +70,22 @@ class Slots:
         request.reused_tokens = reused
         return best
 
+    def lender(self, slot: Slot) -> tuple[Slot, int] | None:
+        """Return the slot that holds most of the prompt that a slot is running, and how much.
+
+        None if no slot holds enough more than is there already. Prompts that begin alike and run at
+        the same time so share their beginning, too: each runs the chunk that the other lacks.
+        """
+        if slot.request is None:
+            return None
+        prompt = slot.request.prompt
+        others = [other for other in self.all if other is not slot]
+        held = [common_prefix(other.tokens, prompt) for other in others]
+        most = min(max(held, default=0), len(prompt) - 1)
+        if most < slot.prefilled + WORTH_TOKENS:
+            return None
+        return others[held.index(max(held))], most
+
     def of(self, request: Request) -> Slot | None:
         """Return the slot that a request has."""
         return next((slot for slot in self.all if slot.request is request), None)
@@ -96,7 +113,11 @@ def covering_block(slots: Sequence[int]) -> int:
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Return how many leading tokens two sequences share."""
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
+    size, start = min(len(a), len(b)), 0
+    # Block by block in C, then token by token in the one that differs.
+    while start < size and list(a[start : start + _BLOCK]) == list(b[start : start + _BLOCK]):
+        start += _BLOCK
+    for index in range(start, min(start + _BLOCK, size)):
+        if a[index] != b[index]:
             return index
-    return min(len(a), len(b))
+    return size

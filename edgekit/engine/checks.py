@@ -143,3 +143,20 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
             f"token {lowest if lowest < 0 else highest} is not in the vocabulary of {vocab_size}",
             "Use the tokenizer that belongs to the model",
         )
+
+
+def check_copy(source: int, target: int, count: int, lengths: Sequence[int]) -> None:
+    """Refuse to copy between slots what is not there.
+
+    Args:
+        source: The slot that is copied from.
+        target: The other one.
+        count: Positions, from the first on.
+        lengths: What each slot holds.
+    """
+    for slot in (source, target):
+        check_slot(slot, len(lengths))
+    if source == target or not 0 < count <= lengths[source]:
+        raise EngineError(
+            f"slot {source} of {lengths[source]} tokens has no {count} for slot {target}",
+        )

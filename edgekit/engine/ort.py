@@ -22,6 +22,7 @@ from edgekit.contracts import engine_io
 from edgekit.engine.candidates import Row
 from edgekit.engine.checks import (
     broken_rows,
+    check_copy,
     check_distinct,
     check_layout,
     check_room,
@@ -204,6 +205,15 @@ class OrtSession:
         self._refuse(slots, ~all_finite(selected))
         fetchers = [functools.partial(self._fetch, step, row, self._runs) for row in rows]
         return selection.candidates(selected, fetchers)
+
+    def copy_prefix(self, source: int, target: int, count: int) -> bool:
+        """Give a slot what another holds; see ``CopiesPrefixes``."""
+        check_copy(source, target, count, self._lengths.tolist())
+        if self._device != "cpu":  # rows would move through main memory
+            return False
+        self._cache.copy(source, target, count)
+        self._lengths[target] = count
+        return True
 
     def release(self, slot: int) -> None:
         """Forget what a slot holds; see ``InferenceSession``."""

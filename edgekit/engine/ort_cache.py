@@ -111,6 +111,14 @@ class KeyValueCache:
                 buffer.move(block * capacity, block * self.capacity, count)
         self.capacity = capacity
 
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """Copy the first rows of one slot to another."""
+        for buffer in self._buffers:
+            for head in range(self.heads):
+                offset = head * self.capacity * self.dim
+                start, end = self._at(source, 0) + offset, self._at(target, 0) + offset
+                buffer.move(end, start, rows * self.dim)
+
     def zero(self, slots: Sequence[int]) -> None:
         """Zero whole slots: a NaN left in a masked row would still poison the output."""
         for buffer in self._buffers:

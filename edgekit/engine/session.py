@@ -92,6 +92,21 @@ class SelectsCandidates(Protocol):
         """
 
 
+@runtime_checkable
+class CopiesPrefixes(Protocol):
+    """A session that can give one slot what another holds; an extension of its own, too."""
+
+    def copy_prefix(self, source: int, target: int, count: int) -> bool:
+        """Make slot ``target`` hold the first ``count`` positions of slot ``source``.
+
+        Returns:
+            False where running the tokens again is cheaper; nothing has changed then.
+
+        Raises:
+            EngineError: There are no such slots, they are one, or ``source`` holds less.
+        """
+
+
 def decode_rows(
     session: InferenceSession,
     slots: Sequence[int],

@@ -19,6 +19,7 @@ from edgekit.contracts import engine_io
 from edgekit.contracts.engine_plan import EnginePlan
 from edgekit.engine.checks import (
     broken_rows,
+    check_copy,
     check_distinct,
     check_room,
     check_slot,
@@ -148,6 +149,13 @@ class TensorRTSession:
         self._lengths[list(slots)] = np.asarray(positions) + 1
         self._require_finite(logits, slots)
         return logits
+
+    def copy_prefix(self, source: int, target: int, count: int) -> bool:
+        """Give a slot what another holds; see ``CopiesPrefixes``."""
+        check_copy(source, target, count, self._lengths[: self._max_sequences].tolist())
+        self._cache.copy(source, target, count)
+        self._lengths[target] = count
+        return True
 
     def release(self, slot: int) -> None:
         """Forget what a slot holds; see ``InferenceSession``."""

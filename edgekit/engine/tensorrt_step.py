@@ -100,6 +100,13 @@ class DeviceCache:
                 source = outputs[output] + row * heads * width, width
                 self._runtime.copy(target, source, width, heads)
 
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """Copy the first rows of one slot to another, on the device."""
+        heads, pitch = self.shape[1], self.shape[2] * self._row_bytes
+        for _, _, address in self._buffers:
+            start, end = (address + slot * self._slot_bytes for slot in (source, target))
+            self._runtime.copy((end, pitch), (start, pitch), rows * self._row_bytes, heads)
+
     def shapes(self, slots: int) -> dict[str, Shape]:
         """Return the shapes of the cache inputs for ``slots`` slots."""
         return {past: (slots, *self.shape[1:]) for past, _, _ in self._buffers}

@@ -129,6 +129,20 @@ def test_a_step_runs_the_smallest_block_that_has_its_slots(
         assert block in {key[:2] for key in session._steps}
 
 
+def test_a_slot_can_be_given_what_another_holds(
+    session: OrtSession, tokens: list[int], expected: Array
+) -> None:
+    """The copy goes on by itself, the other is as it was, and what is not there is refused."""
+    session.prefill(0, tokens[:300])
+    session.prefill(2, tokens[5:40])
+    assert session.copy_prefix(0, 2, 270)
+    close(session.prefill(2, tokens[270:290], 270), expected[289])
+    close(session.decode([0, 2], [tokens[300], tokens[290]], [300, 290])[0], expected[300])
+    for source, target, count in ((0, 0, 1), (0, 2, 302), (1, 2, 1), (0, 1, 0)):
+        with pytest.raises(EngineError, match="has no"):
+            session.copy_prefix(source, target, count)
+
+
 def test_going_back_overwrites(session: OrtSession, tokens: list[int], expected: Array) -> None:
     """Feeding an earlier position again forgets what followed."""
     session.prefill(0, [1, 2, 3, 4, 5, 6])

@@ -107,6 +107,19 @@ def test_prefill_is_the_other_sessions(
     assert (session.max_context, session.max_sequences) == (CONTEXT, SLOTS)
 
 
+def test_a_slot_can_be_given_what_another_holds(
+    session: TensorRTSession, other: OrtSession, tokens: list[int]
+) -> None:
+    """The copy goes on by itself, and what is not there is refused."""
+    other.prefill(0, tokens[:50])
+    session.prefill(0, tokens[:50])
+    session.prefill(1, tokens[3:20])
+    assert session.copy_prefix(0, 1, 45)
+    close(session.prefill(1, tokens[45:50], 45), other.prefill(1, tokens[:50]))
+    with pytest.raises(EngineError, match="has no 51"):
+        session.copy_prefix(0, 1, 51)
+
+
 def test_logits_are_the_references(
     session: TensorRTSession, bundle: Bundle, tokens: list[int]
 ) -> None:

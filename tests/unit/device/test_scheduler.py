@@ -8,7 +8,16 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from scheduler_cases import CONTEXT, VOCABULARY, Engine, ask, expected, keep_on, lasting
+from scheduler_cases import (
+    CONTEXT,
+    VOCABULARY,
+    CopyingEngine,
+    Engine,
+    ask,
+    expected,
+    keep_on,
+    lasting,
+)
 
 from device.runtime import slots as slots_module
 from device.runtime.request import Request
@@ -104,6 +113,50 @@ def test_a_prefix_that_a_slot_holds_is_not_run_again() -> None:
     run(scheduler)
     assert same.reused_tokens == len(again) - 1
     assert same.generated == second.generated
+
+
+def test_a_prefix_that_another_slot_holds_is_copied() -> None:
+    """From one that generates: only the rest of the prompt is run, and all answers are right."""
+    engine = CopyingEngine()
+    scheduler = Scheduler(engine)
+    prompt = lasting(20)[:1] * 30
+    first, second = ask(prompt, 20), ask([*prompt, 5, 6], 6)
+    scheduler.submit(first)
+    scheduler.step()
+    scheduler.submit(second)
+    run(scheduler)
+    assert (engine.copied, engine.prefilled) == (30, 32)
+    assert second.reused_tokens == 30
+    assert (first.generated, second.generated) == (
+        expected(prompt, 20),
+        expected([*prompt, 5, 6], 6),
+    )
+
+
+def test_prompts_that_begin_alike_share_the_work() -> None:
+    """Four at the same time run what they have in common once, chunk by chunk."""
+    engine = CopyingEngine()
+    scheduler = Scheduler(engine, chunk_tokens=16)
+    prompts = [[*range(1, 49), n] for n in range(60, 64)]
+    requests = [ask(prompt, 5) for prompt in prompts]
+    for request in requests:
+        scheduler.submit(request)
+    run(scheduler)
+    assert [request.generated for request in requests] == [expected(p, 5) for p in prompts]
+    assert engine.prefilled == 48 + len(prompts)
+    assert sum(request.reused_tokens for request in requests) == 3 * 48
+
+
+def test_an_engine_may_rather_run_tokens_again() -> None:
+    """Nothing is taken for copied then."""
+    engine = CopyingEngine(worth=False)
+    scheduler = Scheduler(engine, chunk_tokens=16)
+    requests = [ask([*range(1, 49), n], 5) for n in range(2)]
+    for request in requests:
+        scheduler.submit(request)
+    run(scheduler)
+    assert [request.reused_tokens for request in requests] == [0, 0]
+    assert engine.prefilled == 2 * 49
 
 
 def test_long_texts_are_kept_and_the_one_unused_longest_goes(
