@@ -34,6 +34,6 @@ lock: ## renew constraints.txt and constraints-jp62.txt (needs uv)
 	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-[bt]' ) > constraints.txt
 	# CUDA's bindings are the JetPack's: jetson.Dockerfile pins them.
 	( echo "# What JetPack 6.2's Python 3.10 on aarch64 installs for the extras \`device\`, \`serve\`, \`tensorrt\`; made by \`make lock\`."; \
-	  uv pip compile -q --python-version 3.10 --python-platform aarch64-manylinux_2_28 \
+	  uv pip compile -q --python-version 3.10 --python-platform aarch64-manylinux_2_35 \
 	    --only-binary :all: --extra device --extra serve --extra tensorrt --no-annotate --no-header pyproject.toml \
 	    | grep -v '^cuda-bindings' ) > constraints-jp62.txt

@@ -12,10 +12,11 @@ if [ -z "${EDGEKIT_PYTHON:-}" ] && ! [ -x "$python" ]; then
         echo "hardware: needs python3-venv (sudo apt install python3-venv)" >&2
         exit 1
     }
-    # JetPack 6.2 (L4T R36) has CUDA 12.
-    bindings=cuda-bindings
-    ! grep -qs '^# R36 ' /etc/nv_tegra_release || bindings='cuda-bindings<13'
-    "$python" -m pip install --quiet --disable-pip-version-check -e '.[device,tensorrt]' "$bindings"
+    # The versions of jetson.Dockerfile; JetPack 6.2 (L4T R36) has CUDA 12 and Python 3.10.
+    bindings=13.2.0 pins=constraints.txt
+    ! grep -qs '^# R36 ' /etc/nv_tegra_release || bindings=12.9.10 pins=constraints-jp62.txt
+    "$python" -m pip install --quiet --disable-pip-version-check --constraint "$pins" \
+        -e '.[device,tensorrt]' "cuda-bindings==$bindings"
 fi
 export PYTHONPATH="$PWD:$PWD/tests/bench${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" tests/hardware/hardware.py "$@"

@@ -134,6 +134,15 @@ def test_constraints_pin_all_that_a_device_installs(version: str, python: str) -
     assert not {"onnx", "numba", "torch"} & set(re.findall(r'"(\w+)', device))
 
 
+def test_the_hardware_script_installs_what_the_image_has() -> None:
+    """The same bindings and pins, by JetPack."""
+    script = (ROOT / "scripts" / "hardware.sh").read_text()
+    for version in ("7.2", "6.2"):
+        pins = jetpack(version)
+        wanted = f"bindings={pins['CUDA_BINDINGS_VERSION']} pins={pins['EDGEKIT_CONSTRAINTS']}"
+        assert f"{wanted}\n" in script
+
+
 def test_extras_are_those_of_the_engine() -> None:
     """Only the image with TensorRT has what talks to CUDA, at the JetPack's version."""
     (install,) = [value for value in values("RUN", "build") if "pip install" in value]
