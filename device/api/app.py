@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -26,19 +27,24 @@ from device.api.schema import (
     seeded,
 )
 from device.api.service import Service
+from device.routing.header import RouteHeader
 from device.runtime.answer import Answer, Piece, Wishes
 from edgekit.errors import EdgekitError
 
 
 def make_app(service: Service) -> Starlette:
     """Return the ASGI application of a service, which is stopped with it."""
-    routes = Routes(service)
+    routes, router = Routes(service), service.settings.router
+    if router is not None:
+        router.metrics.register(service.metrics.registry, router.budget)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         del app
         yield
         await asyncio.to_thread(service.stop)
+        if router is not None:
+            await router.close()
 
     async def fail(request: Request, error: Exception) -> Response:
         del request
@@ -68,6 +74,7 @@ def make_app(service: Service) -> Starlette:
             Exception: fail,
         },
         lifespan=lifespan,
+        middleware=[Middleware(RouteHeader)],
     )
 
 
@@ -175,6 +182,9 @@ class Routes:
         body: ChatRequest | CompletionRequest,
         answers: Sequence[Answer],
     ) -> Response:
+        routed = await self._elsewhere(kind, request, body, answers)
+        if routed is not None:
+            return routed
         service = self._service
         reply = Reply(kind, service.name, service.model.tokenizer, answers)
         pieces = [self._pieces(answer) for answer in answers]
@@ -182,6 +192,22 @@ class Routes:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return await stream(reply, pieces, usage=usage)
         return await whole(request, reply, pieces)
+
+    async def _elsewhere(
+        self,
+        kind: Kind,
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        answers: Sequence[Answer],
+    ) -> Response | None:
+        """Return what the cloud answers; None if the engine is to answer."""
+        router = self._service.settings.router
+        if router is None:
+            return None
+        from device.routing.router import Asked  # noqa: PLC0415 - httpx, where it is used alone
+
+        asked = Asked(kind, request, body, [answer.request for answer in answers])
+        return await router.answer(asked, self._service)
 
     async def _pieces(self, answer: Answer) -> AsyncGenerator[Piece, None]:
         """Yield an answer's pieces and count it."""
@@ -192,3 +218,5 @@ class Routes:
         finally:
             if answer.request.queued_s is not None:
                 self._service.metrics.ended(answer.request, time.monotonic())
+                if self._service.settings.router is not None:
+                    self._service.settings.router.served(answer.request)

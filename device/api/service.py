@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device.api.errors import ApiError
 from device.api.messages import Message, Tool, render, usable_tools
@@ -25,6 +25,9 @@ from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import CheckpointError, EngineError, StorageError
 from edgekit.text.reasoning import prompt_opens_reasoning
 
+if TYPE_CHECKING:  # httpx takes memory, and most servers route nothing
+    from device.routing.router import Router
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -36,6 +39,7 @@ class Settings:
         body_limit_bytes: Largest body that is read.
         drain_s: Seconds that running requests have when the server is told to stop.
         keys: Client by the sha256 (hex) of its API key; empty lets everyone ask.
+        router: Sends requests elsewhere; None answers all here. The server closes it.
     """
 
     queue_limit: int = QUEUE_LIMIT
@@ -43,6 +47,7 @@ class Settings:
     body_limit_bytes: int = 4 << 20
     drain_s: float = 30.0
     keys: Mapping[str, str] | None = None
+    router: Router | None = None
 
 
 class Service:

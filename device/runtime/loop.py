@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from device.runtime.request import Request
-from device.runtime.scheduler import Scheduler
+from device.runtime.scheduler import Load, Scheduler
 from edgekit.errors import EngineError
 
 Work = Callable[[], None]
@@ -48,6 +48,11 @@ class EngineLoop:
     def is_alive(self) -> bool:
         """Whether requests are served."""
         return self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        """See ``Scheduler.load``."""
+        return self._scheduler.load
 
     def submit(self, request: Request) -> Future[None]:
         """Hand a request over; the future is done once it was taken or refused.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from device.runtime.queue import FairQueue
@@ -31,6 +32,23 @@ QUEUE_LIMIT: Final = 64
 
 class QueueFullError(EngineError):
     """As many requests wait as may: ask again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a scheduler is.
+
+    Attributes:
+        waiting: Requests without a slot.
+        running: Requests with one.
+        slots: Slots.
+        queue_limit: Requests that may wait once no slot is free.
+    """
+
+    waiting: int
+    running: int
+    slots: int
+    queue_limit: int
 
 
 class Scheduler:
@@ -75,6 +93,11 @@ class Scheduler:
     def running(self) -> int:
         """Requests that have one."""
         return sum(slot.request is not None for slot in self._slots.all)
+
+    @property
+    def load(self) -> Load:
+        """How busy it is; any thread may ask, and gets what was true a step ago."""
+        return Load(self.waiting, self.running, len(self._slots.all), self._queue_limit)
 
     def submit(self, request: Request) -> None:
         """Take a request; it is told of its tokens and its end by its sinks.

@@ -74,6 +74,11 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     type=click.Path(path_type=Path),
     help="File of clients and sha256 digests of their keys. [default: everyone may ask]",
 )
+@click.option(
+    "--routing",
+    type=click.Path(path_type=Path),
+    help="File with a table [routing]: what may go to a cloud endpoint. [default: nothing]",
+)
 @click.option("--no-digests", is_flag=True, help="Start without checking the bundle's bytes.")
 def command(bundle: Path, host: str, port: int, **options: Any) -> None:
     r"""Serve BUNDLE behind OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
@@ -96,6 +101,7 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
     from edgekit.cli.commands.run import as_chosen  # noqa: PLC0415
 
     keys = None if options["api_keys"] is None else read_keys(options["api_keys"])
+    router = None if options["routing"] is None else _router(options["routing"])
     listener = listen(host, port)  # before minutes of loading
     model = _load(bundle, options, as_chosen)
     settings = Settings(
@@ -103,6 +109,7 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
         timeout_s=options["timeout_s"],
         drain_s=options["drain_s"],
         keys=keys,
+        router=router,
     )
     service = Service(model, model.own_sampling, settings)
     slots = model.session.max_sequences
@@ -116,6 +123,27 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
             f"note: whoever reaches {host} may ask; --api-keys asks them for a key", highlight=False
         )
     run_server(make_app(service), listener, options["drain_s"])
+
+
+def _router(path: Path) -> Any:
+    """Return the router of a file, and say what it lets go; None if that is nothing."""
+    from device.routing.config import load_routing  # noqa: PLC0415
+
+    config = load_routing(path)
+    if not config.enabled:
+        error_console().print(
+            f"note: {path} routes nothing: it lacks enabled = true", highlight=False
+        )
+        return None
+    try:
+        from device.routing.router import Router  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("Routing", "serve", "or leave out --routing") from error
+    error_console().print(
+        f"note: requests may go to {config.base_url}, at most {config.daily_bytes} bytes a day",
+        highlight=False,
+    )
+    return Router(config)
 
 
 def run_server(app: Any, listener: socket.socket, drain_s: float) -> None:

@@ -1,0 +1,1 @@
+"""Hybrid routing: what may go to a cloud endpoint, when, and at which price in bytes."""

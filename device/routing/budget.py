@@ -1,0 +1,179 @@
+"""The bytes of a day: counted as they go over the wire, remembered over restarts and power cuts.
+
+A day is one of UTC. A clock that jumps backwards starts none: the day that had begun goes on until
+the clock is past it or the device has run for 24 hours, so that a wrong clock neither gives a second
+budget nor takes all of them.
+
+The file never says less than was used: it is written before the bytes go out, some ahead, so that a
+budget costs a write of some bytes now and then and a power cut costs what was written ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from device.routing.errors import BudgetSpentError
+from edgekit.bundle.storage import write_atomic
+from edgekit.errors import StorageError
+
+DAY_S: Final = 86400
+AHEAD_BYTES: Final = 64 << 10
+"""What the file is ahead of what is used: a power cut may cost as much, one write buys as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A day's bytes.
+
+    Attributes:
+        day: Since 1970-01-01 UTC.
+        used: Bytes.
+        age_s: Seconds that the device ran since the day was begun here.
+    """
+
+    day: int
+    used: int
+    age_s: float = 0.0
+
+    def at(self, now_s: float, passed_s: float) -> Ledger:
+        """Return it as of now: a new one if another day has begun.
+
+        Args:
+            now_s: Seconds since 1970, of a clock that may jump.
+            passed_s: Seconds since the last call, of one that does not.
+        """
+        today, age_s = int(now_s // DAY_S), self.age_s + passed_s
+        if today > self.day or age_s >= DAY_S:
+            return Ledger(today, 0)
+        return replace(self, age_s=age_s)
+
+
+class Budget:
+    """A ledger in a file. One event loop uses it.
+
+    Args:
+        path: The file; it is made if it is not there.
+        limit: Bytes in a day; may be changed at any time.
+        clock: Seconds since 1970.
+        ticks: Seconds that never go back.
+
+    Raises:
+        StorageError: The file cannot be read or written, or is none of a budget.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limit: float,
+        *,
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit = limit
+        self._path, self._clock, self._ticks = path, clock, ticks
+        self._ticked = ticks()
+        self._reserved = 0
+        self._lock = asyncio.Lock()
+        # One thread: a write that nobody waits for any more still ends before the next.
+        self._disk = ThreadPoolExecutor(1, "budget")
+        self._ledger = _read(path) or Ledger(int(clock() // DAY_S), 0)
+        self._written = self._ledger
+        _write(path, self._ledger)  # fails now rather than in a request
+
+    @property
+    def left(self) -> float:
+        """Bytes that may still be used today."""
+        return max(self.limit - self._now().used, 0)
+
+    @property
+    def unreserved(self) -> float:
+        """Of those, the bytes that no request counts on."""
+        return max(self.left - self._reserved, 0)
+
+    async def reserve(self, wanted: int) -> None:
+        """Set bytes aside for a request, which gives them back by ``release``.
+
+        Raises:
+            BudgetSpentError: There are not as many.
+            StorageError: The file cannot be written.
+        """
+        if wanted > self.unreserved:
+            raise BudgetSpentError(f"{wanted} bytes are more than what is left of today's")
+        self._reserved += wanted
+        try:
+            await self.prepare(self._reserved)
+        except BaseException:
+            self._reserved -= wanted
+            raise
+
+    def release(self, wanted: int) -> None:
+        """Give back what a request set aside; what it used has been counted."""
+        self._reserved -= wanted
+
+    async def prepare(self, more: int) -> None:
+        """Have the file say what is used and more, before it is.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        if self._covers(more):
+            return
+        async with self._lock:
+            if not self._covers(more):
+                ahead = replace(self._now(), used=self._ledger.used + more + AHEAD_BYTES)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._disk, _write, self._path, ahead)
+                self._written = ahead
+
+    def count(self, used: int) -> None:
+        """Count bytes that went over the wire."""
+        ledger = self._now()
+        self._ledger = replace(ledger, used=ledger.used + used)
+
+    def close(self) -> None:
+        """Write what was used, no more."""
+        self._disk.shutdown()
+        _write(self._path, self._now())
+
+    def _covers(self, more: int) -> bool:
+        ledger, written = self._now(), self._written
+        return written.day == ledger.day and written.used >= ledger.used + more
+
+    def _now(self) -> Ledger:
+        ticked = self._ticks()
+        self._ledger = self._ledger.at(self._clock(), ticked - self._ticked)
+        self._ticked = ticked
+        return self._ledger
+
+
+def _read(path: Path) -> Ledger | None:
+    """Return what a file holds; None if there is none."""
+    try:
+        data = json.loads(path.read_bytes())
+        ledger = Ledger(data["day"], data["used"], data["age_s"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}", _REMEDY) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is no file of a byte budget", _REMEDY) from error
+    whole = type(ledger.day) is int and type(ledger.used) is int and ledger.used >= 0
+    if not (whole and isinstance(ledger.age_s, int | float) and math.isfinite(ledger.age_s)):
+        raise StorageError(f"{path} is no file of a byte budget", _REMEDY)
+    return ledger
+
+
+def _write(path: Path, ledger: Ledger) -> None:
+    data = {"day": ledger.day, "used": ledger.used, "age_s": round(ledger.age_s, 3)}
+    write_atomic(path, json.dumps(data).encode() + b"\n", option="state_file of [routing]")
+
+
+_REMEDY = "Remove it to begin the day at zero, or choose another state_file"

@@ -1,0 +1,187 @@
+"""The endpoint in the cloud: one request, and its answer as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Iterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final
+
+import anyio
+import httpx
+
+from device.routing.budget import Budget
+from device.routing.config import RoutingConfig
+from device.routing.errors import (
+    CloudBusyError,
+    CloudError,
+    CloudRefusedError,
+    CloudUnreachableError,
+)
+from device.routing.translate import EventStream, error_message, incoming
+from device.routing.wire import CountedTransport, Counter
+from edgekit import __version__
+from edgekit.errors import first_line
+
+MAX_ANSWER_BYTES: Final = 16 << 20
+MAX_ERROR_BYTES: Final = 16 << 10
+HANDSHAKE_BYTES: Final = 4096
+"""About what TLS takes to begin: certificates, mostly."""
+REFUSALS: Final = frozenset({400, 413, 422})
+"""Statuses that say something of the request; any other says that the endpoint does not serve."""
+
+
+class Cloud:
+    """A client of the endpoint. What it sends is made here: nothing of a client's request head.
+
+    Args:
+        config: Where it is, and for how long it may be silent.
+        budget: Every byte is taken from it.
+        counter: Told of every byte.
+
+    Raises:
+        StorageError: Key or certificates cannot be read.
+    """
+
+    def __init__(self, config: RoutingConfig, budget: Budget, counter: Counter) -> None:
+        key = config.api_key()
+        self._url = config.base_url.rstrip("/")
+        self._headers = {
+            # Decompressed, some bytes could be any number of them.
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "user-agent": f"edgekit/{__version__}",
+            **({} if key is None else {"authorization": f"Bearer {key}"}),
+        }
+        connect_s, read_s = config.connect_timeout_s, config.read_timeout_s
+        self._client = httpx.AsyncClient(
+            transport=CountedTransport(config.tls(), config.connections, budget, counter),
+            timeout=httpx.Timeout(read_s, connect=connect_s, pool=connect_s),
+            # One client's cookies would come with the next one's request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def sends(self, path: str, body: bytes) -> int:
+        """Return about how many bytes a request takes, the answer left out."""
+        head = sum(len(name) + len(value) + 4 for name, value in self._headers.items())
+        return len(body) + head + len(self._url) + len(path) + HANDSHAKE_BYTES
+
+    async def ask(self, path: str, body: bytes, name: str, deadline_s: float) -> bytes:
+        """Return a whole answer under our model's name.
+
+        Args:
+            path: After the base URL.
+            body: JSON.
+            name: Our model's.
+            deadline_s: Of the monotonic clock.
+
+        Raises:
+            CloudError: It failed or refused.
+        """
+        accept, data = "application/json", bytearray()
+        async with contextlib.aclosing(self._parts(path, body, accept, deadline_s)) as parts:
+            async for part in parts:
+                data += part
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise CloudError(f"the cloud's answer has more than {MAX_ANSWER_BYTES} bytes")
+        return incoming(bytes(data), name)
+
+    async def stream(
+        self, path: str, body: bytes, name: str, deadline_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a streamed answer's lines; the first ones have an event that is no error.
+
+        Leaving early closes the connection, which tells the cloud to stop.
+
+        Args:
+            path: As of ``ask``, and so the others.
+            body: JSON.
+            name: Our model's.
+            deadline_s: Of the monotonic clock.
+
+        Raises:
+            CloudError: It failed or refused.
+        """
+        events, accept, held = EventStream(name), "text/event-stream", b""
+        async with contextlib.aclosing(self._parts(path, body, accept, deadline_s)) as parts:
+            async for part in parts:
+                held += events.feed(part)
+                if events.error is not None:
+                    raise CloudError(f"the cloud failed: {events.error}")
+                if events.events and held:
+                    yield held
+                    held = b""
+                if events.is_done:
+                    return
+        raise CloudError("the cloud's stream ended before the answer did")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _parts(
+        self, path: str, body: bytes, accept: str, deadline_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of an answer of status 200."""
+        headers = {**self._headers, "accept": accept}
+        request = self._client.build_request(
+            "POST", self._url + path, content=body, headers=headers
+        )
+        with _in_time(deadline_s):
+            response = await self._client.send(request, stream=True)
+        async with contextlib.aclosing(response):
+            if response.status_code != 200:
+                raise await _explained(response, deadline_s)
+            kind = response.headers.get("content-type", "").partition(";")[0].strip()
+            if kind != accept:
+                raise CloudError(f"the cloud answers with {kind or 'no type'}, not {accept}")
+            parts = response.aiter_raw()
+            while True:
+                with _in_time(deadline_s):
+                    part = await anext(parts, None)
+                if part is None:
+                    return
+                yield part
+
+
+@contextlib.contextmanager
+def _in_time(deadline_s: float) -> Iterator[None]:
+    """Bound a wait, and tell a link that is down from an endpoint that fails."""
+    try:
+        with anyio.fail_after(max(deadline_s - time.monotonic(), 0)):
+            yield
+    except TimeoutError as error:
+        raise CloudError("the cloud did not answer before the deadline") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise CloudUnreachableError(f"the cloud cannot be reached: {_said(error)}") from error
+    except httpx.PoolTimeout as error:
+        raise CloudBusyError("all connections to the cloud are in use") from error
+    except httpx.HTTPError as error:
+        raise CloudError(f"the cloud failed: {_said(error)}") from error
+
+
+async def _explained(response: httpx.Response, deadline_s: float) -> CloudError:
+    """Return what an answer of another status means."""
+    data, parts, status = bytearray(), response.aiter_raw(), response.status_code
+    while len(data) < MAX_ERROR_BYTES:
+        with _in_time(deadline_s):
+            part = await anext(parts, None)
+        if part is None:
+            break
+        data += part
+    said = error_message(bytes(data))
+    if status in REFUSALS:
+        return CloudRefusedError(f"the cloud refused the request: {said or status}", status)
+    after = response.headers.get("retry-after", "")
+    retry_after_s = float(after) if after.isdecimal() and after.isascii() else None
+    return CloudError(
+        f"the cloud answered {status}: {said}" if said else f"the cloud answered {status}",
+        retry_after_s=retry_after_s,
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

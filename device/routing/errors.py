@@ -1,0 +1,49 @@
+"""What goes wrong between a device and its cloud."""
+
+from __future__ import annotations
+
+from edgekit.errors import EdgekitError
+
+
+class RoutingConfigError(EdgekitError):
+    """A routing table has an unknown key, a wrong type or an impossible value."""
+
+    exit_code = 3
+
+
+class CloudError(EdgekitError):
+    """The cloud did not answer as it should.
+
+    Args:
+        message: What happened.
+        retry_after_s: Seconds that the endpoint asks to be let alone; None if it said nothing.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CloudUnreachableError(CloudError):
+    """No connection came about: the link is to blame rather than the endpoint."""
+
+
+class CloudRefusedError(CloudError):
+    """The endpoint is well and refuses this very request.
+
+    Args:
+        message: What it said.
+        status: Its HTTP status, 400, 413 or 422.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BudgetSpentError(CloudError):
+    """The day's bytes are used up."""
+
+
+class CloudBusyError(CloudError):
+    """All connections to the endpoint are in use."""
