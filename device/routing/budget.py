@@ -1,8 +1,8 @@
 """The bytes of a day: counted as they go over the wire, remembered over restarts and power cuts.
 
 A day is one of UTC. A clock that jumps backwards starts none: the day that had begun goes on until
-the clock is past it or the device has run for 24 hours, so that a wrong clock neither gives a second
-budget nor takes all of them.
+the clock is past it or the device has run for 24 hours, so that a wrong clock neither gives a
+second budget nor takes all of them.
 
 The file never says less than was used: it is written before the bytes go out, some ahead, so that a
 budget costs a write of some bytes now and then and a power cut costs what was written ahead.

@@ -31,8 +31,8 @@ PLAIN: Final = frozenset(
         "top_p",
     }
 )
-"""OpenAI's fields that are sent on. Not among them are those that say who asks or what for (``user``,
-``metadata``, ``store``), and ``logit_bias``, whose tokens are of this model."""
+"""OpenAI's fields that are sent on. Not among them are those that say who asks and what for
+(``user``, ``metadata``, ``store``), and ``logit_bias``, whose tokens are of this model."""
 MAX_LINE_BYTES: Final = 1 << 20
 """A longer line of a stream is no event of a chat."""
 

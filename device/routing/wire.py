@@ -1,4 +1,4 @@
-"""Connections whose bytes are counted below TLS: what a metered link carries, but for TCP and IP."""
+"""Connections whose bytes are counted below TLS: what a link carries, but for TCP and IP."""
 
 from __future__ import annotations
 
