@@ -34,17 +34,13 @@ from edgekit.errors import EdgekitError
 
 def make_app(service: Service) -> Starlette:
     """Return the ASGI application of a service, which is stopped with it."""
-    routes, router = Routes(service), service.settings.router
-    if router is not None:
-        router.metrics.register(service.metrics.registry, router.budget)
+    routes = Routes(service)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         del app
         yield
-        await asyncio.to_thread(service.stop)
-        if router is not None:
-            await router.close()
+        await _stop(service)
 
     async def fail(request: Request, error: Exception) -> Response:
         del request
@@ -78,11 +74,21 @@ def make_app(service: Service) -> Starlette:
     )
 
 
+async def _stop(service: Service) -> None:
+    """Let what runs end, here and elsewhere."""
+    await asyncio.to_thread(service.stop)
+    if service.settings.router is not None:
+        await service.settings.router.close()
+
+
 class Routes:
     """The handlers, over one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        router = service.settings.router
+        if router is not None:
+            router.metrics.register(service.metrics.registry, router.budget)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TypeAlias
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from device.api.errors import explain
 from device.api.replies import Reply, event
+from device.api.watch import CLIENT_LEFT, ClientLeftError, unless_left
 from device.runtime.answer import Piece
 from edgekit.errors import EdgekitError
-
-CLIENT_LEFT = 499
-"""nginx's status of a request whose client went away; nobody reads it but the log."""
 
 Pieces: TypeAlias = AsyncGenerator[Piece, None]
 Indexed: TypeAlias = "tuple[int, Piece | None]"
@@ -35,18 +33,11 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
             async for piece in pieces:
                 del piece
 
-    consumer = asyncio.create_task(consume())
-    watcher = asyncio.create_task(_left(request.receive))
     try:
-        await asyncio.wait({consumer, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not consumer.done():
-            return Response(status_code=CLIENT_LEFT)
-        consumer.result()
-        return JSONResponse(reply.whole())
-    finally:
-        for task in (consumer, watcher):
-            task.cancel()
-        await asyncio.gather(consumer, watcher, return_exceptions=True)
+        await unless_left(request, consume())
+    except ClientLeftError:
+        return Response(status_code=CLIENT_LEFT)
+    return JSONResponse(reply.whole())
 
 
 async def stream(reply: Reply, answers: Sequence[Pieces], *, usage: bool) -> Response:
@@ -121,12 +112,3 @@ async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[Indexed, None]:
 def _event_of(reply: Reply, item: Indexed) -> bytes:
     index, piece = item
     return reply.end(index) if piece is None else reply.piece(index, piece)
-
-
-async def _left(receive: Callable[[], Awaitable[object]]) -> None:
-    """Return when the client has gone; its body has been read."""
-    with contextlib.suppress(ClientDisconnect):
-        while True:
-            message = await receive()
-            if isinstance(message, dict) and message.get("type") == "http.disconnect":
-                return

@@ -42,9 +42,8 @@ class Breaker:
         self._until_s: float | None = None
         self._probing = False
 
-    @property
     def state(self) -> State:
-        """What it is now."""
+        """Return what it is now."""
         if self._until_s is None:
             return "closed"
         return "open" if self._clock() < self._until_s else "half-open"
@@ -52,11 +51,11 @@ class Breaker:
     @property
     def passes(self) -> bool:
         """Whether a request may go out now."""
-        return self.state == "closed" or (self.state == "half-open" and not self._probing)
+        return self.state() == "closed" or (self.state() == "half-open" and not self._probing)
 
     def begin(self) -> None:
         """Say that a request goes out; one of the three below follows."""
-        self._probing = self._probing or self.state == "half-open"
+        self._probing = self._probing or self.state() == "half-open"
 
     def succeeded(self) -> None:
         """Say that the endpoint answered."""

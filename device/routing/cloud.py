@@ -26,6 +26,8 @@ from edgekit.errors import first_line
 
 MAX_ANSWER_BYTES: Final = 16 << 20
 MAX_ERROR_BYTES: Final = 16 << 10
+DRAIN_S: Final = 0.25
+"""What follows an answer's last event comes with it, or is not worth waiting for."""
 HANDSHAKE_BYTES: Final = 4096
 """About what TLS takes to begin: certificates, mostly."""
 REFUSALS: Final = frozenset({400, 413, 422})
@@ -115,6 +117,7 @@ class Cloud:
                     yield held
                     held = b""
                 if events.is_done:
+                    await _drain(parts)
                     return
         raise CloudError("the cloud's stream ended before the answer did")
 
@@ -145,6 +148,13 @@ class Cloud:
                 if part is None:
                     return
                 yield part
+
+
+async def _drain(parts: AsyncGenerator[bytes, None]) -> None:
+    """Read what frames an answer's end: the connection can then be used again."""
+    with contextlib.suppress(CloudError), anyio.move_on_after(DRAIN_S):
+        async for part in parts:
+            del part
 
 
 @contextlib.contextmanager

@@ -179,9 +179,9 @@ def _require_url(url: str, source: str) -> None:
     del port
     if not host or parts.query or parts.fragment or parts.username is not None:
         raise RoutingConfigError(
-            f"{source}: base_url {url!r} is no plain URL", "Give https://HOST/v1, the key in a file"
+            f"{source}: base_url is no plain URL", "Give https://HOST/v1, the key in a file"
         )
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
         raise RoutingConfigError(
-            f"{source}: base_url {url!r} is not https", "Only this machine is asked over http"
+            f"{source}: base_url is not https", "Only this machine is asked over http"
         )

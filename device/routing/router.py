@@ -17,6 +17,7 @@ from device.api.errors import ApiError
 from device.api.replies import Kind, event
 from device.api.schema import ChatRequest, CompletionRequest
 from device.api.service import Service
+from device.api.watch import CLIENT_LEFT, ClientLeftError, unless_left
 from device.routing.breaker import Breaker
 from device.routing.budget import Budget
 from device.routing.cloud import Cloud
@@ -35,7 +36,6 @@ from device.routing.rules import Decision, Facts, LocalReason, decide
 from device.routing.said import deadline_of, is_pinned, names_tokens
 from device.routing.translate import outgoing
 from device.routing.wait import ServiceTimes
-from device.routing.watch import CLIENT_LEFT, ClientLeftError, unless_left
 from device.runtime.request import Request as EngineRequest
 from edgekit.errors import EdgekitError, StorageError
 

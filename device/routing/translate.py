@@ -33,6 +33,10 @@ PLAIN: Final = frozenset(
 )
 """OpenAI's fields that are sent on. Not among them are those that say who asks and what for
 (``user``, ``metadata``, ``store``), and ``logit_bias``, whose tokens are of this model."""
+PLAIN_MESSAGE: Final = frozenset(
+    {"content", "name", "refusal", "role", "tool_call_id", "tool_calls"}
+)
+"""Those of a message: not what other servers call reasoning, which some endpoints refuse."""
 MAX_LINE_BYTES: Final = 1 << 20
 """A longer line of a stream is no event of a chat."""
 
@@ -50,7 +54,13 @@ def outgoing(body: msgspec.Struct, model: str) -> bytes:
         if name in PLAIN and value is not None
     }
     if "messages" in fields:
-        fields["messages"] = [_without_none(message) for message in fields["messages"]]
+        fields["messages"] = [_message(message) for message in fields["messages"]]
+    if (told := fields.get("response_format")) is not None:
+        # Nothing below: null is a value in a schema.
+        fields["response_format"] = {
+            name: _without_none(value) if isinstance(value, dict) else value
+            for name, value in _without_none(told).items()
+        }
     options = fields.pop("stream_options", None) or {}
     if options.get("include_usage"):
         fields["stream_options"] = {"include_usage": True}
@@ -138,5 +148,15 @@ def _object(data: bytes) -> dict[str, Any]:
         raise CloudError("the cloud's answer is no JSON object") from error
 
 
-def _without_none(message: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if value is not None}
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message of OpenAI's fields, without those that say nothing."""
+    made = {k: v for k, v in _without_none(message).items() if k in PLAIN_MESSAGE}
+    if isinstance(made.get("content"), list):
+        made["content"] = [{"type": x["type"], x["type"]: x[x["type"]]} for x in made["content"]]
+    if "tool_calls" in made:
+        made["tool_calls"] = [_without_none(call) for call in made["tool_calls"]]
+    return made
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,183 @@
+"""What holds a request back from the cloud: bytes, a broken endpoint, a certificate, the disk."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cloud_cases import Cloud, Seen, refuse
+from routing_pair import TOO_LONG, Pair, paired, route, series
+from serve_cases import build_example
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_example(tmp_path_factory.mktemp("routing"))
+
+
+@pytest.fixture
+def pair(bundle: Path, tmp_path: Path) -> Iterator[Pair]:
+    with paired(bundle, tmp_path, Cloud()) as found:
+        yield found
+
+
+def left(pair: Pair) -> float:
+    return series(pair, "edgekit_cloud_budget_left_bytes")
+
+
+def test_bytes_are_those_of_the_wire(bundle: Path, tmp_path: Path) -> None:
+    """What the cloud's socket got and gave, heads included; a restart remembers them."""
+    cloud = Cloud()
+    with paired(bundle, tmp_path, cloud) as pair:
+        for stream in (False, True, False):
+            assert pair.ask({**TOO_LONG, "stream": stream}).status_code == 200
+        assert cloud.connections == 1  # kept open
+        sent = series(pair, 'edgekit_cloud_bytes_total{direction="sent"}')
+        received = series(pair, 'edgekit_cloud_bytes_total{direction="received"}')
+        assert (sent, received) == (cloud.received, cloud.sent)
+        assert left(pair) == 10_000_000 - sent - received
+    written = json.loads((tmp_path / "budget.json").read_text())
+    assert written["used"] == sent + received
+    with paired(bundle, tmp_path, cloud) as pair:
+        assert left(pair) == 10_000_000 - sent - received
+
+
+def test_a_budget_that_is_too_small_sends_nothing(bundle: Path, tmp_path: Path) -> None:
+    """Request and what is set aside for the answer have to fit; the device says why it refuses."""
+    with paired(bundle, tmp_path, Cloud(), daily_bytes=20_000) as pair:
+        got = pair.ask(TOO_LONG)
+        assert (got.status_code, route(got)) == (400, "local; reason=budget")
+        assert not pair.cloud.connections
+
+
+def test_an_answer_that_takes_all_of_the_budget_is_cut(bundle: Path, tmp_path: Path) -> None:
+    """Whole: an error. Streamed: an error event. No byte is used beyond the limit."""
+
+    def endless(seen: Seen) -> None:
+        if seen.body.get("stream"):
+            seen.begin()
+            for _ in range(10_000):
+                seen.say("word")
+        seen.whole({"choices": [], "padding": "x" * 1_000_000})
+
+    for stream in (False, True):
+        folder = tmp_path / str(stream)
+        folder.mkdir()
+        cloud = Cloud(endless)
+        with paired(bundle, folder, cloud, daily_bytes=50_000, answer_bytes=1000) as pair:
+            got = pair.ask({**TOO_LONG, "stream": stream})
+            if stream:
+                last = json.loads(got.text.strip().rpartition("data: ")[2])
+                assert last["error"]["code"] == "cloud_budget_spent"
+                assert len(got.content) > 10_000
+            else:
+                assert (got.status_code, route(got)) == (400, "local; reason=budget")
+            assert left(pair) == 0
+            assert series(pair, 'edgekit_cloud_bytes_total{direction="received"}') <= 50_000
+            assert route(pair.ask(TOO_LONG)) == "local; reason=budget"
+            assert pair.router.breaker.state() == "closed"
+            assert cloud.connections == 1
+
+
+def test_a_disk_that_fails_sends_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that cannot be remembered are not used."""
+
+    def full(path: Path, ledger: Any) -> None:
+        del ledger
+        from edgekit.errors import StorageError
+
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("device.routing.budget._write", full)
+        assert route(pair.ask(TOO_LONG)) == "local; reason=budget"
+    assert not pair.cloud.connections
+    assert route(pair.ask(TOO_LONG)) == "cloud; reason=context"
+
+
+def test_an_endpoint_that_fails_is_let_alone(bundle: Path, tmp_path: Path) -> None:
+    """Three failures open the circuit, one request probes it; a refusal is no failure."""
+    with paired(bundle, tmp_path, Cloud(), backoff_s=0.4) as pair:
+        pair.cloud.script = refuse(400)
+        for _ in range(4):
+            assert route(pair.ask(TOO_LONG)) == "cloud; reason=context"
+        pair.cloud.script = refuse(503)
+        for _ in range(3):
+            assert pair.ask(TOO_LONG).status_code == 502
+        before = len(pair.cloud.seen)
+        got = pair.ask(TOO_LONG)
+        assert (got.status_code, route(got)) == (400, "local; reason=circuit")
+        assert len(pair.cloud.seen) == before
+        pair.cloud.script = Cloud().script
+        pair.router.breaker._until_s = 0.0
+        assert route(pair.ask(TOO_LONG)) == "cloud; reason=context"
+        assert pair.router.breaker.state() == "closed"
+        pair.cloud.script = refuse(429, "retry-after: 100\r\n")
+        assert pair.ask(TOO_LONG).status_code == 502
+        assert route(pair.ask(TOO_LONG)) == "local; reason=circuit"
+        assert series(pair, 'edgekit_route_total{reason="circuit",route="local"}') == 2
+
+
+def test_a_link_that_is_down_is_not_tried(bundle: Path, tmp_path: Path) -> None:
+    """Nothing listens: one request finds out. A provider that knows better is asked instead."""
+    config: dict[str, Any] = {"base_url": "http://127.0.0.1:9/v1", "link_pause_s": 60.0}
+    with paired(bundle, tmp_path, Cloud(), **config) as pair:
+        got = pair.ask(TOO_LONG)
+        assert got.status_code == 502
+        assert "cannot be reached" in got.json()["error"]["message"]
+        assert route(pair.ask(TOO_LONG)) == "local; reason=link"
+    with paired(bundle, tmp_path, Cloud()) as pair:
+        pair.router._link = lambda: False
+        assert route(pair.ask(TOO_LONG)) == "local; reason=link"
+        pair.router._link = lambda: True
+        assert route(pair.ask(TOO_LONG)) == "cloud; reason=context"
+
+
+def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Return a self-signed certificate of the loopback address, and a server's side of it."""
+    path, key = folder / "ca.pem", folder / "key.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    named = ["-subj", "/CN=cloud", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(path)]
+    subprocess.run([*made.split(), *named, *files], check=True, capture_output=True, timeout=60)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, key)
+    return path, context
+
+
+def test_certificates_are_checked(bundle: Path, tmp_path: Path) -> None:
+    """An endpoint that nobody vouches for gets no request; ca_file vouches. TLS costs bytes."""
+    path, context = certificate(tmp_path)
+    cloud = Cloud(tls=context)
+    with paired(bundle, tmp_path, cloud) as pair:
+        got = pair.ask(TOO_LONG)
+        assert got.status_code == 502
+        assert "CERTIFICATE_VERIFY_FAILED" in got.json()["error"]["message"]
+    assert not cloud.seen
+    with paired(bundle, tmp_path, cloud, ca_file=str(path)) as pair:
+        assert route(pair.ask({**TOO_LONG, "stream": True})) == "cloud; reason=context"
+        sent = series(pair, 'edgekit_cloud_bytes_total{direction="sent"}')
+        received = series(pair, 'edgekit_cloud_bytes_total{direction="received"}')
+        assert cloud.received + 200 < sent < cloud.received + 2000
+        assert cloud.sent + 200 < received < cloud.sent + 5000
+
+
+def test_proxies_and_netrc_of_the_environment_are_not_asked(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts go where the table says, with the key that it says."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with httpx.Client(trust_env=False) as client:
+        got = client.post(f"{pair.server[0]}/v1/chat/completions", json=TOO_LONG)
+    assert route(got) == "cloud; reason=context"
+    assert "secret" not in pair.cloud.seen[0].head
+    assert "Basic" not in pair.cloud.seen[0].head

@@ -1,0 +1,88 @@
+"""A remote policy takes away, and adds nothing, whatever it says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from routing_cases import FACTS, facts
+
+from device.routing.errors import RoutingConfigError
+from device.routing.policy import CLOUD_REASONS, Policy, read_policy
+from device.routing.rules import decide
+
+POLICIES = st.builds(
+    Policy,
+    st.booleans(),
+    st.frozensets(st.sampled_from(sorted(CLOUD_REASONS))),
+    st.one_of(st.just(math.inf), st.integers(0, 1000)),
+    st.booleans(),
+    st.frozensets(st.sampled_from(["a", "b", "c"])),
+)
+
+
+@given(POLICIES, POLICIES)
+def test_tightened_is_never_looser(own: Policy, remote: Policy) -> None:
+    """Not than the owner's, nor than the remote one."""
+    both = own.tightened_by(remote)
+    assert both.allows_no_more_than(own)
+    assert both.allows_no_more_than(remote)
+
+
+@given(POLICIES, POLICIES, POLICIES)
+def test_tightened_is_no_tighter_than_both_say(own: Policy, remote: Policy, other: Policy) -> None:
+    """What is at most as loose as either is at most as loose as both; order and number are one."""
+    both = own.tightened_by(remote)
+    if other.allows_no_more_than(own) and other.allows_no_more_than(remote):
+        assert other.allows_no_more_than(both)
+    assert both == remote.tightened_by(own) == both.tightened_by(remote)
+    assert both.tightened_by(other) == own.tightened_by(remote.tightened_by(other))
+    assert own.tightened_by(Policy()) == own
+
+
+@given(FACTS, POLICIES, POLICIES)
+def test_what_stays_under_the_owners_policy_stays(seen: Any, own: Policy, remote: Policy) -> None:
+    """No remote policy sends a request away that the owner's keeps."""
+    if decide(seen, own).route == "local":
+        assert decide(seen, own.tightened_by(remote)).route == "local"
+
+
+@given(FACTS, POLICIES)
+def test_a_pinned_request_stays(seen: Any, policy: Policy) -> None:
+    """Whatever else is true of it."""
+    pinned = facts(seen, pinned=True)
+    assert decide(pinned, policy).header == "local; reason=privacy"
+    named = Policy(local_clients=frozenset({seen.client}))
+    assert decide(seen, policy.tightened_by(named)).header == "local; reason=privacy"
+
+
+def test_a_remote_policy_is_read() -> None:
+    """What it leaves out it does not touch."""
+    assert read_policy({}, "policy") == Policy()
+    table = {"cloud": False, "reasons": ["queue"], "daily_bytes": 5, "local_clients": ["a"]}
+    assert read_policy(table, "policy") == Policy(
+        cloud=False,
+        reasons=frozenset({"queue"}),
+        daily_bytes=5,
+        local_clients=frozenset({"a"}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"cluod": False}, "unknown key 'cluod'"),
+        ({"cloud": 0}, "must be of type bool"),
+        ({"daily_bytes": -1}, "must be 0 to"),
+        ({"daily_bytes": True}, "must be of type int"),
+        ({"reasons": ["whim"]}, "reasons has 'whim'"),
+        ({"reasons": "queue"}, "array of strings"),
+    ],
+)
+def test_what_is_not_understood_is_refused_whole(table: dict[str, Any], said: str) -> None:
+    """It may have forbidden something."""
+    with pytest.raises(RoutingConfigError, match=said):
+        read_policy(table, "policy")
