@@ -48,9 +48,8 @@ class Breaker:
             return "closed"
         return "open" if self._clock() < self._until_s else "half-open"
 
-    @property
     def passes(self) -> bool:
-        """Whether a request may go out now."""
+        """Return whether a request may go out now."""
         return self.state() == "closed" or (self.state() == "half-open" and not self._probing)
 
     def begin(self) -> None:

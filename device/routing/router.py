@@ -174,7 +174,7 @@ class Router:
             link=self._link() if self._link else now_s >= self._unreachable_until_s,
             bytes_wanted=parcel.takes,
             bytes_left=self.budget.unreserved,
-            circuit=self.breaker.passes,
+            circuit=self.breaker.passes(),
         )
 
     def _stays(self, asked: Asked, decision: Decision) -> None:

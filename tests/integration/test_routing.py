@@ -251,6 +251,21 @@ def test_pieces_are_passed_on_as_they_come(pair: Pair) -> None:
         assert next(lines) == "data: [DONE]"
 
 
+def test_a_cloud_that_does_not_end_its_connection_ends_the_answer(pair: Pair) -> None:
+    """All was said: what frames the end is not waited for, and no failure."""
+
+    def script(seen: Seen) -> None:
+        seen.begin()
+        seen.say("all")
+        seen.chunk(b"data: [DONE]\n\n")
+        assert seen.was_left(1.5)  # sooner than the silence is too long
+
+    pair.cloud.script = script
+    *_, done = events(pair.ask({**TOO_LONG, "stream": True}))
+    assert done == "[DONE]"
+    assert pair.router.breaker._failures == 0
+
+
 @pytest.mark.parametrize(("stream", "begun"), [(False, False), (True, False), (True, True)])
 def test_a_client_that_leaves_takes_its_request_back(
     pair: Pair, *, begun: bool, stream: bool
