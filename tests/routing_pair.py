@@ -44,7 +44,7 @@ class Pair:
                 decode()
 
         scheduler._decode = hold  # type: ignore[method-assign]
-        body = {"model": NAME, "prompt": "To be", "max_tokens": 400, "stream": True}
+        body = {"model": NAME, "prompt": "To be", "max_tokens": 40, "stream": True}
         url = f"{self.server[0]}/v1/completions"
         with httpx.stream("POST", url, json=body, timeout=30) as stream:
             lines = stream.iter_lines()

@@ -11,20 +11,23 @@ budget costs a write of some bytes now and then and a power cut costs what was w
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from device.routing.errors import BudgetSpentError
-from edgekit.bundle.storage import write_atomic
+from edgekit.bundle.storage import storage_errors, write_atomic
 from edgekit.errors import StorageError
 
 DAY_S: Final = 86400
+OPTION: Final = "state_file of [routing]"
 AHEAD_BYTES: Final = 64 << 10
 """What the file is ahead of what is used: a power cut may cost as much, one write buys as much."""
 
@@ -66,7 +69,7 @@ class Budget:
         ticks: Seconds that never go back.
 
     Raises:
-        StorageError: The file cannot be read or written, or is none of a budget.
+        StorageError: The file cannot be read or written, is none of a budget, or is in use.
     """
 
     def __init__(
@@ -84,9 +87,14 @@ class Budget:
         self._lock = asyncio.Lock()
         # One thread: a write that nobody waits for any more still ends before the next.
         self._disk = ThreadPoolExecutor(1, "budget")
-        self._ledger = _read(path) or Ledger(int(clock() // DAY_S), 0)
-        self._written = self._ledger
-        _write(path, self._ledger)  # fails now rather than in a request
+        self._held = _hold(path)
+        try:
+            self._ledger = _read(path) or Ledger(int(clock() // DAY_S), 0)
+            self._written = self._ledger
+            _write(path, self._ledger)  # fails now rather than in a request
+        except StorageError:
+            self._held.close()
+            raise
 
     @property
     def left(self) -> float:
@@ -98,8 +106,9 @@ class Budget:
         """Of those, the bytes that no request counts on."""
         return max(self.left - self._reserved, 0)
 
-    async def reserve(self, wanted: int) -> None:
-        """Set bytes aside for a request, which gives them back by ``release``.
+    @contextlib.asynccontextmanager
+    async def reserved(self, wanted: int) -> AsyncIterator[None]:
+        """Set bytes aside for a request while it lasts; what it uses is counted as it goes.
 
         Raises:
             BudgetSpentError: There are not as many.
@@ -110,13 +119,9 @@ class Budget:
         self._reserved += wanted
         try:
             await self.prepare(self._reserved)
-        except BaseException:
+            yield
+        finally:
             self._reserved -= wanted
-            raise
-
-    def release(self, wanted: int) -> None:
-        """Give back what a request set aside; what it used has been counted."""
-        self._reserved -= wanted
 
     async def prepare(self, more: int) -> None:
         """Have the file say what is used and more, before it is.
@@ -142,6 +147,7 @@ class Budget:
         """Write what was used, no more."""
         self._disk.shutdown()
         _write(self._path, self._now())
+        self._held.close()
 
     def _covers(self, more: int) -> bool:
         ledger, written = self._now(), self._written
@@ -152,6 +158,22 @@ class Budget:
         self._ledger = self._ledger.at(self._clock(), ticked - self._ticked)
         self._ticked = ticked
         return self._ledger
+
+
+def _hold(path: Path) -> BinaryIO:
+    """Return what keeps other processes from counting in the same file, until it is closed."""
+    beside = path.with_name(path.name + ".lock")
+    with storage_errors(beside, option=OPTION):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = beside.open("ab")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held.close()
+        raise StorageError(
+            f"{path} is in use by another server", "Give each a state_file of its own"
+        ) from error
+    return held
 
 
 def _read(path: Path) -> Ledger | None:
@@ -173,7 +195,7 @@ def _read(path: Path) -> Ledger | None:
 
 def _write(path: Path, ledger: Ledger) -> None:
     data = {"day": ledger.day, "used": ledger.used, "age_s": round(ledger.age_s, 3)}
-    write_atomic(path, json.dumps(data).encode() + b"\n", option="state_file of [routing]")
+    write_atomic(path, json.dumps(data).encode() + b"\n", option=OPTION)
 
 
 _REMEDY = "Remove it to begin the day at zero, or choose another state_file"

@@ -112,7 +112,7 @@ class Cloud:
             async for part in parts:
                 held += events.feed(part)
                 if events.error is not None:
-                    raise CloudError(f"the cloud failed: {events.error}")
+                    raise CloudError("the cloud failed", events.error)
                 if events.events and held:
                     yield held
                     held = b""
@@ -184,13 +184,10 @@ async def _explained(response: httpx.Response, deadline_s: float) -> CloudError:
         data += part
     said = error_message(bytes(data))
     if status in REFUSALS:
-        return CloudRefusedError(f"the cloud refused the request: {said or status}", status)
+        return CloudRefusedError(f"the cloud refused the request with {status}", said, status)
     after = response.headers.get("retry-after", "")
     retry_after_s = float(after) if after.isdecimal() and after.isascii() else None
-    return CloudError(
-        f"the cloud answered {status}: {said}" if said else f"the cloud answered {status}",
-        retry_after_s=retry_after_s,
-    )
+    return CloudError(f"the cloud answered {status}", said, retry_after_s=retry_after_s)
 
 
 def _said(error: Exception) -> str:

@@ -84,8 +84,8 @@ class Router:
 
     Args:
         config: The endpoint, and what the device's owner allows.
-        link: Whether the link is up; None takes it for down for a while after a connection that
-            failed.
+        link: Says at once whether the link is up; None takes it for down for a while after a
+            connection that failed.
 
     Attributes:
         budget: The day's bytes.
@@ -102,7 +102,11 @@ class Router:
         self.metrics = RoutingMetrics()
         self.budget = Budget(Path(config.state_file), self._policy.daily_bytes)
         self.breaker = Breaker(config.failures, config.backoff_s, config.backoff_max_s)
-        self._cloud = Cloud(config, self.budget, self.metrics.carried)
+        try:
+            self._cloud = Cloud(config, self.budget, self.metrics.carried)
+        except StorageError:
+            self.budget.close()
+            raise
         self._times = ServiceTimes()
         self._link, self._unreachable_until_s = link, -math.inf
 
@@ -234,10 +238,10 @@ class Router:
     @contextlib.asynccontextmanager
     async def _attempt(self, takes: int) -> AsyncIterator[None]:
         """Set bytes aside for a request, and tell the breaker what became of it."""
-        await self.budget.reserve(takes)
         self.breaker.begin()
         try:
-            yield
+            async with self.budget.reserved(takes):
+                yield
         except CloudRefusedError:
             self.breaker.succeeded()
             raise
@@ -254,13 +258,12 @@ class Router:
             raise
         else:
             self.breaker.succeeded()
-        finally:
-            self.budget.release(takes)
 
 
 def _told(error: EdgekitError, before: str = "") -> ApiError:
     """Return what a client is told of a cloud that did not answer."""
+    message = before + (error.told if isinstance(error, CloudError) else error.message)
     if isinstance(error, CloudRefusedError):
-        return ApiError(error.status, f"{before}{error.message}", code="cloud_refused")
+        return ApiError(error.status, message, code="cloud_refused")
     code = "cloud_budget_spent" if isinstance(error, BudgetSpentError) else "cloud_failed"
-    return ApiError(502, f"{before}{error.message}", code=code)
+    return ApiError(502, message, code=code)

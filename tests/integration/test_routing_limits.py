@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cloud_cases import Cloud, Seen, refuse
+from cloud_cases import Cloud, Seen, refuse, wait_until
 from routing_pair import TOO_LONG, Pair, paired, route, series
 from serve_cases import build_example
 
@@ -181,3 +185,48 @@ def test_proxies_and_netrc_of_the_environment_are_not_asked(
     assert route(got) == "cloud; reason=context"
     assert "secret" not in pair.cloud.seen[0].head
     assert "Basic" not in pair.cloud.seen[0].head
+
+
+def test_the_command_serves_what_its_file_says(bundle: Path, tmp_path: Path) -> None:
+    """A wrong file is told before anything is loaded; a right one routes, and says where to."""
+    path, table = tmp_path / "routing.toml", tmp_path / "budget.json"
+    command = [sys.executable, "-m", "edgekit", "serve", str(bundle), "--routing", str(path)]
+    path.write_text("[routing]\nenable = true\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 3
+    assert "unknown key 'enable'" in done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command += ["--port", address.rpartition(":")[2]]
+    with Cloud().running() as url:
+        lines = ["[routing]", "enabled = true", f'base_url = "{url}"', 'model = "big"']
+        lines += [f'state_file = "{table}"', "daily_bytes = 1_000_000"]
+        path.write_text("\n".join(lines))
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                wait_until(lambda: answers(f"{address}/readyz"), 60)
+                got = httpx.post(f"{address}/v1/chat/completions", json=TOO_LONG)
+                assert route(got) == "cloud; reason=context"
+                process.send_signal(signal.SIGTERM)
+                _, said = process.communicate(timeout=30)
+                assert process.returncode == 0
+                assert f"requests may go to {url}, at most 1000000 bytes a day" in said
+            finally:
+                process.kill()
+    assert 0 < json.loads(table.read_text())["used"] < 20_000
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(httpx.ConnectError):
+        return httpx.get(url).status_code == 200
+    return False
+
+
+def test_the_log_has_no_word_of_the_prompt(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    """Endpoints quote prompts in their errors: the client is told, the log is not."""
+    pair.cloud.script = lambda seen: seen.whole({"error": {"message": "bad: my secret"}}, 500)
+    got = pair.ask(TOO_LONG)
+    assert "bad: my secret" in got.json()["error"]["message"]
+    assert "the cloud answered 500" in caplog.text
+    assert "secret" not in caplog.text

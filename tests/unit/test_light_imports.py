@@ -46,6 +46,13 @@ def test_applications_load_no_host_packages(package: str) -> None:
     assert not loaded(f"import {package}") & HOST
 
 
+def test_a_server_that_routes_nothing_has_no_http_client() -> None:
+    """Httpx takes memory that a small machine's server can do without."""
+    found = loaded("import device.api.app")
+    assert "starlette" in found
+    assert "httpx" not in found
+
+
 def test_readers_of_a_bundle_are_light() -> None:
     """A bundle is opened, verified and compared with the standard library and NumPy."""
     readers = [

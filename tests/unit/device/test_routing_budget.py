@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device.routing.budget import AHEAD_BYTES, DAY_S, Budget, Ledger
@@ -61,6 +62,7 @@ def test_a_day_begins_anew_only_when_one_has_passed(
         ledger = Ledger(found.day, found.used + used, found.age_s)
 
 
+@settings(deadline=None)  # the disk's time is not ours
 @given(
     st.lists(
         st.one_of(
@@ -80,21 +82,20 @@ def test_no_history_within_a_day_uses_more_than_the_limit(history: list[tuple[st
         budget = made(path, clocks)
         for what, amount in history:
             if what == "use":
-                try:
-                    await budget.reserve(amount)
-                except BudgetSpentError:
-                    continue
-                budget.count(amount)
-                budget.release(amount)
-                used += amount
-                assert written(path) >= used
+                with contextlib.suppress(BudgetSpentError):
+                    async with budget.reserved(amount):
+                        budget.count(amount)
+                    used += amount
+                    assert written(path) >= used
             elif what == "jump":
                 clocks.wall_s += amount
             else:
                 if what == "stop":
                     budget.close()
+                budget._held.close()
                 budget = made(path, clocks)
                 assert budget.left <= 1000 - used
+        budget.close()
         return used
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,13 +108,18 @@ def test_stopped_it_forgets_nothing_and_invents_nothing(tmp_path: Path) -> None:
     async def run() -> None:
         path, clocks = tmp_path / "state" / "budget.json", Clocks()
         budget = made(path, clocks, 10 * AHEAD_BYTES)
-        await budget.reserve(500)
-        budget.count(300)
-        killed = made(path, clocks, 10 * AHEAD_BYTES)
-        assert killed.left == 9 * AHEAD_BYTES - 500
-        budget.release(500)
+        async with budget.reserved(500):
+            budget.count(300)
+            with pytest.raises(StorageError, match="in use by another server"):
+                made(path, clocks)
+            budget._held.close()  # as a killed process leaves it
+            killed = made(path, clocks, 10 * AHEAD_BYTES)
+            assert killed.left == 9 * AHEAD_BYTES - 500
+            killed._held.close()
+        assert budget.unreserved == 10 * AHEAD_BYTES - 300
         budget.close()
-        assert made(path, clocks, 10 * AHEAD_BYTES).left == 10 * AHEAD_BYTES - 300
+        with contextlib.closing(made(path, clocks, 10 * AHEAD_BYTES)) as again:
+            assert again.left == 10 * AHEAD_BYTES - 300
 
     asyncio.run(run())
 
@@ -124,19 +130,20 @@ def test_the_day_ends_at_midnight_utc(tmp_path: Path) -> None:
     async def run() -> None:
         clocks = Clocks()
         budget = made(tmp_path / "budget.json", clocks)
-        await budget.reserve(400)
-        budget.count(900)
-        assert (budget.left, budget.unreserved) == (100, 0)
-        clocks.pass_(DAY_S / 2 - 1)
-        assert budget.left == 100
-        clocks.pass_(1)
-        assert (budget.left, budget.unreserved) == (1000, 600)
+        async with budget.reserved(400):
+            budget.count(900)
+            assert (budget.left, budget.unreserved) == (100, 0)
+            clocks.pass_(DAY_S / 2 - 1)
+            assert budget.left == 100
+            clocks.pass_(1)
+            assert (budget.left, budget.unreserved) == (1000, 600)
         clocks.wall_s -= 3 * DAY_S  # the day that began goes on
         budget.count(10)
         clocks.pass_(DAY_S - 1)
         assert budget.left == 990
         clocks.pass_(1)
         assert budget.left == 1000
+        budget.close()
 
     asyncio.run(run())
 
@@ -149,6 +156,7 @@ def test_a_lower_limit_counts_at_once(tmp_path: Path) -> None:
     assert budget.left == 0
     budget.limit = 350
     assert budget.left == 50
+    budget.close()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +183,7 @@ def test_a_path_that_holds_no_file_is_named_at_the_start(tmp_path: Path) -> None
     """Not in the middle of a request."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "budget.json"):
-        with pytest.raises(StorageError, match=r"cannot read .* choose another state_file"):
+        with pytest.raises(StorageError, match=r"cannot .*hoose another state_file"):
             made(path, Clocks())
 
 
@@ -189,6 +197,7 @@ def test_writes_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         for _ in range(1000):
             await budget.prepare(1000)
             budget.count(1000)
+        budget.close()
 
     asyncio.run(run())
-    assert 1_000_000 / AHEAD_BYTES <= len(writes) <= 2 + 1_000_000 / AHEAD_BYTES
+    assert 1_000_000 / AHEAD_BYTES <= len(writes) <= 3 + 1_000_000 / AHEAD_BYTES
