@@ -9,14 +9,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from device.api.errors import ApiError
-from device.api.replies import Kind, event
-from device.api.schema import ChatRequest, CompletionRequest
-from device.api.service import Service
 from device.api.watch import CLIENT_LEFT, ClientLeftError, unless_left
 from device.routing.breaker import Breaker
 from device.routing.budget import Budget
@@ -36,8 +35,13 @@ from device.routing.rules import Decision, Facts, LocalReason, decide
 from device.routing.said import deadline_of, is_pinned, names_tokens
 from device.routing.translate import outgoing
 from device.routing.wait import ServiceTimes
-from device.runtime.request import Request as EngineRequest
 from edgekit.errors import EdgekitError, StorageError
+
+if TYPE_CHECKING:  # NumPy comes with them: a server may stand without a model
+    from device.api.replies import Kind
+    from device.api.schema import ChatRequest, CompletionRequest
+    from device.api.service import Service
+    from device.runtime.request import Request as EngineRequest
 
 _LOG = logging.getLogger(__name__)
 _PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions"}
@@ -223,7 +227,7 @@ class Router:
                         yield piece
                 except (CloudError, StorageError) as error:
                     _LOG.warning("%s, in the middle of an answer", error)
-                    yield event(_told(error).body())
+                    yield b"data: " + msgspec.json.encode(_told(error).body()) + b"\n\n"
 
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)

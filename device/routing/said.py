@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
 from device.api.errors import ApiError
-from device.api.schema import ChatRequest, CompletionRequest
-from device.runtime.request import Request as EngineRequest
+
+if TYPE_CHECKING:  # NumPy comes with them
+    from device.api.schema import ChatRequest, CompletionRequest
+    from device.runtime.request import Request as EngineRequest
 
 PRIVACY_HEADER: Final = "x-edgekit-privacy"
 DEADLINE_HEADER: Final = "x-edgekit-deadline-s"

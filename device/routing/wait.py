@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TYPE_CHECKING
 
-from device.runtime.request import Request
-from device.runtime.scheduler import Load
+if TYPE_CHECKING:  # NumPy comes with them
+    from device.runtime.request import Request
+    from device.runtime.scheduler import Load
 
 SAMPLES = 32
 """Answers whose times are remembered: enough for a mean, few enough to follow a change."""

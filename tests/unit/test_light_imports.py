@@ -53,6 +53,13 @@ def test_a_server_that_routes_nothing_has_no_http_client() -> None:
     assert "httpx" not in found
 
 
+def test_a_router_needs_no_model() -> None:
+    """It is made before there is one."""
+    found = loaded("import device.routing.router")
+    assert "httpx" in found
+    assert not found & HOST
+
+
 def test_readers_of_a_bundle_are_light() -> None:
     """A bundle is opened, verified and compared with the standard library and NumPy."""
     readers = [
