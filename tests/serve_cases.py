@@ -15,10 +15,14 @@ import httpx
 import uvicorn
 from factories import EXAMPLE
 
-from device.api.app import make_app
-from device.api.service import Service, Settings
+from device.agent.front import make_front
+from device.agent.loading import LoadOptions, load_model
+from device.agent.models import Models
+from device.api.log import JsonLog
+from device.api.metrics import Metrics
+from device.api.service import Service
+from device.api.settings import Settings
 from edgekit.bundle.reader import open_bundle
-from edgekit.engine.load import load_bundle
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
@@ -45,20 +49,39 @@ def served(
     bundle: Path, settings: Settings | None = None, slots: int = 4
 ) -> Iterator[tuple[str, Service]]:
     """Serve a bundle; yields the base address and the service, and stops both."""
-    model = load_bundle(open_bundle(bundle), threads=2, max_sequences=slots, digests=False)
-    service = Service(model, model.own_sampling, settings or Settings(drain_s=5.0))
+    with fronted(bundle, settings, slots) as (address, models):
+        assert models.current is not None
+        yield address, models.current.service
+
+
+@contextlib.contextmanager
+def fronted(
+    bundle: Path,
+    settings: Settings | None = None,
+    slots: int = 4,
+    *,
+    log: str = "off",
+    vllm_metrics: bool = False,
+) -> Iterator[tuple[str, Models]]:
+    """Serve a bundle; yields the base address and what holds the model, and stops both."""
+    metrics = Metrics()
+    lines = JsonLog(log, metrics.log_lost.inc)
+    options = {"threads": 2, "max_sequences": slots, "digests": False}
+    models = Models(bundle, options, settings or Settings(drain_s=5.0), metrics, lines)
+    app = make_front(models, lines, vllm_metrics=vllm_metrics)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(make_app(service), log_level="error", lifespan="on")
+        config = uvicorn.Config(app, log_level="error", lifespan="on", ws="none")
         server = uvicorn.Server(config)
+        models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))  # type: ignore[arg-type]  # by name
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{port}", service
+            yield f"http://127.0.0.1:{port}", models
         finally:
             server.should_exit = True
             thread.join(30)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from scheduler_cases import Engine, ask, expected, lasting
 
-from device.runtime.loop import EngineLoop, EngineStoppedError
+from device.runtime.faults import EngineStoppedError, QueueFullError
+from device.runtime.loop import EngineLoop
 from device.runtime.request import Request
-from device.runtime.scheduler import QueueFullError, Scheduler
+from device.runtime.scheduler import Scheduler
 
 
 class Waiting:
