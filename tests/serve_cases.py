@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.service import Service
 from device.api.settings import Settings
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST
 from edgekit.bundle.reader import open_bundle
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
@@ -44,48 +49,93 @@ def build_example(root: Path) -> Path:
     return build(request).path
 
 
+@dataclass
+class Running:
+    """A server that runs in a thread of this process.
+
+    Attributes:
+        address: Its base address.
+        models: What it serves.
+        loop: Its event loop.
+    """
+
+    address: str
+    models: Models
+    loop: asyncio.AbstractEventLoop
+
+    def swap(self, path: Path) -> str:
+        """Put another bundle in place, and wait until it is done."""
+        return asyncio.run_coroutine_threadsafe(self.models.swap(path), self.loop).result(60)
+
+
 @contextlib.contextmanager
 def served(
     bundle: Path, settings: Settings | None = None, slots: int = 4
 ) -> Iterator[tuple[str, Service]]:
     """Serve a bundle; yields the base address and the service, and stops both."""
-    with fronted(bundle, settings, slots) as (address, models):
-        assert models.current is not None
-        yield address, models.current.service
+    with running(bundle, settings, slots) as server:
+        assert server.models.current is not None
+        yield server.address, server.models.current.service
 
 
 @contextlib.contextmanager
-def fronted(
+def running(
     bundle: Path,
     settings: Settings | None = None,
     slots: int = 4,
     *,
     log: str = "off",
     vllm_metrics: bool = False,
-) -> Iterator[tuple[str, Models]]:
-    """Serve a bundle; yields the base address and what holds the model, and stops both."""
+) -> Iterator[Running]:
+    """Serve a bundle as the agent does; yields the server, and stops it."""
     metrics = Metrics()
     lines = JsonLog(log, metrics.log_lost.inc)
-    options = {"threads": 2, "max_sequences": slots, "digests": False}
+    options: dict[str, Any] = {"threads": 2, "max_sequences": slots, "digests": False}
     models = Models(bundle, options, settings or Settings(drain_s=5.0), metrics, lines)
-    app = make_front(models, lines, vllm_metrics=vllm_metrics)
+    front = make_front(models, lines, vllm_metrics=vllm_metrics)
+    loops: list[asyncio.AbstractEventLoop] = []
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_level="error", lifespan="on", ws="none")
-        server = uvicorn.Server(config)
-        models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))  # type: ignore[arg-type]  # by name
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        server = uvicorn.Server(uvicorn.Config(front, log_level="error", lifespan="on", ws="none"))
+        models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))
+
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve(sockets=[listener])
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{port}", models
+            yield Running(f"http://127.0.0.1:{port}", models, loops[0])
         finally:
             server.should_exit = True
             thread.join(30)
+            lines.close()
             assert not thread.is_alive()
+
+
+def renamed(bundle: Path, out: Path, name: str) -> Path:
+    """Return a copy of a bundle that is another by its name, and so by its digest."""
+    shutil.copytree(bundle, out, copy_function=os.link)
+    manifest = replace(open_bundle(bundle).manifest, name=name)
+    for path, data in (
+        (out / MANIFEST, manifest.to_bytes()),
+        (out / MANIFEST_DIGEST, f"{manifest.digest()}\n".encode()),
+    ):
+        path.unlink()  # the other bundle's file is the same one
+        path.write_bytes(data)
+    return out
+
+
+def point(link: Path, target: Path) -> None:
+    """Let a link lead elsewhere, as an updater does: in one step."""
+    fresh = link.with_suffix(".new")
+    fresh.symlink_to(target)
+    fresh.rename(link)
 
 
 def settle(service: Service, within_s: float = 10.0) -> None:

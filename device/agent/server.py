@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -17,6 +18,9 @@ from edgekit.errors import ConfigError, EngineError
 
 MAX_CONNECTIONS = 512
 """More are answered with 503: those that stall must not take all of a small machine's files."""
+
+TICK_S: Final = 0.25
+"""After a signal the end begins this late at most."""
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -50,6 +54,11 @@ class AgentServer(uvicorn.Server):
         """Begin to listen."""
         await super().startup(sockets)
         await self._begun()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; uvicorn's own loop wakes up ten times a second, most of an idle CPU."""
+        while not await self.on_tick(0):
+            await asyncio.sleep(TICK_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs end."""
