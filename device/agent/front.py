@@ -121,9 +121,11 @@ class Front:
         held = _Held(receive)
         try:
             # A body that comes byte by byte must not keep a model from being changed.
-            await asyncio.wait_for(held.read(settings.body_limit_bytes), BODY_TIMEOUT_S)
+            there = await asyncio.wait_for(held.read(settings.body_limit_bytes), BODY_TIMEOUT_S)
         except asyncio.TimeoutError as error:
             raise ApiError(408, "the body did not come in time") from error
+        if not there:
+            return  # nobody is left to be answered
         async with self._models.lease(deadline_s) as hosted:
             await hosted.app(scope, held.receive, send)
 
@@ -153,15 +155,18 @@ class _Held:
         self._receive = receive
         self._messages: list[Message] = []
 
-    async def read(self, limit_bytes: int) -> None:
-        """Wait for the whole body, or for more of it than is served."""
+    async def read(self, limit_bytes: int) -> bool:
+        """Wait for the whole body, or for more of it than is served; False if the client left."""
         size = 0
         while size <= limit_bytes:
             message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return False
             self._messages.append(message)
             size += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                return
+            if not message.get("more_body", False):
+                break
+        return True
 
     async def receive(self) -> Message:
         """Return the next message, of those that were read first."""

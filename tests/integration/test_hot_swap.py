@@ -113,47 +113,31 @@ def check(clients: list[Client], least: int) -> None:
     assert set.union(*(client.models for client in clients)) == {NAME, OTHER}
 
 
-def test_five_swaps_beside(server: Running, bundles: tuple[Path, Path]) -> None:
-    """Loaded beside the old one: four streaming clients get every answer, in full."""
-    check(swap_under_load(server, bundles, 5), 5)
+def test_fifty_swaps_beside(server: Running, bundles: tuple[Path, Path]) -> None:
+    """Loaded beside the old one: four streaming clients get every answer; memory does not grow."""
+    check(swap_under_load(server, bundles, 10), 5)
+    before = resident_mib()
+    check(swap_under_load(server, bundles, 50), 25)
+    assert resident_mib() < before + 60
+    assert sum(thread.name == "engine" for thread in threading.enumerate()) == 1
     text = httpx.get(f"{server.address}/metrics").text
-    assert 'edgekit_model_swap_total{outcome="beside"} 5.0' in text
-    assert f'edgekit_model_info{{digest="{digest(server)}",model_name="{OTHER}"}} 1.0' in text
+    assert 'edgekit_model_swap_total{outcome="beside"} 60.0' in text
+    assert f'edgekit_model_info{{digest="{digest(server)}",model_name="{NAME}"}} 1.0' in text
     assert text.count("edgekit_model_info{") == 1
 
 
-def test_five_swaps_in_turn(
+def test_fifty_swaps_in_turn(
     server: Running, bundles: tuple[Path, Path], tmp_path: Path, no_memory: None
 ) -> None:
     """Without memory for two, requests wait while one goes and the other comes; none fails."""
     del no_memory
-    check(swap_under_load(server, bundles, 5), 5)
-    assert 'outcome="in_turn"} 5.0' in httpx.get(f"{server.address}/metrics").text
+    check(swap_under_load(server, bundles, 50), 25)
+    assert 'outcome="in_turn"} 50.0' in httpx.get(f"{server.address}/metrics").text
     logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     (why,) = {line["why"] for line in logged if line["event"] == "model_swap"}
     assert why == "the model needs 1.04 GB, 0 B are free after the reserve"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", ["beside", "in_turn"])
-def test_fifty_swaps(
-    server: Running, bundles: tuple[Path, Path], way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fifty, under load: zero failed requests, and memory that does not grow with them."""
-    if way == "in_turn":
-        monkeypatch.setattr(memory, "read_memory", lambda: Memory(1 << 34, 1 << 30))
-    check(swap_under_load(server, bundles, 10), 10)
-    before = resident_mib()
-    began = time.monotonic()
-    clients = swap_under_load(server, bundles, 50)
-    seconds = time.monotonic() - began
-    check(clients, 50)
-    answered = sum(client.answered for client in clients)
-    print(f"{way}: 50 swaps in {seconds:.1f} s, {answered} answers, ", end="")  # noqa: T201
-    print(f"{before:.0f} then {resident_mib():.0f} MiB")  # noqa: T201
-    assert resident_mib() < before + 60
-    assert sum(thread.name == "engine" for thread in threading.enumerate()) == 1
+    answers = [line for line in logged if line["event"] == "request"]
+    assert {line["status"] for line in answers} == {200}
 
 
 def test_names_while_it_drains_and_after(bundles: tuple[Path, Path]) -> None:

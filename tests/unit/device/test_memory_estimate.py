@@ -1,4 +1,4 @@
-"""Whether a second model fits: what the machine has, what its group may have, what a bundle needs."""
+"""Whether a second model fits: what the machine or its group has, what a bundle needs."""
 
 from __future__ import annotations
 
@@ -86,5 +86,7 @@ def test_the_estimate_says_why() -> None:
     assert Estimate(5, 5, own_memory=True).fits
     assert not Estimate(6, 5, own_memory=True).fits
     assert not Estimate(1, 5, own_memory=False).fits
-    assert "needs 2 GB, 1 GB are free" in Estimate(2 * 10**9, 10**9, own_memory=True).describe()
+    assert (
+        "needs 2.00 GB, 1.00 GB are free" in Estimate(2 * 10**9, 10**9, own_memory=True).describe()
+    )
     assert "card" in Estimate(1, 5, own_memory=False).describe()

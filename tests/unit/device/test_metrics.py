@@ -43,7 +43,7 @@ def served(metrics: Metrics, tokens: int, step_s: float = 0.004) -> None:
 
 
 def test_a_gap_is_in_its_bucket() -> None:
-    """Bounds belong to the bucket below them, as Prometheus has it; what is larger is in the last."""
+    """Bounds belong to the bucket below them, as Prometheus has it; the last has the rest."""
     gaps = Gaps()
     for seconds in (0.0, 0.001, 0.0011, 5.0, 6.0):
         gaps.observe(seconds)
