@@ -19,6 +19,7 @@ from edgekit.errors import EdgekitError, MissingExtraError
 def main(arguments: list[str] | None = None) -> int:
     """Run the agent; returns its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is loaded yet that could be renewed
     options = _parser().parse_args(arguments)
     try:
         config = _config(options)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -61,6 +62,7 @@ class Agent:
         front = make_front(self.models, self._log, vllm_metrics=config.vllm_metrics)
         self._server = AgentServer(front, config, self._begin, self._end)
         self._port = config.port
+        self._on_terminal = sys.stderr.isatty()
         self.exit_code = 0
 
     def run(self, listener: socket.socket, model: LoadedModel | None = None) -> int:
@@ -120,7 +122,11 @@ class Agent:
             self.exit_code, self._server.should_exit = 1, True
 
     def _on_hangup(self) -> None:
-        self._start(self._renew())
+        """Renew; but a terminal that is gone, under which the agent was started, ends it."""
+        if self._on_terminal and not sys.stderr.isatty():
+            self._server.should_exit = True
+        else:
+            self._start(self._renew())
 
     async def _renew(self) -> None:
         """Do what SIGHUP asks for: log, keys, certificate and model are looked up again."""

@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from device.api.record import Record, begin
 from edgekit.errors import StorageError
+
+if TYPE_CHECKING:  # NumPy comes with it
+    from device.runtime.request import Request
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 PROBES = ("/healthz", "/readyz", "/metrics")
@@ -98,7 +101,7 @@ class JsonLog:
                 "completion_tokens": sum(len(r.generated) for r in requests),
                 "ttft_s": round(min(firsts) - record.arrived_s, 6) if firsts else None,
                 "seconds": round(time.monotonic() - record.arrived_s, 6),
-                "finish_reason": ",".join(r.reason or "cancelled" for r in requests) or None,
+                "finish_reason": ",".join(map(_end, requests)) or None,
                 "error": record.fault or None,
             }
         )
@@ -158,3 +161,8 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return str(value, "ascii")
     return f"req-{secrets.token_hex(12)}"
+
+
+def _end(request: Request) -> str:
+    """Return how a request ended: as the engine says, or before it had it, or by leaving it."""
+    return request.reason or ("refused" if request.queued_s is None else "cancelled")

@@ -397,3 +397,37 @@ def test_a_body_that_does_not_come_holds_up_no_change(
             assert server.swap(renamed(bundle, tmp_path / "next", "next")) == "beside"
             assert time.monotonic() - began < 10
     assert capfd.readouterr().err == ""  # nor is it an error that the client goes
+
+
+def test_a_terminal_that_closes_ends_it(tmp_path: Path) -> None:
+    """SIGHUP of a terminal that is there renews; of one that has gone it means the end."""
+    (tmp_path / "agent.toml").write_text(f'[serve]\nlog = "{tmp_path}/log"\n')
+    ours, theirs = os.openpty()
+    command = ["/usr/bin/setsid", "--ctty", "--wait", sys.executable, "-m", "device"]
+    arguments = ["--config", str(tmp_path / "agent.toml"), "--bundle", str(tmp_path / "none")]
+    process = subprocess.Popen(
+        [*command, *arguments, "--port", "0"], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    try:
+        found = Agent(tmp_path, 0, process)
+        wait_for_event(found, "started")
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGHUP)
+        wait_for_event(found, "model_failed")
+        os.close(ours)
+        wait_for_event(found, "stopped")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_event(found: Agent, name: str) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError):
+            if any(event["event"] == name for event in found.events()):
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"no {name} in the log")

@@ -46,6 +46,15 @@ def test_applications_load_no_host_packages(package: str) -> None:
     assert not loaded(f"import {package}") & HOST
 
 
+def test_an_agent_without_a_model_is_light() -> None:
+    """What it is made of loads neither NumPy nor anything that needs it; its health check less."""
+    found = loaded("import device.__main__, device.agent.agent")
+    assert "uvicorn" in found
+    assert not found & {*HOST, "numpy", "click", "rich"}
+    asking = "from device.__main__ import main; main(['--port', '9', '--health'])"
+    assert not loaded(asking) & {*HOST, "numpy", "uvicorn", "starlette", "prometheus_client"}
+
+
 def test_readers_of_a_bundle_are_light() -> None:
     """A bundle is opened, verified and compared with the standard library and NumPy."""
     readers = [

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
-import tomli as tomllib
 
 from device.__main__ import main
 from device.agent.config import AgentConfig, read_config
 from edgekit.cli.commands.serve import command
 from edgekit.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[3]
 
