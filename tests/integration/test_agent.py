@@ -403,7 +403,7 @@ def test_a_terminal_that_closes_ends_it(tmp_path: Path) -> None:
     """SIGHUP of a terminal that is there renews; of one that has gone it means the end."""
     (tmp_path / "agent.toml").write_text(f'[serve]\nlog = "{tmp_path}/log"\n')
     ours, theirs = os.openpty()
-    command = ["/usr/bin/setsid", "--ctty", "--wait", sys.executable, "-m", "device"]
+    command = ["/usr/bin/setsid", "--ctty", sys.executable, "-m", "device"]
     arguments = ["--config", str(tmp_path / "agent.toml"), "--bundle", str(tmp_path / "none")]
     process = subprocess.Popen(
         [*command, *arguments, "--port", "0"], stdin=theirs, stdout=theirs, stderr=theirs
@@ -412,8 +412,7 @@ def test_a_terminal_that_closes_ends_it(tmp_path: Path) -> None:
     try:
         found = Agent(tmp_path, 0, process)
         wait_for_event(found, "started")
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(child), signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
         wait_for_event(found, "model_failed")
         os.close(ours)
         wait_for_event(found, "stopped")

@@ -50,7 +50,7 @@ def test_an_agent_without_a_model_is_light() -> None:
     """What it is made of loads neither NumPy nor anything that needs it; its health check less."""
     found = loaded("import device.__main__, device.agent.agent")
     assert "uvicorn" in found
-    assert not found & {*HOST, "numpy", "click", "rich"}
+    assert not found & {*HOST, "numpy", "rich"}
     asking = "from device.__main__ import main; main(['--port', '9', '--health'])"
     assert not loaded(asking) & {*HOST, "numpy", "uvicorn", "starlette", "prometheus_client"}
 
