@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from factories import EXAMPLE
 from device.agent.front import make_front
 from device.agent.loading import LoadOptions, load_model
 from device.agent.models import Models
+from device.agent.server import listen
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.service import Service
@@ -94,8 +94,7 @@ def running(
     models = Models(bundle, options, settings or Settings(drain_s=5.0), metrics, lines)
     front = make_front(models, lines, vllm_metrics=vllm_metrics)
     loops: list[asyncio.AbstractEventLoop] = []
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(front, log_level="error", lifespan="on", ws="none"))
         models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from device.agent.models import Models
+from device.agent.models import NO_MODEL, Models
 from device.api.errors import ApiError, handlers
 from device.api.log import JsonLog, RequestLog
 from device.api.record import current
@@ -98,36 +98,42 @@ class Front:
         return Response(data, media_type=CONTENT_TYPE_LATEST)
 
     async def models(self, request: Request) -> Response:
-        """List the one model; none while there is none."""
+        """List the one model, the next while they change in turn; none if there is none."""
         self._identify(request.scope)
-        hosted = self._models.current
-        if hosted is None:
+        try:
+            async with self._models.lease(self._deadline_s()) as hosted:
+                service = hosted.service
+                model = {
+                    "id": service.name,
+                    "object": "model",
+                    "created": service.created,
+                    "owned_by": "edgekit",
+                    "max_model_len": service.model.session.max_context,
+                }
+        except ApiError as error:
+            if error.code != NO_MODEL:
+                raise
             return JSONResponse({"object": "list", "data": []})
-        service = hosted.service
-        model = {
-            "id": service.name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "edgekit",
-            "max_model_len": service.model.session.max_context,
-        }
         return JSONResponse({"object": "list", "data": [model]})
 
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to the model of the moment."""
         self._identify(scope)
-        settings = self._models.settings
-        deadline_s = time.monotonic() + settings.timeout_s
+        deadline_s = self._deadline_s()
         held = _Held(receive)
         try:
             # A body that comes byte by byte must not keep a model from being changed.
-            there = await asyncio.wait_for(held.read(settings.body_limit_bytes), BODY_TIMEOUT_S)
+            limit = self._models.settings.body_limit_bytes
+            there = await asyncio.wait_for(held.read(limit), BODY_TIMEOUT_S)
         except asyncio.TimeoutError as error:
             raise ApiError(408, "the body did not come in time") from error
         if not there:
             return  # nobody is left to be answered
         async with self._models.lease(deadline_s) as hosted:
             await hosted.app(scope, held.receive, send)
+
+    def _deadline_s(self) -> float:
+        return time.monotonic() + self._models.settings.timeout_s
 
     def _identify(self, scope: Scope) -> None:
         """Note whose a request is.

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # NumPy comes with them
 
 State = Literal["no model", "loading", "serving", "swapping", "stopping"]
 Outcome = Literal["loaded", "beside", "in_turn", "unchanged", "failed"]
+NO_MODEL = "no_model"
+"""Code of the error that a request gets then."""
 NO_MODEL_RETRY_S = 10
 """What a client is told to wait for a model."""
 
@@ -130,7 +132,7 @@ class Models:
         hosted = self.current
         if hosted is None:
             what = "a model is being loaded" if self.state == "loading" else "no model is installed"
-            raise ApiError(503, what, code="no_model", retry_s=NO_MODEL_RETRY_S)
+            raise ApiError(503, what, code=NO_MODEL, retry_s=NO_MODEL_RETRY_S)
         hosted.take()
         try:
             yield hosted

@@ -68,9 +68,9 @@ class Client:
         a, b = self._sum
         with httpx.Client(base_url=self._address, timeout=60) as client:
             while not self._stop.is_set():
-                listed = client.get("/v1/models").json()["data"]
+                (listed,) = client.get("/v1/models").json()["data"]
                 body = {
-                    "model": listed[0]["id"] if listed else OTHER,
+                    "model": listed["id"],
                     "messages": [{"role": "user", "content": f"What is {a} + {b}?"}],
                     "temperature": 0,
                     "stream": True,
