@@ -96,7 +96,7 @@ def _huge_pages(root: Path) -> Finding:
     what = "transparent huge pages"
     found = re.search(r"\[(\w+)\]", _text(root / _THP))
     if found is None:
-        return Finding(what, "missing", "the kernel has none", "Weights are read page by page")
+        return Finding(what, "missing", f"unknown: /{_THP} cannot be read")
     mode = found[1]
     if mode == "madvise":
         detail = "madvise: on request, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 requests them"
