@@ -139,7 +139,7 @@ def test_the_watchdog_is_fed_only_while_the_engine_gets_on(
     told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
     with agent(tmp_path, "stall_s = 0.4", script=HANGING, told=told) as found:
         assert "READY=1" in hear(systemd, f"STATUS=serving {NAME}")
-        assert heard(systemd, 1.0).count("WATCHDOG=1") >= 5
+        assert heard(systemd, 1.0).count("WATCHDOG=1") >= 3
         (tmp_path / "hang").touch()
         asking = threading.Thread(target=found.ask)
         asking.start()

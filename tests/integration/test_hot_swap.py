@@ -142,12 +142,12 @@ def test_fifty_swaps_in_turn(
 
 def test_names_while_it_drains_and_after(bundles: tuple[Path, Path]) -> None:
     """The old name is accepted for `drain_s`, answered by the new model; then it is unknown."""
-    with running(bundles[0], Settings(drain_s=0.5)) as server:
+    with running(bundles[0], Settings(drain_s=2.0)) as server:
         assert server.swap(bundles[1]) == "beside"
         answer = ask(server, NAME)
         assert (answer.status_code, answer.json()["model"]) == (200, OTHER)
         assert ask(server, OTHER).status_code == 200
-        time.sleep(0.6)
+        time.sleep(2.1)
         assert ask(server, NAME).json()["error"]["code"] == "model_not_found"
         assert ask(server, OTHER).status_code == 200
 
