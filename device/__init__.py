@@ -1,1 +1,1 @@
-"""The on-device agent. Serving, telemetry and updates land here."""
+"""The on-device agent: `python -m device`. Telemetry and updates land here."""

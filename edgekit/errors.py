@@ -14,6 +14,7 @@
     │   └── ContextOverflowError     a prompt does not fit the cache
     ├── QualityError             a built bundle misses its recipe's acceptance limits
     ├── StorageError             disk full, no permission, not a folder
+    ├── ConfigError              the agent's configuration is wrong
     ├── MissingExtraError        an optional dependency is not installed
     └── MissingInterpreterError  a tool that needs another Python is not set up
 
@@ -154,6 +155,12 @@ class StorageError(EdgekitError):
     """The disk is full, a path is not writable, or is not what it should be."""
 
     exit_code = 13
+
+
+class ConfigError(EdgekitError):
+    """The agent's configuration has an unknown key, a wrong type or an impossible value."""
+
+    exit_code = 15
 
 
 class MissingExtraError(EdgekitError):

@@ -123,10 +123,26 @@ got=$(as_device "edgekit run \"\$EDGEKIT_BUNDLE\" '$question' --temperature 0")
 echo "$got"
 [ "$got" = "$wanted" ] || die "the emulated arm64 answers otherwise"
 
-say "the health check: whole, then with one byte changed"
+say "the agent: healthy, then ready with the bundle, then ended"
+as_device 'python -m device & agent=$!
+    until python -m device --health; do kill -0 $agent || exit 1; sleep 1; done
+    python - <<END
+import time, urllib.error, urllib.request
+for _ in range(120):
+    try:
+        print(urllib.request.urlopen("http://127.0.0.1:8000/readyz").read().decode())
+        break
+    except urllib.error.HTTPError:
+        time.sleep(1)
+else:
+    raise SystemExit("the agent does not get ready")
+END
+    ready=$?; kill $agent; wait $agent && exit $ready' || die "the agent does not serve the bundle"
+
+say "the bundle's check: whole, then with one byte changed"
 check='edgekit verify --no-graphs --no-run "$EDGEKIT_BUNDLE"'
-as_device "$check" >/dev/null 2>&1 || die "the health check fails on a whole bundle"
+as_device "$check" >/dev/null 2>&1 || die "the check fails on a whole bundle"
 blob=$(find "$state/bundle/blobs" -type f -print -quit)
 printf 'damaged' | dd of="$blob" conv=notrunc status=none
-if as_device "$check"; then die "the health check passes a damaged bundle"; fi
+if as_device "$check"; then die "the check passes a damaged bundle"; fi
 say "arm64: all as on $(uname -m)"

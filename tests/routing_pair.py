@@ -13,7 +13,8 @@ import httpx
 from cloud_cases import Cloud, config_of
 from serve_cases import NAME, SUM, served, settle
 
-from device.api.service import Service, Settings
+from device.api.service import Service
+from device.api.settings import Settings
 from device.routing.router import Router
 
 LONG: list[Any] = [{"role": "user", "content": "word " * 600}]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-import socket
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,16 @@ import httpx
 import uvicorn
 from factories import EXAMPLE
 
-from device.api.app import make_app
-from device.api.service import Service, Settings
+from device.agent.front import make_front
+from device.agent.loading import LoadOptions, load_model
+from device.agent.models import Models
+from device.agent.server import listen
+from device.api.log import JsonLog
+from device.api.metrics import Metrics
+from device.api.service import Service
+from device.api.settings import Settings
+from edgekit.bundle.layout import MANIFEST, MANIFEST_DIGEST
 from edgekit.bundle.reader import open_bundle
-from edgekit.engine.load import load_bundle
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
@@ -40,29 +49,92 @@ def build_example(root: Path) -> Path:
     return build(request).path
 
 
+@dataclass
+class Running:
+    """A server that runs in a thread of this process.
+
+    Attributes:
+        address: Its base address.
+        models: What it serves.
+        loop: Its event loop.
+    """
+
+    address: str
+    models: Models
+    loop: asyncio.AbstractEventLoop
+
+    def swap(self, path: Path) -> str:
+        """Put another bundle in place, and wait until it is done."""
+        return asyncio.run_coroutine_threadsafe(self.models.swap(path), self.loop).result(60)
+
+
 @contextlib.contextmanager
 def served(
     bundle: Path, settings: Settings | None = None, slots: int = 4
 ) -> Iterator[tuple[str, Service]]:
     """Serve a bundle; yields the base address and the service, and stops both."""
-    model = load_bundle(open_bundle(bundle), threads=2, max_sequences=slots, digests=False)
-    service = Service(model, model.own_sampling, settings or Settings(drain_s=5.0))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with running(bundle, settings, slots) as server:
+        assert server.models.current is not None
+        yield server.address, server.models.current.service
+
+
+@contextlib.contextmanager
+def running(
+    bundle: Path,
+    settings: Settings | None = None,
+    slots: int = 4,
+    *,
+    log: str = "off",
+    vllm_metrics: bool = False,
+) -> Iterator[Running]:
+    """Serve a bundle as the agent does; yields the server, and stops it."""
+    metrics = Metrics()
+    lines = JsonLog(log, metrics.log_lost.inc)
+    options: dict[str, Any] = {"threads": 2, "max_sequences": slots, "digests": False}
+    models = Models(bundle, options, settings or Settings(drain_s=5.0), metrics, lines)
+    front = make_front(models, lines, vllm_metrics=vllm_metrics)
+    loops: list[asyncio.AbstractEventLoop] = []
+    with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        config = uvicorn.Config(make_app(service), log_level="error", lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        server = uvicorn.Server(uvicorn.Config(front, log_level="error", lifespan="on", ws="none"))
+        models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))
+
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve(sockets=[listener])
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{port}", service
+            yield Running(f"http://127.0.0.1:{port}", models, loops[0])
         finally:
             server.should_exit = True
             thread.join(30)
+            lines.close()
             assert not thread.is_alive()
+
+
+def renamed(bundle: Path, out: Path, name: str) -> Path:
+    """Return a copy of a bundle that is another by its name, and so by its digest."""
+    shutil.copytree(bundle, out, copy_function=os.link)
+    manifest = replace(open_bundle(bundle).manifest, name=name)
+    for path, data in (
+        (out / MANIFEST, manifest.to_bytes()),
+        (out / MANIFEST_DIGEST, f"{manifest.digest()}\n".encode()),
+    ):
+        path.unlink()  # the other bundle's file is the same one
+        path.write_bytes(data)
+    return out
+
+
+def point(link: Path, target: Path) -> None:
+    """Let a link lead elsewhere, as an updater does: in one step."""
+    fresh = link.with_suffix(".new")
+    fresh.symlink_to(target)
+    fresh.rename(link)
 
 
 def settle(service: Service, within_s: float = 10.0) -> None:

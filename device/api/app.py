@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from device.api.deliver import stream, whole
-from device.api.errors import ApiError, explain
+from device.api.errors import ApiError, handlers
 from device.api.replies import Kind, Reply
 from device.api.schema import (
     ChatRequest,
@@ -27,58 +23,21 @@ from device.api.schema import (
     seeded,
 )
 from device.api.service import Service
-from device.routing.header import RouteHeader
 from device.runtime.answer import Answer, Piece, Wishes
-from edgekit.errors import EdgekitError
 
 
 def make_app(service: Service) -> Starlette:
-    """Return the ASGI application of a service, which is stopped with it."""
+    """Return the ASGI application that asks one model; ``device.agent.front`` stands before it."""
     routes = Routes(service)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        del app
-        yield
-        await _stop(service)
-
-    async def fail(request: Request, error: Exception) -> Response:
-        del request
-        known = error if isinstance(error, ApiError) else ApiError(500, "internal error")
-        if isinstance(error, EdgekitError):
-            known = explain(error)
-        if isinstance(error, HTTPException):
-            known = ApiError(error.status_code, str(error.detail))
-        service.metrics.refused(known.status)
-        return known.response()
-
     return Starlette(
         routes=[
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
-            Route("/v1/models", routes.models),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             Route("/detokenize", routes.detokenize, methods=["POST"]),
-            Route("/healthz", routes.health),
-            Route("/readyz", routes.ready),
-            Route("/metrics", routes.metrics),
         ],
-        exception_handlers={
-            ApiError: fail,
-            EdgekitError: fail,
-            HTTPException: fail,
-            Exception: fail,
-        },
-        lifespan=lifespan,
-        middleware=[Middleware(RouteHeader)],
+        exception_handlers=handlers(service.metrics.refused),
     )
-
-
-async def _stop(service: Service) -> None:
-    """Let what runs end, here and elsewhere."""
-    await asyncio.to_thread(service.stop)
-    if service.settings.router is not None:
-        await service.settings.router.close()
 
 
 class Routes:
@@ -86,9 +45,6 @@ class Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        router = service.settings.router
-        if router is not None:
-            router.metrics.register(service.metrics.registry, router.budget)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -118,19 +74,6 @@ class Routes:
         ]
         return await self._reply("completion", request, body, answers)
 
-    async def models(self, request: Request) -> Response:
-        """List the one model."""
-        self._client(request)
-        service = self._service
-        model = {
-            "id": service.name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "edgekit",
-            "max_model_len": service.model.session.max_context,
-        }
-        return JSONResponse({"object": "list", "data": [model]})
-
     async def tokenize(self, request: Request) -> Response:
         """Return the tokens of a text or a conversation."""
         self._client(request)
@@ -150,27 +93,9 @@ class Routes:
         self._service.require_tokens(body.tokens, "tokens")
         return JSONResponse({"prompt": self._service.model.tokenizer.decode(body.tokens)})
 
-    async def health(self, request: Request) -> Response:
-        """Say whether the process is worth keeping."""
-        del request
-        alive = self._service.engine.is_alive
-        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 500)
-
-    async def ready(self, request: Request) -> Response:
-        """Say whether a request would be served."""
-        del request
-        ready = self._service.is_ready
-        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
-
-    async def metrics(self, request: Request) -> Response:
-        """Return the series in Prometheus' text form."""
-        del request
-        data = generate_latest(self._service.metrics.registry)
-        return Response(data, media_type=CONTENT_TYPE_LATEST)
-
     def _client(self, request: Request) -> str:
         host = "" if request.client is None else request.client.host
-        return self._service.client_of(request.headers.get("authorization"), host)
+        return self._service.settings.client_of(request.headers.get("authorization"), host)
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, if it is not too large; what is too large is not read to its end."""

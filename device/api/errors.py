@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from device.runtime.answer import DeadlinePassedError
-from device.runtime.loop import EngineStoppedError
-from device.runtime.scheduler import QueueFullError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from device.api.record import current
+from device.runtime.faults import DeadlinePassedError, EngineStoppedError, QueueFullError
 from edgekit.errors import ContextOverflowError, EdgekitError
 
 RETRY_AFTER_S = 1
@@ -21,13 +25,23 @@ class ApiError(Exception):
         message: What is wrong.
         param: The field that is.
         code: OpenAI's word for it.
+        fault: Type of the error that it comes of, for the log; the code if none is given.
+        retry_s: Seconds that a client is told to wait.
     """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        fault: str = "",
+        retry_s: int = RETRY_AFTER_S,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
+        self.fault, self.retry_s = fault or code or self.kind, retry_s
 
     @property
     def kind(self) -> str:
@@ -38,13 +52,16 @@ class ApiError(Exception):
         )
 
     def body(self) -> dict[str, object]:
-        """Return the JSON body."""
+        """Return the JSON body; the request's record keeps what it was."""
+        record = current()
+        if record is not None:
+            record.fault = self.fault
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
 
     def response(self) -> JSONResponse:
         """Return the response; where asking again may help it says when."""
-        headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in {429, 503} else {}
+        headers = {"retry-after": str(self.retry_s)} if self.status in {429, 503} else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
@@ -53,12 +70,38 @@ class ApiError(Exception):
 def explain(error: EdgekitError) -> ApiError:
     """Return what a client is told of an error of edgekit's."""
     said = f"{error.message}. {error.remedy}" if error.remedy else error.message
+    fault = type(error).__name__
     if isinstance(error, ContextOverflowError):
-        return ApiError(400, said, param="messages", code="context_length_exceeded")
+        code = "context_length_exceeded"
+        return ApiError(400, said, param="messages", code=code, fault=fault)
     if isinstance(error, QueueFullError):
-        return ApiError(429, said, code="queue_full")
+        return ApiError(429, said, code="queue_full", fault=fault)
     if isinstance(error, EngineStoppedError):
-        return ApiError(503, said, code="engine_stopped")
+        return ApiError(503, said, code="engine_stopped", fault=fault)
     if isinstance(error, DeadlinePassedError):
-        return ApiError(504, said, code="deadline_exceeded")
-    return ApiError(500, said, code="engine_error")
+        return ApiError(504, said, code="deadline_exceeded", fault=fault)
+    return ApiError(500, said, code="engine_error", fault=fault)
+
+
+def handlers(
+    refused: Callable[[int], None],
+) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """Return an application's handlers of errors.
+
+    Args:
+        refused: Told the status of each request that is answered with an error.
+    """
+
+    async def fail(request: Request, error: Exception) -> Response:
+        del request
+        known = error if isinstance(error, ApiError) else None
+        if isinstance(error, EdgekitError):
+            known = explain(error)
+        if isinstance(error, HTTPException):
+            known = ApiError(error.status_code, str(error.detail))
+        if known is None:
+            known = ApiError(500, "internal error", fault=type(error).__name__)
+        refused(known.status)
+        return known.response()
+
+    return dict.fromkeys((ApiError, EdgekitError, HTTPException, Exception), fail)

@@ -1,53 +1,27 @@
-"""What the routes share: the model, its engine's loop, who may ask, and how much."""
+"""What the routes share: the model and its engine's loop."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from device.api.errors import ApiError
 from device.api.messages import Message, Tool, render, usable_tools
 from device.api.metrics import Metrics
+from device.api.record import current
 from device.api.schema import ChatRequest
+from device.api.settings import Settings
 from device.runtime.answer import Answer, Prompt, Wishes
 from device.runtime.constraint import Grammars
 from device.runtime.grammar import ANY_OBJECT, calls_grammar, is_triggered, json_grammar
 from device.runtime.loop import EngineLoop
-from device.runtime.scheduler import QUEUE_LIMIT, Scheduler
+from device.runtime.scheduler import Scheduler
 from edgekit.engine.load import LoadedModel
 from edgekit.engine.sampler import SamplingParams
-from edgekit.errors import CheckpointError, EngineError, StorageError
+from edgekit.errors import CheckpointError, EngineError
 from edgekit.text.reasoning import prompt_opens_reasoning
-
-if TYPE_CHECKING:  # httpx takes memory, and most servers route nothing
-    from device.routing.router import Router
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a server behaves.
-
-    Attributes:
-        queue_limit: Requests that may wait for a slot.
-        timeout_s: Seconds after which a request is given up.
-        body_limit_bytes: Largest body that is read.
-        drain_s: Seconds that running requests have when the server is told to stop.
-        keys: Client by the sha256 (hex) of its API key; empty lets everyone ask.
-        router: Sends requests elsewhere; None answers all here. The server closes it.
-    """
-
-    queue_limit: int = QUEUE_LIMIT
-    timeout_s: float = 600.0
-    body_limit_bytes: int = 4 << 20
-    drain_s: float = 30.0
-    keys: Mapping[str, str] | None = None
-    router: Router | None = None
 
 
 class Service:
@@ -57,30 +31,42 @@ class Service:
         model: Loaded with as many slots as are to be served at once.
         own: How the model samples where nobody says.
         settings: How it behaves.
+        metrics: Where it is counted; None counts it apart.
+
+    Attributes:
+        aliases: Further names that are accepted, each until a time of ``time.monotonic``.
     """
 
-    def __init__(self, model: LoadedModel, own: SamplingParams, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        own: SamplingParams,
+        settings: Settings,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.model = model
         self.own = own
         self.settings = settings
         self.name = str(model.bundle.manifest.name)
         self.created = int(time.time())
-        scheduler = Scheduler(model.session, queue_limit=settings.queue_limit)
-        self.metrics = Metrics(scheduler, self.name)
+        self.aliases: dict[str, float] = {}
+        self.metrics = (metrics or Metrics()).of(self.name, model.bundle.digest)
+        scheduler = Scheduler(
+            model.session, queue_limit=settings.queue_limit, gaps=self.metrics.gaps
+        )
+        self.metrics.watch(scheduler)
         self.engine = EngineLoop(scheduler)
         self._ends = frozenset(model.config.eos_token_ids)
         self.grammars = Grammars(model.tokenizer, model.session.vocab_size, self._ends)
-        self._stopping = False
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether a request would be served."""
-        return self.engine.is_alive and not self._stopping
+    def stop(self, drain_s: float) -> None:
+        """Take nothing more, let what runs end in its time, and free the engine.
 
-    def stop(self) -> None:
-        """Take nothing more, let what runs end in its time, and free the engine."""
-        self._stopping = True
-        self.engine.stop(self.settings.drain_s)
+        Args:
+            drain_s: Seconds after which requests that still run are cancelled.
+        """
+        self.engine.stop(drain_s)
+        self.metrics.close()
         self.model.session.close()
 
     def require_model(self, name: str) -> None:
@@ -89,7 +75,7 @@ class Service:
         Raises:
             ApiError: It is.
         """
-        if name != self.name:
+        if name != self.name and self.aliases.get(name, 0) < time.monotonic():
             raise ApiError(
                 404,
                 f"The model {name!r} does not exist; this server has {self.name!r}",
@@ -180,56 +166,18 @@ class Service:
 
     def ask(self, prompt: Prompt, params: SamplingParams, wishes: Wishes, client: str) -> Answer:
         """Return an answer that is yet to come; nothing runs before it is iterated over."""
-        deadline_s = time.monotonic() + self.settings.timeout_s
-        return Answer(
+        record = current()
+        since_s = time.monotonic() if record is None else record.arrived_s
+        answer = Answer(
             prompt,
             params,
             self.model.tokenizer,
             self._ends,
             client=client,
-            deadline_s=deadline_s,
+            deadline_s=since_s + self.settings.timeout_s,
             wishes=wishes,
         )
-
-    def client_of(self, authorization: str | None, host: str) -> str:
-        """Return whose a request is.
-
-        Raises:
-            ApiError: Keys are asked for and this is none.
-        """
-        keys = self.settings.keys
-        if not keys:
-            return host
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        for known, client in keys.items():
-            if scheme.lower() == "bearer" and hmac.compare_digest(known, digest):
-                return client
-        raise ApiError(401, "Incorrect or missing API key", code="invalid_api_key")
-
-
-def read_keys(path: Path) -> dict[str, str]:
-    """Read a file of API keys: a line is ``CLIENT SHA256``, # begins a comment.
-
-    Raises:
-        StorageError: It cannot be read, or a line has another form; no key is shown.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise StorageError(f"cannot read {path}: {error}", "Choose another --api-keys") from error
-    keys: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        digest = words[1].lower() if len(words) == 2 else ""
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise StorageError(
-                f"line {number} of {path} is not a client's name and the sha256 of its key",
-                "Make one with: printf %s KEY | sha256sum",
-            )
-        keys[digest] = words[0]
-    if not keys:
-        raise StorageError(f"{path} has no keys", "Leave --api-keys out to let everyone ask")
-    return keys
+        if record is not None:
+            record.model = self.name
+            record.requests.append(answer.request)
+        return answer

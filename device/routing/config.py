@@ -136,6 +136,8 @@ def parse_routing(table: Mapping[str, Any], source: str = "[routing]") -> Routin
     Raises:
         RoutingConfigError: An unknown or missing key, a wrong type or an impossible value.
     """
+    if not isinstance(table, Mapping):
+        raise RoutingConfigError(f"{source} is no table", "Write [routing] above its keys")
     config = read_table(RoutingConfig, table, source)
     cloud_reasons(config.reasons, source)
     _require_url(config.base_url, source)

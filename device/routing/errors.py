@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import ConfigError, EdgekitError
 
 
-class RoutingConfigError(EdgekitError):
+class RoutingConfigError(ConfigError):
     """A routing table has an unknown key, a wrong type or an impossible value."""
-
-    exit_code = 3
 
 
 class CloudError(EdgekitError):

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from device.runtime.adjust import Adjustment
+from device.runtime.faults import DeadlinePassedError, EngineStoppedError
 from device.runtime.logprobs import TokenLogprob
 from device.runtime.loop import EngineLoop
 from device.runtime.request import Request
 from edgekit.engine.sampler import SamplingParams
-from edgekit.errors import EdgekitError, EngineError
+from edgekit.errors import EdgekitError
 from edgekit.text.reasoning import ReasoningSplitter, TextPiece, prompt_opens_reasoning
 from edgekit.text.stop import StopMatcher
 from edgekit.text.tokenizer import Tokenizer
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 Piece: TypeAlias = TextPiece | ToolCall
 """What an answer is made of."""
-
-
-class DeadlinePassedError(EngineError):
-    """The request was not answered in its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +178,8 @@ class Answer:
             raise error
         if self.request.reason == "expired":
             raise DeadlinePassedError("the request was not answered in its time")
+        if self.request.reason == "cancelled":  # by the engine: who leaves does not come here
+            raise EngineStoppedError("the engine was stopped before the end", "Ask again")
 
     def _on_token(self, request: Request, token: int) -> bool:
         del request

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from device.runtime.faults import EngineStoppedError
 from device.runtime.request import Request
 from device.runtime.scheduler import Load, Scheduler
 from edgekit.errors import EngineError
@@ -20,22 +22,21 @@ from edgekit.errors import EngineError
 Work = Callable[[], None]
 
 
-class EngineStoppedError(EngineError):
-    """The engine takes no more requests."""
-
-
 class EngineLoop:
     """Runs a scheduler in a thread of its own.
 
     Args:
         scheduler: Nobody else may touch it from now on.
+        clock: Seconds from any start, never going back.
 
     Attributes:
         fault: What ended the loop; None while it is well.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Callable[[], float] = time.monotonic) -> None:
         self._scheduler = scheduler
+        self._clock = clock
+        self._step_began_s: float | None = None
         self._inbox: deque[Work] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -53,6 +54,16 @@ class EngineLoop:
     def load(self) -> Load:
         """See ``Scheduler.load``."""
         return self._scheduler.load
+
+    @property
+    def step_s(self) -> float:
+        """For how long the present step has run; 0 while there is nothing to do.
+
+        A step that does not end is the sign of an engine that hangs: what watches over the process
+        goes by this.
+        """
+        began_s = self._step_began_s
+        return 0.0 if began_s is None else self._clock() - began_s
 
     def submit(self, request: Request) -> Future[None]:
         """Hand a request over; the future is done once it was taken or refused.
@@ -115,11 +126,13 @@ class EngineLoop:
         try:
             while True:
                 with self._wake:
+                    self._step_began_s = None
                     while not (busy or self._inbox or self._stopping):
                         self._wake.wait()
                     if self._stopping and not (busy or self._inbox):
                         return
                     waiting, self._inbox = self._inbox, deque()
+                self._step_began_s = self._clock()
                 for work in waiting:
                     work()
                 busy = self._scheduler.step()

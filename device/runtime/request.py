@@ -52,6 +52,7 @@ class Request:
         queued_s: When it was submitted, and so the next two; None until then.
         started_s: When it got its slot.
         first_token_s: When its first token was sampled.
+        last_token_s: When the step of its last token ended.
     """
 
     prompt: tuple[int, ...]
@@ -72,6 +73,7 @@ class Request:
     queued_s: float | None = None
     started_s: float | None = None
     first_token_s: float | None = None
+    last_token_s: float | None = None
     sampler: Sampler = field(init=False)
 
     def __post_init__(self) -> None:

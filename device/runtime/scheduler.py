@@ -17,6 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from device.limits import QUEUE_LIMIT
+from device.runtime.faults import QueueFullError
+from device.runtime.gaps import Gaps
 from device.runtime.queue import FairQueue
 from device.runtime.request import FinishReason, Request
 from device.runtime.slots import Slot, Slots
@@ -27,11 +30,6 @@ from edgekit.errors import EdgekitError, EngineError
 
 CHUNK_TOKENS: Final = 256
 """Tokens of a prompt that run between two steps of those who generate: bounds their wait."""
-QUEUE_LIMIT: Final = 64
-
-
-class QueueFullError(EngineError):
-    """As many requests wait as may: ask again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,7 @@ class Scheduler:
         chunk_tokens: See ``CHUNK_TOKENS``.
         queue_limit: Requests that may wait for a slot.
         clock: Seconds from any start, never going back; deadlines are of it.
+        gaps: Told the seconds between two tokens of a request.
 
     Attributes:
         steps: Engine steps that decoded, for the mean batch.
@@ -72,10 +71,12 @@ class Scheduler:
         chunk_tokens: int = CHUNK_TOKENS,
         queue_limit: int = QUEUE_LIMIT,
         clock: Callable[[], float] = time.monotonic,
+        gaps: Gaps | None = None,
     ) -> None:
         self._session = session
         self._chunk = chunk_tokens
         self._clock = clock
+        self._gaps = Gaps() if gaps is None else gaps
         self._queue = FairQueue()
         self._queue_limit = queue_limit
         self._slots = Slots(session.max_sequences)
@@ -98,6 +99,13 @@ class Scheduler:
     def load(self) -> Load:
         """How busy it is; any thread may ask, and gets what was true a step ago."""
         return Load(self.waiting, self.running, len(self._slots.all), self._queue_limit)
+
+    @property
+    def cache_used(self) -> float:
+        """Share of the caches' places that running requests hold, 0 to 1."""
+        slots = self._slots.all
+        held = sum(len(slot.tokens) for slot in slots if slot.request is not None)
+        return held / (len(slots) * self._session.max_context)
 
     def submit(self, request: Request) -> None:
         """Take a request; it is told of its tokens and its end by its sinks.
@@ -165,7 +173,7 @@ class Scheduler:
         slot.tokens.extend(chunk)
         slot.prefilled += len(chunk)
         if slot.is_decoding:
-            self._take(slot, logits)
+            self._take(slot, logits, self._clock())
 
     def _borrow(self, slot: Slot) -> None:
         """Take over what another slot holds of a slot's prompt, where the engine can copy it."""
@@ -192,10 +200,11 @@ class Scheduler:
                 continue
             self.steps += 1
             self.decoded_tokens += len(slots)
+            now_s = self._clock()
             for slot, row in zip(slots, rows, strict=True):
                 if slot.request is not None:
                     slot.tokens.append(slot.request.generated[-1])
-                    self._take(slot, row)
+                    self._take(slot, row, now_s)
             return
 
     def _run(self, slots: Sequence[Slot]) -> Sequence[Row]:
@@ -234,8 +243,14 @@ class Scheduler:
             self._fail(slot, error)
         return []
 
-    def _take(self, slot: Slot, row: Row) -> None:
-        """Sample a request's next token and pass it on, or end the request."""
+    def _take(self, slot: Slot, row: Row, now_s: float) -> None:
+        """Sample a request's next token and pass it on, or end the request.
+
+        Args:
+            slot: Whose request.
+            row: What the step made for it.
+            now_s: When the step ended, one clock reading for the whole batch.
+        """
         request = slot.request
         if request is None:
             raise AssertionError
@@ -249,6 +264,9 @@ class Scheduler:
         if token in request.ends:
             self._end(request, "stop")
             return
+        if request.last_token_s is not None:
+            self._gaps.observe(now_s - request.last_token_s)
+        request.last_token_s = now_s
         request.generated.append(token)
         if not request.on_token(request, token):
             self._end(request, "stop")

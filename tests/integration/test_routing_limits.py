@@ -19,6 +19,8 @@ from cloud_cases import Cloud, Seen, refuse, wait_until
 from routing_pair import TOO_LONG, Pair, paired, route, series
 from serve_cases import build_example
 
+from edgekit.errors import ConfigError
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -193,7 +195,7 @@ def test_the_command_serves_what_its_file_says(bundle: Path, tmp_path: Path) -> 
     command = [sys.executable, "-m", "edgekit", "serve", str(bundle), "--routing", str(path)]
     path.write_text("[routing]\nenable = true\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 3
+    assert done.returncode == ConfigError.exit_code
     assert "unknown key 'enable'" in done.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

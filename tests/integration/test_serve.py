@@ -18,7 +18,8 @@ import openai
 import pytest
 from serve_cases import NAME, SUM, build_example, post, served, settle
 
-from device.api.service import Service, Settings, read_keys
+from device.api.service import Service
+from device.api.settings import Settings, read_keys
 from edgekit.errors import StorageError
 
 
@@ -256,7 +257,7 @@ def test_keys_name_clients(bundle: Path, tmp_path: Path) -> None:
         right = {"authorization": "Bearer secret"}
         assert httpx.get(f"{address}/v1/models", headers=right).status_code == 200
         assert httpx.get(f"{address}/readyz").status_code == 200
-        assert service.client_of("Bearer secret", "1.2.3.4") == "lab"
+        assert service.settings.client_of("Bearer secret", "1.2.3.4") == "lab"
     for text, said in (("lab secret", "line 1"), ("", "no keys")):
         file.write_text(text)
         with pytest.raises(StorageError, match=said) as caught:

@@ -15,6 +15,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from device.agent.config import DEFAULT_PATH, AgentConfig, read_config
 from edgekit.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +162,7 @@ def test_extras_are_those_of_the_engine() -> None:
 
 
 def test_runs_unprivileged_with_one_volume_and_a_health_check() -> None:
-    """The image's user is not root, all state is in one volume, its health is the bundle's."""
+    """The image's user is not root, all state is in one volume, its health is the agent's."""
     (user,) = values("USER")
     (volume,) = values("VOLUME")
     assert f"--uid {user} " in " ".join(values("RUN", "device"))
@@ -169,18 +170,26 @@ def test_runs_unprivileged_with_one_volume_and_a_health_check() -> None:
     environment = " ".join(values("ENV", "device"))
     assert f"EDGEKIT_BUNDLE={volume}/bundle" in environment
     assert "PYTHONDONTWRITEBYTECODE=1" in environment
-    check = 'edgekit verify --no-graphs --no-run "${EDGEKIT_BUNDLE}"'
     (health,) = values("HEALTHCHECK")
-    assert check.replace('"', '\\"') in health
-    assert values("ENTRYPOINT") == ['["edgekit"]']
+    assert health.endswith('CMD ["python", "-m", "device", "--health"]')
+    assert values("ENTRYPOINT") == []
+    assert values("CMD") == ['["python", "-m", "device"]']
     assert all(item.stage == "device" for item in instructions() if item.name in {
         "USER", "VOLUME", "HEALTHCHECK", "ENTRYPOINT", "CMD"
     })  # fmt: skip
     # What scripts/arm64.sh runs is what the image runs.
-    assert (
-        check.replace("${EDGEKIT_BUNDLE}", "$EDGEKIT_BUNDLE")
-        in (ROOT / "scripts" / "arm64.sh").read_text()
-    )
+    script = (ROOT / "scripts" / "arm64.sh").read_text()
+    assert "python -m device & agent=$!" in script
+    assert "until python -m device --health" in script
+
+
+def test_the_agent_of_the_image_is_configured(tmp_path: Path) -> None:
+    """What the image writes to /etc/edgekit is read: the volume's bundle, every address."""
+    (made,) = [value for value in values("RUN", "device") if "agent.toml" in value]
+    script = made[made.index("printf") :].replace(str(DEFAULT_PATH), str(tmp_path / "agent.toml"))
+    subprocess.run(["/bin/sh", "-c", script], check=True)
+    config = read_config(tmp_path / "agent.toml")
+    assert config == AgentConfig(bundle=Path("/var/lib/edgekit/bundle"), host="0.0.0.0")  # noqa: S104
 
 
 def test_context_is_what_the_wheel_is_made_of() -> None:

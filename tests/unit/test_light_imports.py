@@ -46,9 +46,18 @@ def test_applications_load_no_host_packages(package: str) -> None:
     assert not loaded(f"import {package}") & HOST
 
 
+def test_an_agent_without_a_model_is_light() -> None:
+    """What it is made of loads neither NumPy nor anything that needs it; its health check less."""
+    found = loaded("import device.__main__, device.agent.agent")
+    assert "uvicorn" in found
+    assert not found & {*HOST, "numpy", "rich"}
+    asking = "from device.__main__ import main; main(['--port', '9', '--health'])"
+    assert not loaded(asking) & {*HOST, "numpy", "uvicorn", "starlette", "prometheus_client"}
+
+
 def test_a_server_that_routes_nothing_has_no_http_client() -> None:
     """Httpx takes memory that a small machine's server can do without."""
-    found = loaded("import device.api.app")
+    found = loaded("import device.agent.agent, device.api.app")
     assert "starlette" in found
     assert "httpx" not in found
 
@@ -57,7 +66,7 @@ def test_a_router_needs_no_model() -> None:
     """It is made before there is one."""
     found = loaded("import device.routing.router")
     assert "httpx" in found
-    assert not found & HOST
+    assert not found & {*HOST, "numpy"}
 
 
 def test_readers_of_a_bundle_are_light() -> None:

@@ -8,12 +8,13 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from rich.text import Text
 
+from edgekit.cli.findings import Finding, memory_findings
 from edgekit.cli.render import console, facts_table, print_json
 from edgekit.cli.tables import FactsTable
 from edgekit.errors import MissingExtraError, MissingInterpreterError
@@ -21,25 +22,6 @@ from edgekit.exporters.optimum import find_optimum
 from edgekit.power import Jetson, NotJetson, read_machine
 from edgekit.trt.module import find_builder
 from edgekit.units import format_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at.
-
-    Attributes:
-        what: What was looked for.
-        state: ``ok``, ``missing`` (a feature is off) or ``problem`` (what the machine is for will
-            fail: building, or with ``--device`` running bundles).
-        detail: What was found.
-        remedy: What to do; empty when nothing is needed.
-    """
-
-    what: str
-    state: str
-    detail: str
-    remedy: str = ""
-
 
 # Feature, the packages it needs (distribution name, module), the extra that brings them.
 _RUN = (
@@ -73,7 +55,8 @@ def command(*, device: bool, as_json: bool) -> None:
     """
     features = [*_features(device=device), _compile_check(), _optimum()]
     machine = read_machine()
-    findings = [*_machine(device=device), _power(machine), *features, *_engines()]
+    memory = memory_findings() if device or isinstance(machine, Jetson) else []
+    findings = [*_machine(device=device), _power(machine), *memory, *features, *_engines()]
     healthy = all(f.state != "problem" for f in findings)
     if as_json:
         print_json(

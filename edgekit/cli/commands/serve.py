@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from device.limits import BODY_LIMIT_BYTES
 from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, error_console
-from edgekit.errors import EngineError, MissingExtraError
-
-MAX_CONNECTIONS = 512
-"""More are answered with 503: those that stall must not take all of a small machine's files."""
+from edgekit.errors import MissingExtraError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -49,7 +45,6 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )
 @click.option(
     "--queue",
-    "queue_limit",
     type=click.IntRange(0),
     default=64,
     show_default=True,
@@ -75,16 +70,56 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     help="File of clients and sha256 digests of their keys. [default: everyone may ask]",
 )
 @click.option(
+    "--tls-cert",
+    "tls_certificate",
+    type=click.Path(path_type=Path),
+    help="PEM file of the certificate (and its chain): serve HTTPS.",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file of its key.")
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(path_type=Path),
+    help="PEM file: clients must have a certificate of one of these authorities.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    help="Let pages of this origin ask from a browser (repeatable). [default: none]",
+)
+@click.option(
+    "--body-limit",
+    "body_limit_bytes",
+    type=click.IntRange(1),
+    default=BODY_LIMIT_BYTES,
+    show_default=True,
+    help="Largest request in bytes.",
+)
+@click.option(
+    "--log",
+    default="off",
+    show_default=True,
+    help="Where a line of JSON a request goes: stdout, off or a file.",
+)
+@click.option(
     "--routing",
     type=click.Path(path_type=Path),
     help="File with a table [routing]: what may go to a cloud endpoint. [default: nothing]",
 )
-@click.option("--no-digests", is_flag=True, help="Start without checking the bundle's bytes.")
-def command(bundle: Path, host: str, port: int, **options: Any) -> None:
+@click.option("--vllm-metrics", is_flag=True, help="Tell the metrics under vLLM's names, too.")
+@click.option(
+    "--no-digests",
+    "digests",
+    flag_value=False,
+    default=True,
+    help="Start without checking the bundle's bytes.",
+)
+def command(bundle: Path, **options: Any) -> None:
     r"""Serve BUNDLE behind OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
     Ready when /readyz answers 200; /healthz and /metrics beside it. SIGTERM lets running requests
-    end. Needs the extra serve.
+    end, SIGHUP looks at BUNDLE again and puts what is there in the model's place. Needs the extra
+    serve.
 
     \b
     edgekit serve model.bundle --port 8000
@@ -93,116 +128,53 @@ def command(bundle: Path, host: str, port: int, **options: Any) -> None:
         refuse_idle("with --provider auto", "dialect")
     if options["provider"] not in {"tensorrt", "auto"}:
         refuse_idle(f"with --provider {options['provider']}", "fallback")
+    if options["tls_certificate"] is None:
+        refuse_idle("without --tls-cert", "tls_client_ca")
     try:
-        from device.api.app import make_app  # noqa: PLC0415
-        from device.api.service import Service, Settings, read_keys  # noqa: PLC0415
+        from device.agent.agent import Agent  # noqa: PLC0415
+        from device.agent.config import AgentConfig  # noqa: PLC0415
+        from device.agent.loading import LoadOptions, load_model, open_resolved  # noqa: PLC0415
+        from device.agent.server import listen  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingExtraError("Serving", "serve") from error
-    from edgekit.cli.commands.run import as_chosen  # noqa: PLC0415
 
-    keys = None if options["api_keys"] is None else read_keys(options["api_keys"])
-    router = None if options["routing"] is None else _router(options["routing"])
-    listener = listen(host, port)  # before minutes of loading
-    model = _load(bundle, options, as_chosen)
-    settings = Settings(
-        queue_limit=options["queue_limit"],
-        timeout_s=options["timeout_s"],
-        drain_s=options["drain_s"],
-        keys=keys,
-        router=router,
-    )
-    service = Service(model, model.own_sampling, settings)
-    slots = model.session.max_sequences
-    error_console().print(
-        f"{service.name}: {slots} at once, {model.session.max_context} tokens each, on "
-        f"http://{host}:{listener.getsockname()[1]}/v1",
-        highlight=False,
-    )
-    if keys is None and host not in LOOPBACK:
-        error_console().print(
-            f"note: whoever reaches {host} may ask; --api-keys asks them for a key", highlight=False
-        )
-    run_server(make_app(service), listener, options["drain_s"])
+    options["cors_origins"] = tuple(options["cors_origins"])
+    if options["routing"] is not None:
+        options["routing"] = _routing(options["routing"])
+    config = AgentConfig(bundle=bundle, **options)
+    agent = Agent(config)
+    listener = listen(config.host, config.port)  # before minutes of loading
+    opened = open_resolved(bundle)
+    with StageProgress() as progress:
+        model = load_model(opened, LoadOptions(**config.load_options()), progress)
+    _tell(config, model, listener.getsockname()[1])
+    sys.exit(agent.run(listener, model))
 
 
-def _router(path: Path) -> Any:
-    """Return the router of a file, and say what it lets go; None if that is nothing."""
+def _routing(path: Path) -> Any:
+    """Return what a file says of routing, and say it."""
     from device.routing.config import load_routing  # noqa: PLC0415
 
     config = load_routing(path)
+    said = f"requests may go to {config.base_url}, at most {config.daily_bytes} bytes a day"
     if not config.enabled:
-        error_console().print(
-            f"note: {path} routes nothing: it lacks enabled = true", highlight=False
-        )
-        return None
-    try:
-        from device.routing.router import Router  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("Routing", "serve", "or leave out --routing") from error
+        said = f"{path} routes nothing: it lacks enabled = true"
+    error_console().print(f"note: {said}", highlight=False)
+    return config
+
+
+def _tell(config: Any, model: Any, port: int) -> None:
+    """Say what is served, and what is to be known of it."""
+    for warning in model.warnings:
+        error_console().print(f"note: {warning}", highlight=False)
+    scheme = "http" if config.tls_certificate is None else "https"
     error_console().print(
-        f"note: requests may go to {config.base_url}, at most {config.daily_bytes} bytes a day",
+        f"{model.bundle.manifest.name}: {model.session.max_sequences} at once, "
+        f"{model.session.max_context} tokens each, on {scheme}://{config.host}:{port}/v1",
         highlight=False,
     )
-    return Router(config)
-
-
-def run_server(app: Any, listener: socket.socket, drain_s: float) -> None:
-    """Serve an application until SIGTERM or Ctrl-C.
-
-    Args:
-        app: An ASGI application.
-        listener: Where it listens.
-        drain_s: Seconds that running requests have then.
-    """
-    import uvicorn  # noqa: PLC0415
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # it would name who asks, and when
-        lifespan="on",
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=math.ceil(drain_s) + 1,
-    )
-    # Once all is ended uvicorn raises the signal that ended it again.
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        EngineError: The address is none of this machine's, or is taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise EngineError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            "Choose another --host or --port",
-        ) from error
-
-
-def _load(bundle: Path, options: dict[str, Any], as_chosen: Any) -> Any:
-    """Return the bundle loaded with its slots."""
-    from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
-    from edgekit.engine.load import load_bundle  # noqa: PLC0415
-
-    opened = open_bundle(bundle)
-    if options["provider"] == "auto":
-        options, warnings = as_chosen(opened, options)
-        for warning in warnings:
-            error_console().print(f"note: {warning}", highlight=False)
-    with StageProgress() as progress:
-        return load_bundle(
-            opened,
-            provider=options["provider"],
-            fallback=options["fallback"],
-            threads=options["threads"],
-            dialect=options["dialect"],
-            max_sequences=options["max_sequences"] or opened.manifest.limits["max_sequences"],
-            digests=not options["no_digests"],
-            progress=progress,
+    if config.api_keys is None and config.tls_client_ca is None and config.host not in LOOPBACK:
+        error_console().print(
+            f"note: whoever reaches {config.host} may ask; --api-keys asks them for a key",
+            highlight=False,
         )

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgekit.cli.findings import memory_findings
 from edgekit.cli.main import main
 from edgekit.errors import MissingExtraError
 from edgekit.power import Clock, Jetson
@@ -133,3 +135,44 @@ def test_findings_are_whole_at_any_width(
 
 def no_builder() -> None:
     raise MissingExtraError("the TensorRT compile check", "trt-check")
+
+
+def board(root: Path, *, available_kb: int, swaps: str, huge: str) -> Path:
+    """Make a tree of a machine with 64 GB."""
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(
+        f"MemTotal: 64000000 kB\nMemFree: 1 kB\nMemAvailable: {available_kb} kB\n"
+    )
+    (root / "proc/swaps").write_text(f"Filename Type Size Used Priority\n{swaps}")
+    (root / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True)
+    (root / "sys/kernel/mm/transparent_hugepage/enabled").write_text(huge)
+    return root
+
+
+def test_advice_on_a_devices_memory(tmp_path: Path) -> None:
+    """A desktop that eats the reserve, zram, and huge pages for all are told, with what to do."""
+    zram = "/dev/zram0 partition 3900000 0 5\n/dev/zram1 partition 3900000 0 5\n"
+    bad = board(tmp_path, available_kb=12_000_000, swaps=zram, huge="[always] madvise never\n")
+    free, swap, pages = memory_findings(bad)
+    assert (free.state, swap.state, pages.state) == ("missing", "missing", "missing")
+    assert "less than the reserve of 20 %" in free.detail
+    assert "7.99 GB, of it in zram" in swap.detail
+    assert "nvzramconfig" in swap.remedy
+    assert pages.remedy.startswith("echo madvise | sudo tee /sys/")
+
+
+def test_a_device_in_order(tmp_path: Path) -> None:
+    """What is free for a model is told; nothing is to be done."""
+    disk = "/mnt/swap file 1000000 0 -2\n"
+    good = board(tmp_path, available_kb=60_000_000, swaps=disk, huge="always [madvise] never\n")
+    findings = memory_findings(good)
+    assert [(f.state, f.remedy) for f in findings] == [("ok", "")] * 3
+    assert "for a model after the reserve" in findings[0].detail
+    (good / "proc/swaps").write_text("Filename Type Size Used Priority\n")
+    assert memory_findings(good)[1].detail.startswith("none")
+
+
+def test_memory_is_looked_at_on_devices_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """A host that builds is not advised."""
+    assert "transparent huge pages" in doctor(capsys, "--device")[1]
+    assert "transparent huge pages" not in doctor(capsys)[1]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from scheduler_cases import Engine, ask, expected, lasting
 
-from device.runtime.loop import EngineLoop, EngineStoppedError
+from device.runtime.faults import EngineStoppedError, QueueFullError
+from device.runtime.loop import EngineLoop
 from device.runtime.request import Request
-from device.runtime.scheduler import QueueFullError, Scheduler
+from device.runtime.scheduler import Scheduler
 
 
 class Waiting:
@@ -140,3 +142,20 @@ def test_a_fault_ends_everyone_and_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EngineStoppedError, match="ZeroDivisionError"):
         loop.submit(ask([1])).result(1)
     loop.stop()
+
+
+def test_a_step_that_hangs_is_seen() -> None:
+    """How long the present step has run is told; none while the engine waits for work."""
+    engine = Gated(slots=1)
+    loop = EngineLoop(Scheduler(engine))
+    assert loop.step_s == 0
+    end = Waiting()
+    loop.submit(ask(lasting(3), 3, on_finish=end)).result(10)
+    time.sleep(0.05)
+    assert 0.04 < loop.step_s < 10
+    engine.gate.set()
+    end.wait()
+    until = time.monotonic() + 10
+    while loop.step_s:
+        assert time.monotonic() < until
+    loop.stop(10)

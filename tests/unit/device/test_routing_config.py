@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from device.agent.config import parse_config
 from device.routing.config import RoutingConfig, load_routing, parse_routing
 from device.routing.errors import RoutingConfigError
 from device.routing.policy import Policy
-from edgekit.errors import StorageError
+from edgekit.errors import ConfigError, StorageError
 
 LEAST: dict[str, Any] = {
     "base_url": "https://api.example.com/v1",
@@ -128,3 +129,14 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         config = parse_routing({**LEAST, "ca_file": str(tmp_path / name)})
         with pytest.raises(StorageError, match=f"certificates of .*{name}"):
             config.tls()
+
+
+def test_the_agents_file_has_the_same_table() -> None:
+    """Strict there as well; without it, or without enabled, nothing is routed."""
+    assert parse_config({}).settings().router is None
+    found = parse_config({"serve": {"port": 1}, "routing": LEAST})
+    assert found.routing == parse_routing(LEAST)
+    assert found.settings().router is None
+    for data in ({"serve": {"routing": LEAST}}, {"routing": {**LEAST, "x": 1}}, {"routing": 1}):
+        with pytest.raises(ConfigError):
+            parse_config(data)

@@ -20,8 +20,9 @@ from scheduler_cases import (
 )
 
 from device.runtime import slots as slots_module
+from device.runtime.faults import QueueFullError
 from device.runtime.request import Request
-from device.runtime.scheduler import QueueFullError, Scheduler
+from device.runtime.scheduler import Scheduler
 from device.runtime.slots import covering_block
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import ContextOverflowError, EngineError

@@ -1,0 +1,1 @@
+"""The agent: one process that serves whatever model the device has, and changes it."""

@@ -1,0 +1,185 @@
+"""The application that stands before the models: one for the process, whatever it serves.
+
+It answers for the process (health, metrics, the list of models) and hands every other request, once
+its body is there, to the model of the moment. Light: no model, no NumPy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from device.agent.models import NO_MODEL, Models
+from device.api.errors import ApiError, handlers
+from device.api.log import JsonLog, RequestLog
+from device.api.record import current
+from device.routing.header import RouteHeader
+
+BODY_TIMEOUT_S: Final = 60.0
+"""In which a request's body has to come."""
+
+
+def make_front(models: Models, log: JsonLog, *, vllm_metrics: bool = False) -> ASGIApp:
+    """Return the ASGI application of a process; the models are stopped with it.
+
+    Args:
+        models: What it serves.
+        log: Where requests are told.
+        vllm_metrics: Tell the metrics under vLLM's names, too.
+    """
+    front, router = Front(models, vllm_metrics=vllm_metrics), models.settings.router
+    if router is not None:
+        router.metrics.register(models.metrics.registry, router.budget)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        del app
+        yield
+        await models.stop()
+        if router is not None:
+            await router.close()
+
+    def refused(status: int) -> None:
+        name = "" if models.current is None else models.current.name
+        models.metrics.refused.labels(name, str(status)).inc()
+
+    app: ASGIApp = Starlette(
+        routes=[
+            Route("/healthz", front.health),
+            Route("/readyz", front.ready),
+            Route("/metrics", front.metrics),
+            Route("/v1/models", front.models),
+            Mount("/", front.ask),
+        ],
+        exception_handlers=handlers(refused),
+        lifespan=lifespan,
+    )
+    app = RouteHeader(app)
+    if models.settings.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=models.settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", "x-request-id"),
+            expose_headers=("x-request-id", "x-edgekit-route", "retry-after"),
+        )
+    return RequestLog(app, log)
+
+
+class Front:
+    """The handlers."""
+
+    def __init__(self, models: Models, *, vllm_metrics: bool) -> None:
+        self._models, self._vllm = models, vllm_metrics
+
+    async def health(self, request: Request) -> Response:
+        """Say whether the process is worth keeping."""
+        del request
+        fault = self._models.fault()
+        return JSONResponse(
+            {"status": "failed" if fault else "ok", "error": fault or None}, 500 if fault else 200
+        )
+
+    async def ready(self, request: Request) -> Response:
+        """Say whether a request would be served at once, and by what."""
+        del request
+        told = self._models.describe()
+        return JSONResponse(told, 200 if self._models.is_ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Return the series in Prometheus' text form."""
+        del request
+        data = self._models.metrics.exposition(vllm=self._vllm)
+        return Response(data, media_type=CONTENT_TYPE_LATEST)
+
+    async def models(self, request: Request) -> Response:
+        """List the one model, the next while they change in turn; none if there is none."""
+        self._identify(request.scope)
+        try:
+            async with self._models.lease(self._deadline_s()) as hosted:
+                service = hosted.service
+                model = {
+                    "id": service.name,
+                    "object": "model",
+                    "created": service.created,
+                    "owned_by": "edgekit",
+                    "max_model_len": service.model.session.max_context,
+                }
+        except ApiError as error:
+            if error.code != NO_MODEL:
+                raise
+            return JSONResponse({"object": "list", "data": []})
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to the model of the moment."""
+        self._identify(scope)
+        deadline_s = self._deadline_s()
+        held = _Held(receive)
+        try:
+            # A body that comes byte by byte must not keep a model from being changed.
+            limit = self._models.settings.body_limit_bytes
+            there = await asyncio.wait_for(held.read(limit), BODY_TIMEOUT_S)
+        except asyncio.TimeoutError as error:
+            raise ApiError(408, "the body did not come in time") from error
+        if not there:
+            return  # nobody is left to be answered
+        async with self._models.lease(deadline_s) as hosted:
+            await hosted.app(scope, held.receive, send)
+
+    def _deadline_s(self) -> float:
+        return time.monotonic() + self._models.settings.timeout_s
+
+    def _identify(self, scope: Scope) -> None:
+        """Note whose a request is.
+
+        Raises:
+            ApiError: Keys are asked for and it has none of them.
+        """
+        host = scope["client"][0] if scope.get("client") else ""
+        headers = dict(scope["headers"])
+        authorization = headers.get(b"authorization", b"").decode("latin-1")
+        client = self._models.settings.client_of(authorization, host)
+        record = current()
+        if record is not None:
+            record.client = client
+
+
+class _Held:
+    """What came of a request, to be given on.
+
+    Args:
+        receive: Where it comes from.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: list[Message] = []
+
+    async def read(self, limit_bytes: int) -> bool:
+        """Wait for the whole body, or for more of it than is served; False if the client left."""
+        size = 0
+        while size <= limit_bytes:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return False
+            self._messages.append(message)
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                break
+        return True
+
+    async def receive(self) -> Message:
+        """Return the next message, of those that were read first."""
+        return self._messages.pop(0) if self._messages else await self._receive()

@@ -1,0 +1,84 @@
+"""From a bundle's folder to a model that has answered once.
+
+Importing this brings NumPy, ONNX Runtime and the tokenizer: the agent does so only when there is a
+bundle to load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.reader import Bundle, open_bundle
+from edgekit.choice.kept import load_choice
+from edgekit.engine.load import LoadedModel, load_bundle
+from edgekit.power import Jetson, read_machine
+from edgekit.progress import SILENT, Progress
+from edgekit.trt.engine_cache import default_folder
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Where and how a bundle runs; see ``edgekit serve --help``."""
+
+    provider: str = "cpu"
+    fallback: str | None = None
+    dialect: str | None = None
+    threads: int | None = None
+    max_sequences: int | None = None
+    digests: bool = True
+
+    def slots(self, bundle: Bundle) -> int:
+        """Return the cache slots that a bundle gets."""
+        return self.max_sequences or int(bundle.manifest.limits["max_sequences"])
+
+
+def open_resolved(path: Path) -> Bundle:
+    """Open a bundle where its links lead: they may lead elsewhere while it is read.
+
+    Raises:
+        BundleError: There is none, or it is not whole.
+    """
+    return open_bundle(path.resolve())
+
+
+def load_model(bundle: Bundle, options: LoadOptions, progress: Progress = SILENT) -> LoadedModel:
+    """Load a bundle and run one token, so that what cannot run is found before it serves.
+
+    Raises:
+        EdgekitError: It is damaged, or does not run here.
+    """
+    chosen: dict[str, Any] = {
+        "provider": options.provider,
+        "fallback": options.fallback,
+        "dialect": options.dialect,
+        "threads": options.threads,
+    }
+    warnings: tuple[str, ...] = ()
+    if options.provider == "auto":
+        choice = load_choice(default_folder(), bundle)
+        threads = choice.threads if options.threads is None else options.threads
+        chosen |= {"provider": choice.provider, "dialect": choice.dialect, "threads": threads}
+        if choice.faster:
+            served = f"{choice.faster} was measured faster, but is served by itself"
+            warnings = (f"{served} (docs/edgellm.md)",)
+    model = load_bundle(
+        bundle,
+        max_sequences=options.slots(bundle),
+        digests=options.digests,
+        progress=progress,
+        **chosen,
+    )
+    try:
+        model.session.prefill(0, [0])
+        model.session.release(0)
+    except BaseException:
+        model.session.close()
+        raise
+    return replace(model, warnings=(*warnings, *model.warnings))
+
+
+def shares_memory(provider: str) -> bool:
+    """Whether a provider's models live in the machine's own memory: on a Jetson all do."""
+    return provider == "cpu" or isinstance(read_machine(), Jetson)

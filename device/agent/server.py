@@ -1,0 +1,141 @@
+"""uvicorn with what the agent adds: TLS checked early, a hook before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from device.agent.config import AgentConfig
+from edgekit.errors import ConfigError, EngineError
+
+MAX_CONNECTIONS = 512
+"""More are answered with 503: those that stall must not take all of a small machine's files."""
+
+TICK_S: Final = 0.25
+"""After a signal the end begins this late at most."""
+
+Hook = Callable[[], Awaitable[None]]
+
+
+class AgentServer(uvicorn.Server):
+    """A server that tells when it listens and when it is to end.
+
+    Args:
+        app: What it serves.
+        config: Where and how.
+        begun: Called once it listens.
+        ending: Called before it takes no more connections.
+    """
+
+    def __init__(self, app: ASGIApp, config: AgentConfig, begun: Hook, ending: Hook) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,  # the agent's own has no addresses beyond the API's
+                lifespan="on",
+                ws="none",
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=math.ceil(config.drain_s) + 1,
+                **_tls(config),
+            )
+        )
+        self._agent, self._begun, self._ending = config, begun, ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        await self._begun()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; uvicorn's own loop wakes up ten times a second, most of an idle CPU."""
+        while not await self.on_tick(0):  # noqa: ASYNC110 - a signal sets no event of asyncio's
+            await asyncio.sleep(TICK_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what runs end."""
+        await self._ending()
+        await super().shutdown(sockets)
+
+    def serve_on(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM or Ctrl-C."""
+        # Once all is ended uvicorn raises the signal that ended it again.
+        with contextlib.suppress(KeyboardInterrupt):
+            self.run(sockets=[listener])
+
+    def renew_certificate(self) -> None:
+        """Read the certificate again, for connections to come.
+
+        Raises:
+            ConfigError: It cannot be read; the old one stays.
+        """
+        context = self.config.ssl
+        if context is not None and self._agent.tls_certificate and self._agent.tls_key:
+            check_tls(self._agent)
+            context.load_cert_chain(self._agent.tls_certificate, self._agent.tls_key)
+
+
+def _tls(config: AgentConfig) -> dict[str, Any]:
+    if config.tls_certificate is None:
+        return {}
+    check_tls(config)
+    found: dict[str, Any] = {
+        "ssl_certfile": config.tls_certificate,
+        "ssl_keyfile": config.tls_key,
+    }
+    if config.tls_client_ca is not None:
+        found |= {"ssl_ca_certs": config.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return found
+
+
+def check_tls(config: AgentConfig) -> None:
+    """Read what TLS needs, so that a wrong file is told before a model is loaded.
+
+    Raises:
+        ConfigError: A file cannot be read, is none, or the key is another certificate's.
+    """
+    if config.tls_certificate is None or config.tls_key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key, password=_no_password)
+        if config.tls_client_ca is not None:
+            context.load_verify_locations(config.tls_client_ca)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = [config.tls_certificate, config.tls_key, config.tls_client_ca]
+        named = ", ".join(str(file) for file in files if file is not None)
+        raise ConfigError(
+            f"TLS cannot use {named}: {error}", "Give PEM files, the key without a password"
+        ) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")  # else OpenSSL would ask the terminal
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        EngineError: The address is none of this machine's, or is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise EngineError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            "Choose another --host or --port",
+        ) from error
+    # Connections inherit it. asyncio sets it only where the listener was made with a protocol: an
+    # answer's head and body are two writes, and the second waited 40 ms for the first's ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
