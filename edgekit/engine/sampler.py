@@ -158,7 +158,8 @@ class Sampler:
         if self._greedy or best is None:
             return best
         params = self.params
-        weights = self._weights(candidates.logits, candidates.logits.max())
+        tokens, logits = candidates.in_order()
+        weights = self._weights(logits, candidates.logits[0])
         # Tokens outside weigh at most this; a choice is certain where all of it weighs more.
         complete = candidates.edge == -np.inf
         outside = -1.0 if complete else float(weights.min()) * (1 + EDGE_ERROR)
@@ -172,7 +173,7 @@ class Sampler:
         if kept is None or weights[kept].min() <= outside:
             return None
         kept = self._likely_enough(weights, kept)
-        return int(candidates.tokens[kept[draw(weights[kept], self._uniform(step))]])
+        return int(tokens[kept[draw(weights[kept], self._uniform(step))]])
 
     def _uniform(self, step: int) -> float:
         """Return the step's draw in [0, 1); the low counter word is left to the generator."""

@@ -35,7 +35,8 @@ from bench_cuda import PROFILED_STEPS, open_variant, profiled, summarize
 
 from edgekit.bundle.reader import open_bundle
 from edgekit.engine.half import to_float32
-from edgekit.engine.ort import OrtSession, open_ort
+from edgekit.engine.ort import OrtSession
+from edgekit.engine.ort_open import open_ort
 from edgekit.engine.ort_select import SAMPLED_CANDIDATES, Selector, all_finite
 from edgekit.engine.select_graph import SelectLayout, select_graph
 from edgekit.errors import EngineError
