@@ -28,7 +28,7 @@ from edgekit.engine.session import decode_rows
 Array = np.ndarray[Any, Any]
 VOCAB = 4096
 STEPS = 3
-TEMPERATURES = (1e-3, 0.3, 0.6, 1.0, 3.0, 200.0)
+HEATS = (1e-3, 0.3, 0.6, 1.0, 3.0, 200.0)
 TOP_P = (0.05, 0.5, 0.9, 0.95, 0.999, 1.0)
 TOP_K = (0, 2, 5, 40, 63, 64, 65, 300)
 
@@ -98,7 +98,7 @@ def test_samplers_draw_the_same_from_candidates(dtype: Any) -> None:
     """Over kinds of logits, temperatures, top-p, top-k and seeds, every token is the row's."""
     rows, chooser = shapes_of_logits(dtype), selector(VOCAB, dtype)
     covered = total = 0
-    for seed, (name, temperature) in enumerate(itertools.product(rows, TEMPERATURES)):
+    for seed, (name, temperature) in enumerate(itertools.product(rows, HEATS)):
         [found], fetched = candidates_of(rows[name][None], [temperature], chooser)
         whole = rows[name].astype(np.float32)
         for top_p, top_k in itertools.product(TOP_P, TOP_K):
