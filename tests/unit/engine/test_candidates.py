@@ -215,7 +215,9 @@ def model_of_logits(vocab: int) -> bytes:
         [make.make_tensor_value_info(LOGITS, kind, ("batch", "wanted", vocab))],
     )
     opsets = [make.make_opsetid("", 23)]
-    return make.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
+    model = make.make_model(graph, opset_imports=opsets, ir_version=11)
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 @pytest.mark.parametrize("vocab", [31, 512, 128256, 151936])
