@@ -99,8 +99,7 @@ class OrtSession:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
-        self.rows_fetched = 0
-        self._runs = 0
+        self.rows_fetched = self._runs = 0
         self._max_context = max_context
         self._max_sequences = max_sequences
         self._dtype = np.dtype(activation_dtype)
@@ -209,11 +208,13 @@ class OrtSession:
             return list(self.decode(slots, tokens, positions))
         step, rows = self._run_decode(slots, tokens, positions, temperatures)
         selected, layout = step.select(self._selector, sums=any(temperatures))
-        bad = broken(selected, rows)
+        if len(rows) < step.batch or rows != sorted(rows):
+            selected = selected[rows]  # what idle rows hold may be anything
+        bad = broken(selected)
         if bad:
-            self._refuse([slots[rows.index(row)] for row in bad])
+            self._refuse([slots[index] for index in bad])
         fetchers = [functools.partial(self._fetch, step, row, self._runs) for row in rows]
-        return candidates_of(selected, layout, rows, fetchers)
+        return candidates_of(selected, layout, fetchers)
 
     def copy_prefix(self, source: int, target: int, count: int) -> bool:
         """Give a slot what another holds; see ``CopiesPrefixes``."""

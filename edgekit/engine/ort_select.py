@@ -179,32 +179,27 @@ class Selected:
 
 
 def candidates_of(
-    selected: Float32Array,
-    layout: SelectLayout,
-    rows: Sequence[int],
-    fetchers: Sequence[Callable[[], Float32Array]],
+    selected: Float32Array, layout: SelectLayout, fetchers: Sequence[Callable[[], Float32Array]]
 ) -> list[Candidates]:
     """Return the candidates of rows.
 
     Args:
-        selected: [B, parts, k] of a selection.
+        selected: [N, parts, k], rows of a selection whose logits are all finite.
         layout: Its layout.
-        rows: Which of B, their logits all finite.
         fetchers: One a row, returns the whole row.
     """
     tokens = layout.tokens(selected[:, 1].astype(np.int64), selected[:, 2].astype(np.int64))
     complete = layout.count == layout.vocab_size
     found = []
-    for row, fetch in zip(rows, fetchers, strict=True):
-        parts = selected[row]
+    for row, parts, fetch in zip(tokens, selected, fetchers, strict=True):
         logits = parts[0]
         edge = -math.inf if complete else float(logits[-1])
         total = float(parts[4, 0]) if layout.sums else None
-        found.append(Candidates(tokens[row], logits, edge, total, fetch))
+        found.append(Candidates(row, logits, edge, total, fetch))
     return found
 
 
-def broken(selected: Float32Array, rows: Sequence[int]) -> list[int]:
-    """Return which of ``rows`` have a logit that is not finite: their sum is not."""
+def broken(selected: Float32Array) -> list[int]:
+    """Return which rows [N, parts, k] have a logit that is not finite: their sum is not."""
     sums = selected[:, 3, 0].tolist()
-    return [row for row in rows if not math.isfinite(sums[row])]
+    return [row for row, total in enumerate(sums) if not math.isfinite(total)]

@@ -98,12 +98,12 @@ def time_selection(
     selector = make_selector(logits.shape[-1], kind, options.provider, graph=graph)
     selection = selector.attach(value, batch, sums=sums)
     heat = np.full((batch, 1), 0.6, np.float32)
-    exact, error, rows = True, 0.0, range(batch)
+    exact, error = True, 0.0
     fetchers = [lambda: logits[0, 0]] * batch
     for _ in range(4):  # as run, as captured, as replayed
         selected = selection.run(heat)
-        found = candidates_of(selected, selection.layout, rows, fetchers)
-        exact &= not broken(selected, rows)
+        found = candidates_of(selected, selection.layout, fetchers)
+        exact &= not broken(selected)
         for one, row in zip(found, to_float32(logits[:, 0]), strict=True):
             exact &= bool((row[one.tokens] == one.logits).all())
             exact &= bool((np.sort(one.logits) == np.sort(row)[-len(one.logits) :]).all())
@@ -112,14 +112,12 @@ def time_selection(
                 error = max(error, abs(one.total / total - 1))
     times = {
         "us": microseconds(lambda: selection.run(heat)),
-        "candidates_us": microseconds(
-            lambda: candidates_of(selected, selection.layout, rows, fetchers)
-        ),
+        "candidates_us": microseconds(lambda: candidates_of(selected, selection.layout, fetchers)),
     }
     damaged = logits.copy()
     damaged[-1] = np.nan  # the worst there is: TopK finds nothing to write
     value.update_inplace(damaged)
-    told = broken(selection.run(heat), rows) == [batch - 1]
+    told = broken(selection.run(heat)) == [batch - 1]
     value.update_inplace(logits)
     return {
         "exact": exact,

@@ -19,7 +19,7 @@ from session_cases import random_tokens
 from edgekit.bundle.reader import open_bundle
 from edgekit.contracts import engine_io
 from edgekit.engine import ort_run, ort_select, ort_step
-from edgekit.engine.candidates import Candidates
+from edgekit.engine.candidates import Candidates, best_of
 from edgekit.engine.generate import generate
 from edgekit.engine.load import load_bundle
 from edgekit.engine.ort import OrtSession
@@ -142,6 +142,22 @@ def test_nan_is_reported_by_a_selection_too(
     np.testing.assert_allclose(selecting.decode([0], [tokens[10]], [10]), wanted, atol=1e-5)
     again = selecting.prefill(1, tokens[:11])
     np.testing.assert_allclose(again, wanted[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_an_idle_slot_may_hold_anything(
+    selecting: OrtSession, tokens: list[int], temperature: float
+) -> None:
+    """Rows between those that are asked for are neither looked at nor reported."""
+    for slot in (0, 1, 3):
+        selecting.prefill(slot, tokens[:10])
+    wanted = selecting.decode([3, 0], [5, 6], [10, 10])
+    damaged = selecting._cache._buffers[0]
+    assert isinstance(damaged, HostBuffer)
+    shape = selecting._cache.shape(4)
+    damaged.array[: math.prod(shape)].reshape(shape)[1, 0, 3, 0] = np.nan
+    found = selecting.decode_candidates([3, 0], [5, 6], [10, 10], [temperature] * 2)
+    assert [best_of(one) for one in found] == wanted.argmax(axis=1).tolist()
 
 
 def test_selections_have_graphs_of_their_own(selecting: OrtSession) -> None:

@@ -63,11 +63,10 @@ def candidates_of(
     value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(logits[:, None]))
     selection = chooser.attach(value, len(logits), sums=any(temperatures))
     selected = selection.run(heat(temperatures))
-    rows = range(len(logits))
-    assert not broken(selected, rows)
+    assert not broken(selected)
     fetched = Fetched(logits.astype(np.float32))
-    fetchers = [functools.partial(fetched.fetch, row) for row in rows]
-    return found_in(selected, selection.layout, rows, fetchers), fetched
+    fetchers = [functools.partial(fetched.fetch, row) for row in range(len(logits))]
+    return found_in(selected, selection.layout, fetchers), fetched
 
 
 def heat(temperatures: list[float]) -> Array:
@@ -180,7 +179,7 @@ def test_rows_that_are_not_finite_are_told_apart(bad: float, *, sums: bool) -> N
     logits[1, 0, 300] = bad
     value = ort.OrtValue.ortvalue_from_numpy(logits)
     selection = selector(512, np.float16).attach(value, 3, sums=sums)
-    assert broken(selection.run(np.ones((3, 1), np.float32)), range(3)) == [1]
+    assert broken(selection.run(np.ones((3, 1), np.float32))) == [1]
 
 
 @pytest.mark.parametrize("vocab", [31, 97, 512, 32256, 102400, 128256, 129280, 151936, 152064])
@@ -234,7 +233,7 @@ def test_a_joined_selection_is_that_of_the_last_logits(vocab: int, *, sums: bool
     same, flat = opened(joined).run([LOGITS, SELECTED], feeds)
     np.testing.assert_array_equal(same, logits)
     selected = flat.reshape(2, layout.parts, layout.count)
-    found = found_in(selected, layout, range(2), [lambda: logits[0, 0]] * 2)
+    found = found_in(selected, layout, [lambda: logits[0, 0]] * 2)
     for one, row, temperature in zip(found, logits[:, -1], (0.6, 2.0), strict=True):
         wide = row.astype(np.float32)
         np.testing.assert_array_equal(one.logits, wide[one.tokens])
@@ -253,7 +252,7 @@ def test_a_joined_selection_tells_what_is_not_finite(bad: float) -> None:
     feeds = {"fed": logits, TEMPERATURES: heat([1.0, 1.0, 1.0])}
     session = opened(join_selection(model_of_logits(512), layout))
     [flat] = session.run([SELECTED], feeds)
-    assert broken(flat.reshape(3, layout.parts, layout.count), range(3)) == [1]
+    assert broken(flat.reshape(3, layout.parts, layout.count)) == [1]
 
 
 def test_selections_join_where_topk_is_fast() -> None:
