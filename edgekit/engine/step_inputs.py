@@ -114,20 +114,12 @@ class LengthInputs:
             ``fixed_total`` is set. A captured CUDA graph never reads that input again, and what it
             decides (how many parts attention is split into) must do for every length of the tier.
         fixed_total: Whether it is.
-        selects: The graph has a joined selection, which reads temperatures.
     """
 
     on_host = frozenset({engine_io.TOTAL_SEQUENCE_LENGTH})
 
     def __init__(
-        self,
-        batch: int,
-        tokens: int,
-        wanted: int,
-        capacity: int,
-        *,
-        fixed_total: bool,
-        selects: bool,
+        self, batch: int, tokens: int, wanted: int, capacity: int, *, fixed_total: bool
     ) -> None:
         self._fixed_total = fixed_total
         self._total = np.full(1, capacity, np.int32)
@@ -136,8 +128,6 @@ class LengthInputs:
             engine_io.SEQLENS_K: np.zeros(batch, np.int32),
             engine_io.TOTAL_SEQUENCE_LENGTH: self._total,
         }
-        if selects:
-            self.arrays[TEMPERATURES] = np.ones((batch, 1), np.float32)
 
     def set_tokens(self, tokens: Sequence[int], start: int) -> None:
         """Fill the one row of a prefill step."""
@@ -172,8 +162,11 @@ def step_inputs(
         capacity: C.
         device: ``cpu`` or ``cuda``.
     """
+    inputs: StepInputs
     if engine_io.SEQLENS_K in names:
-        return LengthInputs(
-            *shape, capacity, fixed_total=device != "cpu", selects=TEMPERATURES in names
-        )
-    return MaskInputs(*shape, capacity)
+        inputs = LengthInputs(*shape, capacity, fixed_total=device != "cpu")
+    else:
+        inputs = MaskInputs(*shape, capacity)
+    if TEMPERATURES in names:  # of a joined selection
+        inputs.arrays[TEMPERATURES] = np.ones((shape[0], 1), np.float32)
+    return inputs
