@@ -86,6 +86,9 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._philox = np.random.Philox(key=np.array([self.seed, 0], dtype=np.uint64))
+        self._state = self._philox.state
+        self._counter = self._state["state"]["counter"]
 
     @property
     def selects_at(self) -> float | None:
@@ -177,9 +180,10 @@ class Sampler:
 
     def _uniform(self, step: int) -> float:
         """Return the step's draw in [0, 1); the low counter word is left to the generator."""
-        counter = np.array([0, 0, 0, step], dtype=np.uint64)
-        key = np.array([self.seed, 0], dtype=np.uint64)
-        return float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())
+        # Making a generator every step costs 9 us, setting the state of one costs 1.5.
+        self._counter[3] = step
+        self._philox.state = self._state
+        return (int(self._philox.random_raw()) >> 11) * 2.0**-53  # as Generator.random makes it
 
 
 def draw(weights: Float32Array, uniform: float) -> int:
