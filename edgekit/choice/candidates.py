@@ -10,7 +10,7 @@ from typing import Literal
 from edgekit.bundle.reader import Bundle
 from edgekit.choice.edgellm import find_edgellm
 from edgekit.engine.load import AnyProvider
-from edgekit.engine.ort import newest_opset
+from edgekit.engine.ort_open import newest_opset
 from edgekit.errors import EdgekitError, MissingExtraError
 from edgekit.exporters.gptq_checkpoint import export_obstacle
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from edgekit.contracts import engine_io
 from edgekit.engine.checks import check_layout
 from edgekit.engine.one_by_one import Float32Array, OneByOneSession
-from edgekit.engine.ort import open_ort
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, tier_for
+from edgekit.engine.ort_open import open_ort
 from edgekit.errors import EngineError, first_line
 from edgekit.models.config import ModelConfig
 

@@ -17,12 +17,12 @@ import numpy.typing as npt
 Float32Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidates:
     """The largest logits of one row.
 
     Attributes:
-        tokens: int64 [k], ascending.
+        tokens: int64 [k], the largest logit's first.
         logits: float32 [k], theirs, exactly.
         edge: No token outside is above it, some may equal it: the least candidate, -inf where the
             candidates are the whole vocabulary.
@@ -39,8 +39,17 @@ class Candidates:
 
     def best(self) -> int | None:
         """Return the first of the most likely tokens; None if it may lie outside."""
-        at = int(self.logits.argmax())
-        return int(self.tokens[at]) if self.logits[at] > self.edge else None
+        largest = self.logits[0]
+        if not largest > self.edge:
+            return None
+        if len(self.logits) == 1 or largest > self.logits[1]:
+            return int(self.tokens[0])
+        return int(self.tokens[self.logits == largest].min())
+
+    def in_order(self) -> tuple[npt.NDArray[np.int64], Float32Array]:
+        """Return the tokens, ascending, and their logits."""
+        order = self.tokens.argsort()
+        return self.tokens[order], self.logits[order]
 
 
 Row: TypeAlias = Float32Array | Candidates

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgekit.contracts import optimum_io
 from edgekit.engine.one_by_one import Float32Array, OneByOneSession
-from edgekit.engine.ort import open_ort
+from edgekit.engine.ort_open import open_ort
 from edgekit.errors import EngineError, first_line
 
 LOGITS_CHUNK_BYTES = 64 * 1024 * 1024

@@ -15,7 +15,8 @@ from edgekit.engine.appending_cache import AppendingCacheSession
 from edgekit.engine.checks import check_tables
 from edgekit.engine.derived import make_derived
 from edgekit.engine.growing_cache import GrowingCacheSession
-from edgekit.engine.ort import OrtSession, Provider, newest_opset
+from edgekit.engine.ort import OrtSession
+from edgekit.engine.ort_open import Provider, newest_opset
 from edgekit.engine.sampler import SamplingParams
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import BundleError, EngineError, GraphError, MissingExtraError

@@ -1,5 +1,9 @@
 """Writes a small ONNX graph without the onnx package, which machines that run bundles lack.
 
+A graph is written as a model of its own, or as what joins another model: appended to that model's
+bytes, its nodes, constants, inputs and outputs follow those that are there. Parsers merge a message
+that occurs twice, and append what is repeated in it.
+
 The wire format of protocol buffers is a list of fields, each a number and a varint or a string of
 bytes. Source: onnx.proto of ONNX 1.17 for the fields' numbers.
 """
@@ -29,7 +33,7 @@ class SmallGraph:
     """Collects nodes in execution order.
 
     Attributes:
-        name: Of the graph.
+        name: Of the graph; its constants' names begin with it.
     """
 
     name: str
@@ -49,13 +53,13 @@ class SmallGraph:
 
     def ints(self, *values: int) -> str:
         """Return the name of a constant int64 vector."""
-        name = f"ints_{'_'.join(str(value) for value in values)}"
+        name = f"{self.name}/ints_{'_'.join(str(value) for value in values)}"
         self._constants[name] = _int64_tensor(name, values, scalar=False)
         return name
 
     def int_scalar(self, value: int) -> str:
         """Return the name of a constant int64 without dimensions."""
-        name = f"int_{value}"
+        name = f"{self.name}/int_{value}"
         self._constants[name] = _int64_tensor(name, (value,), scalar=True)
         return name
 
@@ -76,12 +80,23 @@ class SmallGraph:
 
     def serialize(self) -> bytes:
         """Return the ``ModelProto``."""
-        graph = b"".join(_bytes(1, node) for node in self._nodes) + _bytes(2, self.name.encode())
-        graph += b"".join(_bytes(5, constant) for constant in self._constants.values())
-        graph += b"".join(_bytes(11, value) for value in self._inputs)
-        graph += b"".join(_bytes(12, value) for value in self._outputs)
+        graph = self._fields() + _bytes(2, self.name.encode())
         opset = _bytes(1, b"") + _int(2, OPSET)
         return _int(1, IR_VERSION) + _bytes(2, b"edgekit") + _bytes(7, graph) + _bytes(8, opset)
+
+    def joined_to(self, model: bytes) -> bytes:
+        """Return a serialized model with this graph after its own, which it may read.
+
+        The nodes are then of the model's opset. Names must differ from the model's.
+        """
+        return model + _bytes(7, self._fields())
+
+    def _fields(self) -> bytes:
+        """Return the repeated fields of the ``GraphProto``."""
+        graph = b"".join(_bytes(1, node) for node in self._nodes)
+        graph += b"".join(_bytes(5, constant) for constant in self._constants.values())
+        graph += b"".join(_bytes(11, value) for value in self._inputs)
+        return graph + b"".join(_bytes(12, value) for value in self._outputs)
 
 
 def _varint(value: int) -> bytes:

@@ -2,15 +2,13 @@
 
 Caches are bound as input and output alike, so updates are in place; a decode step's inputs and
 logits live in buffers that are allocated and bound once per shape. On CUDA the logits of a step
-that samplers read stay there: candidates are selected on the device (``ort_select``), and a row
-is fetched only when a sampler asks for it.
+that samplers read stay there: candidates are selected on the device (``ort_select``), where the
+graph allows it by the model's own run, and a row is fetched only when a sampler asks for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,14 +30,22 @@ from edgekit.engine.checks import (
 )
 from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import TIERS_TO_A_DOUBLING, KeyValueCache, tier_for
-from edgekit.engine.ort_options import cuda_options, session_options
-from edgekit.engine.ort_select import Selector, all_finite
+from edgekit.engine.ort_open import Provider, installed_version, open_ort
+from edgekit.engine.ort_options import EXTERNAL_FOLDER
+from edgekit.engine.ort_select import (
+    Select,
+    Selector,
+    broken,
+    candidates_of,
+    choose_select,
+    joined_layout,
+)
 from edgekit.engine.ort_step import Step
-from edgekit.errors import EngineError, MissingExtraError, first_line
+from edgekit.engine.select_graph import SelectLayout, join_selection
+from edgekit.errors import FETCH_AGAIN, EngineError
 from edgekit.models.config import ModelConfig
 
 Float32Array = npt.NDArray[np.float32]
-Provider = Literal["cpu", "cuda"]
 LOGITS_CHUNK_BYTES = 64 * 1024 * 1024
 """Logits of a prefill chunk are at most this large when all of them are wanted."""
 
@@ -60,10 +66,11 @@ class OrtSession:
         cuda_graph: Capture decode steps as CUDA graphs; None does so on CUDA, where they take a
             tenth to a half off a step (docs/benchmarks.md).
         exact: Run the graph as it is written, without ONNX Runtime's optimizations.
-        select: Find candidates where the logits are; None does so on CUDA, where they would have
-            to be brought to main memory. On a CPU they are there already, and 0.3 ms is the most
-            that a sampled token of a 152k vocabulary would save.
-        derived: Weights that the graph reads and no file holds, of the ``ort`` dialect.
+        select: Where candidates are found; None is :func:`ort_select.choose_select`. On a CPU the
+            logits are in main memory already, and 0.3 ms is the most that a sampled token of a
+            152k vocabulary would save.
+        derived: Weights that the graph reads and no file holds, of the ``ort`` dialect; None for
+            graphs of another one.
         settings: Further session configuration entries of ONNX Runtime.
 
     Attributes:
@@ -87,23 +94,26 @@ class OrtSession:
         prefill_chunk: int = 512,
         cuda_graph: bool | None = None,
         exact: bool = False,
-        select: bool | None = None,
+        select: Select | None = None,
         derived: Mapping[str, npt.NDArray[Any]] | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
-        self.rows_fetched = 0
-        self._runs = 0
+        self.rows_fetched = self._runs = 0
         self._max_context = max_context
         self._max_sequences = max_sequences
         self._dtype = np.dtype(activation_dtype)
         self._device = provider
         self._chunk = prefill_chunk
         self._cuda_graph = provider == "cuda" and cuda_graph is not False
-        self._session = open_ort(
+        joinable = derived is not None
+        chosen = select or choose_select(provider, installed_version(provider), joinable=joinable)
+        self._joined = joined_layout(chosen, config.vocab_size)
+        self._session = open_joined(
             graph,
-            provider,
-            threads,
+            self._joined,
+            provider=provider,
+            threads=threads,
             cuda_graph=self._cuda_graph,
             exact=exact,
             derived=derived,
@@ -115,7 +125,7 @@ class OrtSession:
                 "Run another graph with --dialect, or build the bundle again",
             )
         check_layout(self._session, graph.name, config)
-        self._lengths = np.zeros(max_sequences, np.int64)
+        self._lengths = [0] * max_sequences
         self._tiers = TIERS_TO_A_DOUBLING[provider]
         largest = tier_for(max_context, max_context, self._tiers)
         self._cache = KeyValueCache(
@@ -127,8 +137,7 @@ class OrtSession:
             capacity=tier_for(1, max_context, self._tiers),
         )
         self._steps: dict[tuple[int, int, int], Step] = {}
-        selects = provider == "cuda" if select is None else select
-        self._selector = self._make_selector(threads) if selects else None
+        self._selector = None if chosen == "whole" else self._make_selector(threads)
 
     def _make_selector(self, threads: int | None) -> Selector:
         opened = functools.partial(
@@ -197,18 +206,19 @@ class OrtSession:
         """Run one token in each of ``slots``; see ``SelectsCandidates``."""
         if self._selector is None:
             return list(self.decode(slots, tokens, positions))
-        step, rows = self._run_decode(slots, tokens, positions)
-        selection = step.selection(self._selector, sums=any(temperatures))
-        wanted = np.ones(step.batch, np.float32)
-        wanted[rows] = [temperature or 1 for temperature in temperatures]
-        selected = selection.run(wanted)[rows]
-        self._refuse(slots, ~all_finite(selected))
+        step, rows = self._run_decode(slots, tokens, positions, temperatures)
+        selected, layout = step.select(self._selector, sums=any(temperatures))
+        if len(rows) < step.batch or rows != sorted(rows):
+            selected = selected[rows]  # what idle rows hold may be anything
+        bad = broken(selected)
+        if bad:
+            self._refuse([slots[index] for index in bad])
         fetchers = [functools.partial(self._fetch, step, row, self._runs) for row in rows]
-        return selection.candidates(selected, fetchers)
+        return candidates_of(selected, layout, fetchers)
 
     def copy_prefix(self, source: int, target: int, count: int) -> bool:
         """Give a slot what another holds; see ``CopiesPrefixes``."""
-        check_copy(source, target, count, self._lengths.tolist())
+        check_copy(source, target, count, self._lengths)
         if self._device != "cpu":  # rows would move through main memory
             return False
         self._cache.copy(source, target, count)
@@ -228,7 +238,11 @@ class OrtSession:
             self.__dict__.pop(name, None)
 
     def _run_decode(
-        self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        temperatures: Sequence[float] = (),
     ) -> tuple[Step, list[int]]:
         """Run a decode step; returns it and the rows in it of ``slots``."""
         check_distinct(slots)
@@ -237,13 +251,17 @@ class OrtSession:
         self._reserve(max(positions) + 1)
         first, batch = self._block(slots)
         step = self._decode_step(first, batch)
-        step.inputs.set_idle(self._lengths[first : first + batch])
+        inputs, heat = step.inputs, step.temperatures
+        inputs.set_idle(self._lengths[first : first + batch])
         rows = [slot - first for slot in slots]
         for row, token, position in zip(rows, tokens, positions, strict=True):
-            step.inputs.set_row(row, token, position)
+            inputs.set_row(row, token, position)
+        for row, temperature in zip(rows, temperatures, strict=False):  # none for whole rows
+            heat[row, 0] = temperature or 1
         self._runs += 1
         step.run(self._session)
-        self._lengths[list(slots)] = np.asarray(positions) + 1
+        for slot, position in zip(slots, positions, strict=True):
+            self._lengths[slot] = position + 1
         return step, rows
 
     def _fetch(self, step: Step, row: int, run: int) -> Float32Array:
@@ -274,7 +292,13 @@ class OrtSession:
             graph_id = len(self._steps) + 1 if self._cuda_graph else None
             shape = (first, batch, 1, 1)
             step = Step(
-                self._session, self._cache, self.config, shape, self._device, graph_id=graph_id
+                self._session,
+                self._cache,
+                self.config,
+                shape,
+                self._device,
+                graph_id=graph_id,
+                joined=self._joined,
             )
             self._steps[key] = step
         return step
@@ -296,105 +320,49 @@ class OrtSession:
 
     def _reserve(self, rows: int, *, shrink: bool = False) -> None:
         """Put the caches in the tier that holds ``rows`` rows and what every slot holds."""
-        held = max(rows, int(self._lengths.max()))
+        held = max(rows, *self._lengths)
         wanted = tier_for(held, self._max_context, self._tiers)
         if wanted > self._cache.capacity or shrink:
-            self._cache.resize(wanted, self._lengths.tolist())
+            self._cache.resize(wanted, self._lengths)
             if not self._cuda_graph:  # shapes of other tiers would pile up buffers for logits
                 self._steps.clear()
 
     def _check(self, slots: Sequence[int], starts: Sequence[int], tokens: int) -> None:
         for slot, start in zip(slots, starts, strict=True):
             check_slot(slot, self._max_sequences)
-            held = int(self._lengths[slot])
-            check_room(slot, start, tokens, held=held, max_context=self._max_context)
+            check_room(slot, start, tokens, held=self._lengths[slot], max_context=self._max_context)
 
     def _require_finite(
         self, logits: Float32Array, slots: Sequence[int], owner: npt.NDArray[np.int64]
     ) -> None:
         """Zero the slots whose logits are not finite, and say so."""
-        self._refuse([slots[row] for row in owner], broken_rows(logits))
+        bad = np.flatnonzero(broken_rows(logits))
+        if len(bad):
+            self._refuse([slots[owner[row]] for row in bad.tolist()])
 
-    def _refuse(self, slots: Sequence[int], bad: npt.NDArray[np.bool_]) -> None:
-        """Zero the slots [N] of rows that are ``bad``, and say so."""
-        if bad.any():
-            broken = sorted({slots[row] for row in np.flatnonzero(bad).tolist()})
-            self._cache.zero(broken)
-            self._lengths[broken] = 0
-            raise not_finite(broken[0], self._dtype.name)
+    def _refuse(self, slots: Sequence[int]) -> None:
+        """Zero slots whose logits are not finite, and say so."""
+        bad = sorted(set(slots))
+        self._cache.zero(bad)
+        for slot in bad:
+            self._lengths[slot] = 0
+        raise not_finite(bad[0], self._dtype.name)
 
 
-def open_ort(
-    graph: Path | bytes,
-    provider: Provider,
-    threads: int | None,
-    *,
-    cuda_graph: bool,
-    exact: bool = False,
-    derived: Mapping[str, npt.NDArray[Any]] | None = None,
-    settings: Mapping[str, str] | None = None,
-) -> Any:
-    """Load a graph, from its file or serialized, with the options edgekit relies on.
+def open_joined(graph: Path, joined: SelectLayout | None, **options: Any) -> Any:
+    """Load a graph, with the selection that joins it; see ``open_ort`` for the rest.
 
-    ``exact`` leaves the graph as it is written: weights are dequantized and multiplied in float32,
-    where fused kernels would round the activations to int8.
+    Its weights stay in their files: only the graph itself is read and passed on.
 
     Raises:
-        EngineError: The provider is missing, or the graph is refused.
-        MissingExtraError: ONNX Runtime is not installed.
+        EngineError: As of ``open_ort``; or the file cannot be read.
     """
-    ort = _onnxruntime(provider)
-    name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
-    if name not in ort.get_available_providers():
-        raise EngineError(
-            f"this ONNX Runtime has no {name}",
-            "In an environment of its own: pip install 'edgekit[cuda]'",
-        )
-    if provider == "cuda":
-        # Finds CUDA and cuDNN in their wheels. What it prints about missing ones would spoil a
-        # command's JSON; the check below is what reports them.
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
-    options = session_options(threads, exact=exact, derived=derived, settings=settings)
-    chosen = cuda_options(ort.__version__, cuda_graph=cuda_graph) if provider == "cuda" else {}
-    providers = [(name, chosen)]
-    source, title = (graph, "a selection") if isinstance(graph, bytes) else (str(graph), graph.name)
+    if joined is None:
+        return open_ort(graph, **options)
     try:
-        session = ort.InferenceSession(source, options, providers=providers)
-        for value in (*session.get_inputs(), *session.get_outputs()):
-            value.name  # noqa: B018 - decodes it, which fails where it is no UTF-8
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise EngineError(
-            f"ONNX Runtime {ort.__version__} refuses {title}: {first_line(error).rstrip('.')}",
-            "`edgekit verify` says whether the graph is whole; if it is, install ONNX Runtime 1.24 "
-            "or newer",
-        ) from error
-    if name not in session.get_providers():
-        raise EngineError(
-            f"ONNX Runtime did not take {title} to {provider}",
-            "Check that the driver, CUDA and cuDNN are those onnxruntime-gpu was built for",
-        )
-    return session
-
-
-def newest_opset() -> int:
-    """Return the newest ONNX opset that the installed ONNX Runtime takes.
-
-    Source: 1.23.2 refuses opset 24 ("official support for domain ai.onnx is till opset 23"); from
-    1.24 on it is taken.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-    """
-    major, minor = _onnxruntime("cpu").__version__.split(".")[:2]
-    return 24 if (int(major), int(minor)) >= (1, 24) else 23
-
-
-def _onnxruntime(provider: Provider) -> Any:
-    try:
-        import onnxruntime  # noqa: PLC0415 - an extra, and slow to import
-    except ImportError as error:
-        raise MissingExtraError("Running a model", "cuda" if provider == "cuda" else "host") from (
-            error
-        )
-    return onnxruntime
+        model = graph.read_bytes()
+    except OSError as error:
+        raise EngineError(f"cannot read {graph}: {error.strerror}", FETCH_AGAIN) from error
+    settings = {**(options.pop("settings") or {}), EXTERNAL_FOLDER: str(graph.parent)}
+    source = join_selection(model, joined)
+    return open_ort(source, title=graph.name, settings=settings, **options)

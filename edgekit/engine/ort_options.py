@@ -14,6 +14,10 @@ SKIP_NORM_IN_FLOAT32 = (1, 30)
 """Before onnxruntime's pull request 28682 SkipSimplifiedLayerNormalization summed squares in
 float16 on CUDA, which overflows and underflows; its strict mode does not. That went in after 1.26;
 a few releases more are held to strict mode, which costs them a little."""
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights of a graph lie that is loaded from memory.
+
+Source: onnxruntime_session_options_config_keys.h."""
 
 
 def session_options(

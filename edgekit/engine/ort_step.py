@@ -11,8 +11,9 @@ from edgekit.contracts import engine_io
 from edgekit.engine.half import to_float32
 from edgekit.engine.ort_cache import KeyValueCache
 from edgekit.engine.ort_run import annotation, run_bound, run_options
-from edgekit.engine.ort_select import Selection, Selector
-from edgekit.engine.step_inputs import step_inputs
+from edgekit.engine.ort_select import Selected, Selection, Selector
+from edgekit.engine.select_graph import SELECTED, TEMPERATURES, SelectLayout
+from edgekit.engine.step_inputs import pack, step_inputs
 from edgekit.models.config import ModelConfig
 
 
@@ -27,10 +28,12 @@ class Step:
         device: ``cpu`` or ``cuda``.
         graph_id: CUDA graph annotation of this shape, never used for another; None runs
             without a graph.
+        joined: Layout of the graph's joined selection, to be read after a run.
 
     Attributes:
         batch: Rows of the step.
         inputs: What the next run reads; to be filled before it.
+        temperatures: float32 [batch, 1], all above 0: what a selection divides the logits by.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Step:
         device: str,
         *,
         graph_id: int | None,
+        joined: SelectLayout | None = None,
     ) -> None:
         import onnxruntime as ort  # noqa: PLC0415
 
@@ -52,32 +56,21 @@ class Step:
         self._options = run_options(self._graph_id)
         names = {value.name for value in session.get_inputs()}
         self.inputs = step_inputs(names, (batch, tokens, wanted), cache.capacity, device)
+        self._binding = session.io_binding()
+        self._bind_inputs()
+        ones = np.ones((batch, 1), np.float32)
+        self.temperatures = self.inputs.arrays.get(TEMPERATURES, ones)
         logits = np.zeros((batch, wanted, config.vocab_size), cache.dtype)
-        host = self.inputs.on_host
-        self._values = {
-            name: ort.OrtValue.ortvalue_from_numpy(array, "cpu" if name in host else device, 0)
-            for name, array in self.inputs.arrays.items()
-        }
-        # Host inputs share the arrays' memory; which logits are wanted is the shape's own.
-        fixed = {*host, engine_io.LOGITS_INDEX}
-        self._uploaded = [name for name in self._values if name not in fixed]
         self._logits = ort.OrtValue.ortvalue_from_numpy(logits, device, 0)
         self._host_logits = logits
+        self._binding.bind_ortvalue_output(engine_io.LOGITS, self._logits)
+        self._bind_caches(cache, config.num_hidden_layers, first)
+        self._joined = joined
+        if joined:
+            self._selected = Selected(joined, batch, device)
+            self._binding.bind_ortvalue_output(SELECTED, self._selected.value)
         self._selections: dict[bool, Selection] = {}
         self._view: Any = None
-        self._binding = session.io_binding()
-        for name, value in self._values.items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._binding.bind_ortvalue_output(engine_io.LOGITS, self._logits)
-        shape = cache.shape(batch)
-        for layer in range(config.num_hidden_layers):
-            for offset, past, present in (
-                (0, engine_io.past_key(layer), engine_io.present_key(layer)),
-                (1, engine_io.past_value(layer), engine_io.present_value(layer)),
-            ):
-                where = cache.pointer(2 * layer + offset, first)
-                self._binding.bind_input(past, device, 0, cache.dtype.type, shape, where)
-                self._binding.bind_output(present, device, 0, cache.dtype.type, shape, where)
 
     def run(self, session: Any) -> None:
         """Run the step; its logits stay on the device, until the next run.
@@ -86,8 +79,7 @@ class Step:
             EngineError: ONNX Runtime fails (out of memory, a kernel that refuses a shape).
         """
         if self._device != "cpu":
-            for name in self._uploaded:
-                self._values[name].update_inplace(self.inputs.arrays[name])
+            self._packed.update_inplace(self._host_packed)
         run_bound(session, self._binding, self._options)
 
     def logits(self) -> npt.NDArray[Any]:
@@ -108,8 +100,21 @@ class Step:
         self._view.bind_output(engine_io.LOGITS, self._device, 0, dtype.type, (width,), where)
         return to_float32(self._view.get_outputs()[0].numpy())
 
+    def select(
+        self, selector: Selector, *, sums: bool
+    ) -> tuple[npt.NDArray[np.float32], SelectLayout]:
+        """Return what is selected of the last run's logits, at ``temperatures``, and its layout.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph of a selection apart, or fails in it.
+        """
+        if self._joined and (self._joined.sums or not sums):
+            return self._selected.read(), self._joined
+        selection = self.selection(selector, sums=sums)
+        return selection.run(self.temperatures), selection.layout
+
     def selection(self, selector: Selector, *, sums: bool) -> Selection:
-        """Return the selection that reads this step's logits; it is kept with the step.
+        """Return the selection apart that reads this step's logits; it is kept with the step.
 
         Raises:
             EngineError: ONNX Runtime refuses its graph.
@@ -119,3 +124,32 @@ class Step:
             found = selector.attach(self._logits, self.batch, sums=sums)
             self._selections[sums] = found
         return found
+
+    def _bind_inputs(self) -> None:
+        """Bind the inputs: those for the device as parts of one buffer, which one copy fills."""
+        import onnxruntime as ort  # noqa: PLC0415
+
+        arrays, host = self.inputs.arrays, self.inputs.on_host
+        self._host_packed, views = pack({n: a for n, a in arrays.items() if n not in host})
+        arrays.update(views)
+        self._packed = ort.OrtValue.ortvalue_from_numpy(self._host_packed, self._device, 0)
+        start, base = self._host_packed.ctypes.data, self._packed.data_ptr()
+        for name, view in views.items():
+            where = base + view.ctypes.data - start
+            kind = view.dtype.type
+            self._binding.bind_input(name, self._device, 0, kind, view.shape, where)
+        for name in host:  # shares the array's memory
+            value = ort.OrtValue.ortvalue_from_numpy(arrays[name], "cpu", 0)
+            self._binding.bind_ortvalue_input(name, value)
+
+    def _bind_caches(self, cache: KeyValueCache, layers: int, first: int) -> None:
+        """Bind each layer's cache as input and output: it is updated in place."""
+        shape, kind = cache.shape(self.batch), cache.dtype.type
+        for layer in range(layers):
+            for offset, past, present in (
+                (0, engine_io.past_key(layer), engine_io.present_key(layer)),
+                (1, engine_io.past_value(layer), engine_io.present_value(layer)),
+            ):
+                where = cache.pointer(2 * layer + offset, first)
+                self._binding.bind_input(past, self._device, 0, kind, shape, where)
+                self._binding.bind_output(present, self._device, 0, kind, shape, where)

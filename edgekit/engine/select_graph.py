@@ -7,6 +7,10 @@ k-th largest is in such a group: fewer than k groups have a maximum above it.
 
 Only operators are used that run on CUDA in float16 and that a captured CUDA graph may replay:
 ``Concat`` of parts of one size, no ``GatherND`` (these copy tables from main memory as they run).
+
+The graph is a model of its own, or joins the model whose logits it reads. Then it has no groups:
+their ``ReduceMax`` has no CUDA kernel in the opsets of such models (docs/OperatorKernels.md of
+ONNX Runtime: 18, where opset 23 has the operator of 20), and ``TopK`` none in opset 24.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import numpy.typing as npt
 from edgekit.engine.onnx_bytes import FLOAT16, FLOAT32, SmallGraph
 
 LOGITS, TEMPERATURES, SELECTED = "logits", "temperatures", "selected"
-"""Inputs, and the output."""
+"""Inputs, and the output. A joined graph takes the model's own logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,11 @@ class SelectLayout:
         )
         return cls(vocab_size, count, best, sums)
 
+    @classmethod
+    def ungrouped(cls, vocab_size: int, count: int, *, sums: bool) -> SelectLayout:
+        """Return the layout of one ``TopK``: of a joined graph."""
+        return cls(vocab_size, min(count, vocab_size), 1, sums)
+
     @property
     def parts(self) -> int:
         """Vectors [k] of a row in the output: logits, places, groups, sum, and sum of weights."""
@@ -73,54 +82,77 @@ def select_graph(layout: SelectLayout, dtype: npt.DTypeLike) -> bytes:
         layout: Sizes.
         dtype: Of the logits, float16 or float32.
     """
-    graph, count, vocab = SmallGraph("select"), layout.count, layout.vocab_size
+    graph = SmallGraph("select")
     half = np.dtype(dtype) == np.float16
-    logits = graph.input(LOGITS, FLOAT16 if half else FLOAT32, ("batch", 1, vocab))
-    rows = graph.add("Reshape", [logits, graph.ints(-1, vocab)], ["rows"])
-    wide = graph.add("Cast", [rows], ["wide"], to=FLOAT32)
-    pool, groups = rows, ""
-    if layout.width > 1:
-        pool, groups = _pool(graph, logits, layout)
-    graph.add("TopK", [pool, graph.ints(count)], ["top", "places"])
-    top = graph.add("Cast", ["top"], ["top_wide"], to=FLOAT32)
-    places = graph.add("Cast", ["places"], ["places_wide"], to=FLOAT32)
-    parts = [top, places, groups or places, _sum(graph, wide, "sum", count)]
-    if layout.sums:
-        temperatures = graph.input(TEMPERATURES, FLOAT32, ("batch", 1))
-        largest = graph.add("ReduceMax", [top], ["largest"], axes=(1,), keepdims=1)
-        below = graph.add("Sub", [wide, largest], ["below"])
-        scaled = graph.add("Div", [below, temperatures], ["scaled"])
-        weights = graph.add("Exp", [scaled], ["weights"])
-        if layout.width > 1:  # a sum in two stages rounds less, however a provider does one
-            shape = graph.ints(-1, vocab // layout.width, layout.width)
-            cut = graph.add("Reshape", [weights, shape], ["weights_grouped"])
-            weights = graph.add("ReduceSum", [cut, graph.ints(2)], ["subtotals"], keepdims=0)
-        parts.append(_sum(graph, weights, "total", count))
-    graph.add("Concat", parts, [SELECTED], axis=1)
-    graph.output(SELECTED, FLOAT32, ("batch", layout.parts * count))
+    shape = ("batch", 1, layout.vocab_size)
+    logits = graph.input(LOGITS, FLOAT16 if half else FLOAT32, shape)
+    rows = graph.add("Reshape", [logits, graph.ints(-1, layout.vocab_size)], ["select/rows"])
+    _select(graph, rows, layout)
     return graph.serialize()
 
 
-def _pool(graph: SmallGraph, logits: str, layout: SelectLayout) -> tuple[str, str]:
+def join_selection(model: bytes, layout: SelectLayout) -> bytes:
+    """Return a serialized model that selects from the last of its logits [B, K, V], too.
+
+    It has the input and output of :func:`select_graph` beside its own.
+
+    Args:
+        model: Of the ``ort`` dialect.
+        layout: Sizes, without groups.
+    """
+    graph = SmallGraph("select")
+    rows = graph.add("Gather", [LOGITS, graph.int_scalar(-1)], ["select/rows"], axis=1)
+    _select(graph, rows, layout)
+    return graph.joined_to(model)
+
+
+def _select(graph: SmallGraph, rows: str, layout: SelectLayout) -> None:
+    """Add what makes the output of rows [B, V]."""
+    count, vocab = layout.count, layout.vocab_size
+    wide = graph.add("Cast", [rows], ["select/wide"], to=FLOAT32)
+    pool, groups = _pool(graph, rows, layout) if layout.width > 1 else (rows, "")
+    graph.add("TopK", [pool, graph.ints(count)], ["select/top", "select/places"])
+    top = graph.add("Cast", ["select/top"], ["select/top_wide"], to=FLOAT32)
+    places = graph.add("Cast", ["select/places"], ["select/places_wide"], to=FLOAT32)
+    parts = [top, places, groups or places, _sum(graph, wide, "sum", count)]
+    if layout.sums:
+        temperatures = graph.input(TEMPERATURES, FLOAT32, ("batch", 1))
+        # The first of what TopK gives is the largest.
+        largest = graph.add("Gather", [top, graph.ints(0)], ["select/largest"], axis=1)
+        below = graph.add("Sub", [wide, largest], ["select/below"])
+        scaled = graph.add("Div", [below, temperatures], ["select/scaled"])
+        weights = graph.add("Exp", [scaled], ["select/weights"])
+        if layout.width > 1:  # a sum in two stages rounds less, however a provider does one
+            shape = graph.ints(-1, vocab // layout.width, layout.width)
+            cut = graph.add("Reshape", [weights, shape], ["select/weights_cut"])
+            two = graph.ints(2)
+            weights = graph.add("ReduceSum", [cut, two], ["select/subtotals"], keepdims=0)
+        parts.append(_sum(graph, weights, "total", count))
+    graph.add("Concat", parts, [SELECTED], axis=1)
+    graph.output(SELECTED, FLOAT32, ("batch", layout.parts * count))
+
+
+def _pool(graph: SmallGraph, rows: str, layout: SelectLayout) -> tuple[str, str]:
     """Return the logits of the k groups with the largest maxima [B, k * W], and which they are."""
     count, width, groups = layout.count, layout.width, layout.vocab_size // layout.width
-    grouped = graph.add("Reshape", [logits, graph.ints(-1, groups, width)], ["grouped"])
-    maxima = graph.add("ReduceMax", [grouped], ["maxima"], axes=(2,), keepdims=0)
-    graph.add("TopK", [maxima, graph.ints(count)], ["top_maxima", "found"])
+    grouped = graph.add("Reshape", [rows, graph.ints(-1, groups, width)], ["select/grouped"])
+    maxima = graph.add("ReduceMax", [grouped], ["select/maxima"], axes=(2,), keepdims=0)
+    found = "select/found"
+    graph.add("TopK", [maxima, graph.ints(count)], ["select/top_maxima", found])
     # With NaN among the maxima CUDA's kernel leaves places unwritten: they must not be followed.
     limits = [graph.int_scalar(0), graph.int_scalar(groups - 1)]
-    chosen = graph.add("Clip", ["found", *limits], ["chosen"])
-    column = graph.add("Reshape", [chosen, graph.ints(-1, count, 1)], ["column"])
-    spread = graph.add("Expand", [column, graph.ints(1, 1, width)], ["spread"])
-    gathered = graph.add("GatherElements", [grouped, spread], ["gathered"], axis=1)
-    pool = graph.add("Reshape", [gathered, graph.ints(-1, count * width)], ["pool"])
-    return pool, graph.add("Cast", [chosen], ["chosen_wide"], to=FLOAT32)
+    chosen = graph.add("Clip", [found, *limits], ["select/chosen"])
+    column = graph.add("Reshape", [chosen, graph.ints(-1, count, 1)], ["select/column"])
+    spread = graph.add("Expand", [column, graph.ints(1, 1, width)], ["select/spread"])
+    gathered = graph.add("GatherElements", [grouped, spread], ["select/gathered"], axis=1)
+    pool = graph.add("Reshape", [gathered, graph.ints(-1, count * width)], ["select/pool"])
+    return pool, graph.add("Cast", [chosen], ["select/chosen_wide"], to=FLOAT32)
 
 
 def _sum(graph: SmallGraph, values: str, name: str, count: int) -> str:
     """Return the rows' sums, each ``count`` times: all parts must have one size."""
-    graph.add("ReduceSum", [values, graph.ints(1)], [name], keepdims=1)
-    return graph.add("Expand", [name, graph.ints(1, count)], [f"{name}_spread"])
+    made = graph.add("ReduceSum", [values, graph.ints(1)], [f"select/{name}"], keepdims=1)
+    return graph.add("Expand", [made, graph.ints(1, count)], [f"select/{name}_spread"])
 
 
 def _divisors(number: int) -> list[int]:

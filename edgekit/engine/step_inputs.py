@@ -9,25 +9,44 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts import engine_io
+from edgekit.engine.select_graph import TEMPERATURES
 
 Arrays = dict[str, npt.NDArray[Any]]
+ALIGNMENT = 256
+"""Of an input in the buffer: what CUDA's own allocations have."""
 
 
 class StepInputs(Protocol):
     """The inputs of one step shape: B slots, S new tokens, K wanted logits, capacity C."""
 
     arrays: Arrays
+    """May be replaced by others of their shapes, to lie where a step wants them."""
     on_host: frozenset[str]
     """Those that stay in main memory whatever the device."""
 
     def set_tokens(self, tokens: Sequence[int], start: int) -> None:
         """Fill the one row of a prefill step."""
 
-    def set_idle(self, lengths: npt.NDArray[np.int64]) -> None:
+    def set_idle(self, lengths: Sequence[int] | npt.NDArray[np.int64]) -> None:
         """Make every row harmless: it writes where its slot has no token yet."""
 
     def set_row(self, row: int, token: int, position: int) -> None:
         """Fill one row of a decode step."""
+
+
+def pack(arrays: Arrays) -> tuple[npt.NDArray[np.uint8], Arrays]:
+    """Return a buffer that holds the arrays, and them as views of it: one copy moves them all."""
+    places, size = [], 0
+    for array in arrays.values():
+        places.append(size)
+        size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    packed = np.zeros(size, np.uint8)
+    views: Arrays = {}
+    for (name, array), place in zip(arrays.items(), places, strict=True):
+        part = packed[place : place + array.nbytes]
+        views[name] = part.view(array.dtype).reshape(array.shape)
+        views[name][...] = array
+    return packed, views
 
 
 def _common(batch: int, tokens: int, wanted: int) -> Arrays:
@@ -68,7 +87,7 @@ class MaskInputs:
         mask[0, 0] = np.arange(mask.shape[-1]) <= positions[:, None]
         self.arrays[engine_io.WRITE_INDEX][0] = start
 
-    def set_idle(self, lengths: npt.NDArray[np.int64]) -> None:
+    def set_idle(self, lengths: Sequence[int] | npt.NDArray[np.int64]) -> None:
         """Make every row harmless; it sees row 0, since a row that sees nothing is NaN."""
         self.arrays[engine_io.WRITE_INDEX][:] = lengths
         self.arrays[engine_io.POSITION_IDS][:] = 0
@@ -104,33 +123,32 @@ class LengthInputs:
     ) -> None:
         self._fixed_total = fixed_total
         self._total = np.full(1, capacity, np.int32)
-        self._lengths = np.zeros(batch, np.int32)
         self.arrays = {
             **_common(batch, tokens, wanted),
-            engine_io.SEQLENS_K: self._lengths,
+            engine_io.SEQLENS_K: np.zeros(batch, np.int32),
             engine_io.TOTAL_SEQUENCE_LENGTH: self._total,
         }
 
     def set_tokens(self, tokens: Sequence[int], start: int) -> None:
         """Fill the one row of a prefill step."""
         self.arrays[engine_io.INPUT_IDS][0] = tokens
-        self._lengths[0] = start + len(tokens) - 1
+        self.arrays[engine_io.SEQLENS_K][0] = start + len(tokens) - 1
         self._total[0] = start + len(tokens)
 
-    def set_idle(self, lengths: npt.NDArray[np.int64]) -> None:
+    def set_idle(self, lengths: Sequence[int] | npt.NDArray[np.int64]) -> None:
         """Make every row harmless."""
-        self._lengths[:] = lengths
+        self.arrays[engine_io.SEQLENS_K][:] = lengths
         self._set_total()
 
     def set_row(self, row: int, token: int, position: int) -> None:
         """Fill one row of a decode step."""
         self.arrays[engine_io.INPUT_IDS][row, 0] = token
-        self._lengths[row] = position
+        self.arrays[engine_io.SEQLENS_K][row] = position
         self._set_total()
 
     def _set_total(self) -> None:
         if not self._fixed_total:
-            self._total[0] = self._lengths.max() + 1
+            self._total[0] = self.arrays[engine_io.SEQLENS_K].max() + 1
 
 
 def step_inputs(
@@ -144,6 +162,11 @@ def step_inputs(
         capacity: C.
         device: ``cpu`` or ``cuda``.
     """
+    inputs: StepInputs
     if engine_io.SEQLENS_K in names:
-        return LengthInputs(*shape, capacity, fixed_total=device != "cpu")
-    return MaskInputs(*shape, capacity)
+        inputs = LengthInputs(*shape, capacity, fixed_total=device != "cpu")
+    else:
+        inputs = MaskInputs(*shape, capacity)
+    if TEMPERATURES in names:  # of a joined selection
+        inputs.arrays[TEMPERATURES] = np.ones((shape[0], 1), np.float32)
+    return inputs

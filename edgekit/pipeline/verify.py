@@ -10,7 +10,7 @@ from edgekit.bundle.reader import Bundle
 from edgekit.bundle.verify import verify_digests
 from edgekit.contracts.manifest import GraphEntry
 from edgekit.engine.load import AnyProvider, open_engine, open_session
-from edgekit.engine.ort import newest_opset
+from edgekit.engine.ort_open import newest_opset
 from edgekit.engine.session import InferenceSession
 from edgekit.errors import ContextOverflowError, EngineError, MissingExtraError
 from edgekit.evaluate.golden import GoldenLimits, GoldenReport, check_golden

@@ -13,9 +13,11 @@ is longer.
 
 ``time`` decodes by each of ``--choices`` (greedy; top-k 40, top-p 0.95; top-p 0.95 alone) on each
 of ``--paths``: ``selected`` has candidates found on the GPU, ``whole`` brings every logit back and
-searches it on the host. ``rows_fetched_per_step`` are the whole rows that the first asked for all
-the same; weights that are random make flat distributions, which ask far more often than a model.
-A variant that fails has a row with its error.
+searches it on the host. ``--selects`` says where candidates are found (``ort_select.Select``).
+``rows_fetched_per_step`` are the whole rows that the first path asked for all the same; weights
+that are random make flat distributions, which ask far more often than a model. ``outside_us`` is
+what of a step is not in ONNX Runtime's runs: copies and Python. A variant that fails has a row with
+its error. ``cuda_rounds.py`` runs this in turns with an earlier tree and onnxruntime-genai.
 
 Needs torch with CUDA for ``check`` only. Prints one JSON document. Rates include everything a token
 costs: inputs to the GPU, the step, what comes back, choosing the token that is fed next.
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -39,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs_timed import runs_timed
 
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.checkpoint.lazy import read_all
@@ -206,27 +210,29 @@ def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     bundle = open_bundle(path)
     weights = sum(e.size_bytes for e in bundle.manifest.tensors if "embed_tokens" not in e.name)
     rows: list[dict[str, Any]] = []
-    for variant in options.variants:
-        for graph in [True] if options.captured else [False, True]:
-            same: dict[str, Any] = {"variant": variant, "cuda_graph": graph}
-            try:
-                start = time.perf_counter()
-                session = open_variant(
-                    bundle,
-                    variant,
-                    options.provider,
-                    max_sequences=max(options.batches),
-                    cuda_graph=graph,
-                    select=True,
-                )
-                same["load_s"] = round(time.perf_counter() - start, 1)
-                for context in options.contexts:
-                    for row in time_context(session, context, options, weights):
-                        rows.append({**same, **row})
-                        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-                session.close()
-            except EngineError as error:
-                rows.append({**same, "error": str(error)})
+    graphs = [True] if options.captured else [False, True]
+    for variant, graph, select in itertools.product(options.variants, graphs, options.selects):
+        if VARIANTS[variant][0] != "ort" and select != "apart":
+            continue  # nothing joins it
+        same: dict[str, Any] = {"variant": variant, "cuda_graph": graph, "select": select}
+        try:
+            start = time.perf_counter()
+            session = open_variant(
+                bundle,
+                variant,
+                options.provider,
+                max_sequences=max(options.batches),
+                cuda_graph=graph,
+                select=select,
+            )
+            same["load_s"] = round(time.perf_counter() - start, 1)
+            for context in options.contexts:
+                for row in time_context(session, context, options, weights):
+                    rows.append({**same, **row})
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            session.close()
+        except EngineError as error:
+            rows.append({**same, "error": str(error)})
     return {"bundle": path.name, "streamed_weight_bytes": weights, "rows": rows}
 
 
@@ -244,10 +250,12 @@ def time_context(
         for choice in options.choices:
             for path in options.paths:
                 try:
-                    median, fetched = time_steps(session, len(prompt), batch, choice, path)
+                    times, fetched = time_steps(session, len(prompt), batch, choice, path)
                 except EngineError as error:
                     yield {"batch": batch, "choice": choice, "path": path, "error": str(error)}
                     continue
+                median = statistics.median(step for step, _ in times)
+                outside = statistics.median(step - run for step, run in times)
                 yield {
                     "context_tokens": context,
                     "batch": batch,
@@ -255,25 +263,34 @@ def time_context(
                     "path": path,
                     "decode_step_ms": round(1000 * median, 3),
                     "decode_tokens_per_s": round(batch / median, 1),
+                    "outside_us": round(1e6 * outside, 1),
                     "rows_fetched_per_step": round(fetched / STEPS, 2),
                     "weight_stream_gb_per_s": round(weights / median / 1e9, 1),
                     "prefill_tokens_per_s": round(len(prompt) / prefill_s, 1),
                 }
 
 
-def time_steps(session: Any, start: int, batch: int, choice: str, path: str) -> tuple[float, int]:
-    """Return the median seconds of a step that chooses what the next is fed, and rows fetched."""
-    slots, tokens, times = list(range(batch)), [1] * batch, []
+def time_steps(
+    session: Any, start: int, batch: int, choice: str, path: str
+) -> tuple[list[tuple[float, float]], int]:
+    """Time steps that choose what the next is fed.
+
+    Returns:
+        Of each step its seconds, and those of them in ONNX Runtime's runs; rows fetched in all.
+    """
+    slots, tokens, times = list(range(batch)), [1] * batch, list[tuple[float, float]]()
     samplers = [Sampler(CHOICES[choice]) for _ in slots]
     wanted = [sampler.selects_at if path == "selected" else None for sampler in samplers]
     before = session.rows_fetched
-    for step in range(STEPS):
-        begin = time.perf_counter()
-        rows = decode_rows(session, slots, tokens, [start + step] * batch, wanted)
-        pairs = zip(samplers, rows, strict=True)
-        tokens = [sampler.sample(row, step) for sampler, row in pairs]
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[10:]), session.rows_fetched - before
+    with runs_timed() as runs:
+        for step in range(STEPS):
+            runs.clear()
+            begin = time.perf_counter()
+            rows = decode_rows(session, slots, tokens, [start + step] * batch, wanted)
+            pairs = zip(samplers, rows, strict=True)
+            tokens = [sampler.sample(row, step) for sampler, row in pairs]
+            times.append((time.perf_counter() - begin, sum(runs)))
+    return times[10:], session.rows_fetched - before
 
 
 @contextlib.contextmanager
@@ -349,6 +366,8 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--captured", action="store_true", help="time with CUDA graphs only")
     parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES))
+    selects = ["apart", "joined", "joined-greedy"]
+    parser.add_argument("--selects", nargs="+", choices=selects, default=selects)
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda", help="of time")
     options = parser.parse_args()

@@ -35,8 +35,9 @@ from bench_cuda import PROFILED_STEPS, open_variant, profiled, summarize
 
 from edgekit.bundle.reader import open_bundle
 from edgekit.engine.half import to_float32
-from edgekit.engine.ort import OrtSession, open_ort
-from edgekit.engine.ort_select import SAMPLED_CANDIDATES, Selector, all_finite
+from edgekit.engine.ort import OrtSession
+from edgekit.engine.ort_open import open_ort
+from edgekit.engine.ort_select import SAMPLED_CANDIDATES, Selector, broken, candidates_of
 from edgekit.engine.select_graph import SelectLayout, select_graph
 from edgekit.errors import EngineError
 
@@ -96,12 +97,13 @@ def time_selection(
     batch, sums = len(logits), kind != "greedy"
     selector = make_selector(logits.shape[-1], kind, options.provider, graph=graph)
     selection = selector.attach(value, batch, sums=sums)
-    heat = np.full(batch, 0.6, np.float32)
+    heat = np.full((batch, 1), 0.6, np.float32)
     exact, error = True, 0.0
+    fetchers = [lambda: logits[0, 0]] * batch
     for _ in range(4):  # as run, as captured, as replayed
         selected = selection.run(heat)
-        found = selection.candidates(selected, [lambda: logits[0, 0]] * batch)
-        exact &= bool(all_finite(selected).all())
+        found = candidates_of(selected, selection.layout, fetchers)
+        exact &= not broken(selected)
         for one, row in zip(found, to_float32(logits[:, 0]), strict=True):
             exact &= bool((row[one.tokens] == one.logits).all())
             exact &= bool((np.sort(one.logits) == np.sort(row)[-len(one.logits) :]).all())
@@ -110,14 +112,12 @@ def time_selection(
                 error = max(error, abs(one.total / total - 1))
     times = {
         "us": microseconds(lambda: selection.run(heat)),
-        "candidates_us": microseconds(
-            lambda: selection.candidates(selected, [lambda: logits[0, 0]] * batch)
-        ),
+        "candidates_us": microseconds(lambda: candidates_of(selected, selection.layout, fetchers)),
     }
-    broken = logits.copy()
-    broken[-1] = np.nan  # the worst there is: TopK finds nothing to write
-    value.update_inplace(broken)
-    told = all_finite(selection.run(heat)).tolist() == [True] * (batch - 1) + [False]
+    damaged = logits.copy()
+    damaged[-1] = np.nan  # the worst there is: TopK finds nothing to write
+    value.update_inplace(damaged)
+    told = broken(selection.run(heat)) == [batch - 1]
     value.update_inplace(logits)
     return {
         "exact": exact,
@@ -150,7 +150,7 @@ def operator_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 selector = make_selector(vocab, kind, options.provider, graph=False)
                 selection = selector.attach(value, batch, sums=kind != "greedy")
             for _ in range(PROFILED_STEPS + 4):
-                selection.run(np.ones(batch, np.float32))
+                selection.run(np.ones((batch, 1), np.float32))
             events = json.loads(Path(selection._session.end_profiling()).read_text())
         yield {"vocab": vocab, "batch": batch, "kind": kind, **summarize(events)}
 
@@ -169,7 +169,7 @@ def parts_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     options.provider,
                     max_sequences=most,
                     cuda_graph=graph,
-                    select=True,
+                    select="apart",
                 )
                 for context in options.contexts:
                     prompt = np.random.default_rng(1).integers(0, 4000, context - 8).tolist()
@@ -193,7 +193,7 @@ def time_parts(session: OrtSession, batch: int, position: int, *, graph: bool) -
     result: dict[str, Any] = {"step_us": microseconds(run)}
     for kind, sums in (("greedy", False), ("sampled", True)):
         selection = step.selection(session._selector, sums=sums)
-        heat = np.full(step.batch, 0.6, np.float32)
+        heat = np.full((step.batch, 1), 0.6, np.float32)
         result[f"select_{kind}_us"] = microseconds(functools.partial(selection.run, heat))
     logits = step.logits()
     wide = to_float32(logits)

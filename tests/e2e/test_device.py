@@ -15,7 +15,7 @@ from edgekit.bundle.reader import open_bundle
 from edgekit.cli.main import main
 from edgekit.engine import load
 from edgekit.engine.load import graph_to_run
-from edgekit.engine.ort import newest_opset
+from edgekit.engine.ort_open import newest_opset
 from edgekit.errors import EngineError
 from edgekit.pipeline import verify
 from edgekit.pipeline.verify import verify_bundle

@@ -1,6 +1,7 @@
 """Selection on a real exported graph: the tokens, errors and bookkeeping of whole rows.
 
-The code of CUDA on the CPU device: the same graph, bindings and views of device memory.
+The code of CUDA on the CPU device: the same graph, bindings and views of device memory, with the
+selection joined to the model's graph and apart from it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +17,18 @@ from factories import write_checkpoint
 from session_cases import random_tokens
 
 from edgekit.bundle.reader import open_bundle
-from edgekit.engine.candidates import Candidates
+from edgekit.contracts import engine_io
+from edgekit.engine import ort_run, ort_select, ort_step
+from edgekit.engine.candidates import Candidates, best_of
 from edgekit.engine.generate import generate
 from edgekit.engine.load import load_bundle
 from edgekit.engine.ort import OrtSession
 from edgekit.engine.ort_cache import HostBuffer
+from edgekit.engine.ort_select import Select
 from edgekit.engine.sampler import Sampler, SamplingParams
+from edgekit.engine.step_inputs import ALIGNMENT
 from edgekit.errors import EngineError
+from edgekit.models.config import ModelConfig
 from edgekit.pipeline.build import build
 from edgekit.pipeline.request import BuildRequest
 from edgekit.recipe import load_recipe
@@ -44,7 +51,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(request).path
 
 
-def opened(bundle: Path, *, select: bool | None) -> Iterator[OrtSession]:
+def opened(bundle: Path, select: Select | None) -> Iterator[OrtSession]:
     model = load_bundle(
         open_bundle(bundle), dialect="ort", max_sequences=4, threads=1, select=select
     )
@@ -53,15 +60,15 @@ def opened(bundle: Path, *, select: bool | None) -> Iterator[OrtSession]:
     model.session.close()
 
 
-@pytest.fixture
-def selecting(bundle: Path) -> Iterator[OrtSession]:
+@pytest.fixture(params=["joined", "joined-greedy", "apart"])
+def selecting(bundle: Path, request: pytest.FixtureRequest) -> Iterator[OrtSession]:
     """A session that selects, as on CUDA."""
-    yield from opened(bundle, select=True)
+    yield from opened(bundle, request.param)
 
 
 @pytest.fixture
 def session(bundle: Path) -> Iterator[OrtSession]:
-    yield from opened(bundle, select=None)
+    yield from opened(bundle, None)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +144,22 @@ def test_nan_is_reported_by_a_selection_too(
     np.testing.assert_allclose(again, wanted[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_an_idle_slot_may_hold_anything(
+    selecting: OrtSession, tokens: list[int], temperature: float
+) -> None:
+    """Rows between those that are asked for are neither looked at nor reported."""
+    for slot in (0, 1, 3):
+        selecting.prefill(slot, tokens[:10])
+    wanted = selecting.decode([3, 0], [5, 6], [10, 10])
+    damaged = selecting._cache._buffers[0]
+    assert isinstance(damaged, HostBuffer)
+    shape = selecting._cache.shape(4)
+    damaged.array[: math.prod(shape)].reshape(shape)[1, 0, 3, 0] = np.nan
+    found = selecting.decode_candidates([3, 0], [5, 6], [10, 10], [temperature] * 2)
+    assert [best_of(one) for one in found] == wanted.argmax(axis=1).tolist()
+
+
 def test_selections_have_graphs_of_their_own(selecting: OrtSession) -> None:
     """Each captured selection has its own id for good, kept with its step."""
     selector = selecting._selector
@@ -146,6 +169,77 @@ def test_selections_have_graphs_of_their_own(selecting: OrtSession) -> None:
     made = [step.selection(selector, sums=False) for step in steps]
     assert [step.selection(selector, sums=False) for step in steps] == made
     assert selector._graphs == 3
+
+
+def test_a_joined_graph_gives_the_same_logits(
+    selecting: OrtSession, session: OrtSession, tokens: list[int]
+) -> None:
+    """To the bit, in every prefill chunk, with all logits or the last, and in batches."""
+    selecting.prefill(2, tokens[:9])
+    found = []
+    for ours in (selecting, session):
+        ours._chunk = 16
+        whole = ours.prefill(1, tokens[:50], all_logits=True)
+        last = ours.prefill(0, tokens[:33])
+        ours.decode_candidates([0, 1], [5, 6], [33, 50], [0.0, 0.7])
+        found.append((whole, last, ours.decode([1, 0], [6, 5], [50, 33])))
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_joined_step_is_one_run(
+    bundle: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy or sampled; where only the best token is joined, sampling has a run of its own."""
+    runs = []
+    real = ort_run.run_bound
+
+    def counted(*bound: Any) -> None:
+        runs.append(bound)
+        real(*bound)
+
+    monkeypatch.setattr(ort_step, "run_bound", counted)
+    monkeypatch.setattr(ort_select, "run_bound", counted)
+    expected: dict[Select, list[int]] = {
+        "joined": [1, 1],
+        "joined-greedy": [1, 2],
+        "apart": [2, 2],
+    }
+    for select, counts in expected.items():
+        for model in opened(bundle, select):
+            model.prefill(0, tokens[:5])
+            for temperature, count in zip((0.0, 0.8), counts, strict=True):
+                runs.clear()
+                model.decode_candidates([0], [1], [5], [temperature])
+                assert len(runs) == count
+
+
+def test_a_damaged_graph_is_refused_by_name(bundle: Path, tmp_path: Path) -> None:
+    """Joining something to it hides neither what it is called nor that it cannot be read."""
+    config = load_bundle(open_bundle(bundle)).config
+    assert isinstance(config, ModelConfig)
+    graph = tmp_path / "ort.float32.onnx"
+    with pytest.raises(EngineError, match=r"cannot read .*ort\.float32\.onnx: No such file"):
+        OrtSession(graph, config=config, max_context=100, select="joined")
+    graph.write_bytes((bundle / "ort.float32.onnx").read_bytes()[:-100])
+    with pytest.raises(EngineError, match=r"refuses ort\.float32\.onnx"):
+        OrtSession(graph, config=config, max_context=100, select="joined")
+
+
+def test_a_steps_inputs_move_in_one_copy(selecting: OrtSession, tokens: list[int]) -> None:
+    """All that a device reads is in one buffer, apart enough for any kernel's loads."""
+    selecting.prefill(0, tokens[:5])
+    selecting.decode_candidates([0], [7], [5], [0.5])
+    step = selecting._decode_step(0, 1)
+    arrays, packed = step.inputs.arrays, step._host_packed
+    moved = {name: array for name, array in arrays.items() if name not in step.inputs.on_host}
+    assert all(np.shares_memory(array, packed) for array in moved.values())
+    places = sorted(array.ctypes.data - packed.ctypes.data for array in moved.values())
+    assert [place % ALIGNMENT for place in places] == [0] * len(moved)
+    assert len(set(places)) == len(moved)
+    assert arrays[engine_io.INPUT_IDS].tolist() == [[7]]
+    assert arrays[engine_io.SEQLENS_K].tolist() == [5]
+    assert step.temperatures.tolist() == [[0.5]]
 
 
 def test_a_cpu_has_its_rows_at_hand(session: OrtSession, tokens: list[int]) -> None:

@@ -12,15 +12,23 @@ import onnxruntime as ort
 import pytest
 
 from edgekit.engine.candidates import Candidates, best_of
-from edgekit.engine.ort_select import Selector, all_finite
+from edgekit.engine.ort_select import Selector, broken, choose_select
+from edgekit.engine.ort_select import candidates_of as found_in
 from edgekit.engine.sampler import Sampler, SamplingParams
-from edgekit.engine.select_graph import SelectLayout, select_graph
+from edgekit.engine.select_graph import (
+    LOGITS,
+    SELECTED,
+    TEMPERATURES,
+    SelectLayout,
+    join_selection,
+    select_graph,
+)
 from edgekit.engine.session import decode_rows
 
 Array = np.ndarray[Any, Any]
 VOCAB = 4096
 STEPS = 3
-TEMPERATURES = (1e-3, 0.3, 0.6, 1.0, 3.0, 200.0)
+HEATS = (1e-3, 0.3, 0.6, 1.0, 3.0, 200.0)
 TOP_P = (0.05, 0.5, 0.9, 0.95, 0.999, 1.0)
 TOP_K = (0, 2, 5, 40, 63, 64, 65, 300)
 
@@ -54,12 +62,16 @@ def candidates_of(
     """Select from logits [B, V] as a session does."""
     value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(logits[:, None]))
     selection = chooser.attach(value, len(logits), sums=any(temperatures))
-    selected = selection.run(np.array([value or 1 for value in temperatures], np.float32))
-    assert all_finite(selected).all()
+    selected = selection.run(heat(temperatures))
+    assert not broken(selected)
     fetched = Fetched(logits.astype(np.float32))
     fetchers = [functools.partial(fetched.fetch, row) for row in range(len(logits))]
-    found = selection.candidates(selected, fetchers)
-    return found, fetched
+    return found_in(selected, selection.layout, fetchers), fetched
+
+
+def heat(temperatures: list[float]) -> Array:
+    """Return temperatures as selections want them."""
+    return np.array([[value or 1] for value in temperatures], np.float32)
 
 
 def shapes_of_logits(dtype: Any) -> dict[str, Array]:
@@ -85,7 +97,7 @@ def test_samplers_draw_the_same_from_candidates(dtype: Any) -> None:
     """Over kinds of logits, temperatures, top-p, top-k and seeds, every token is the row's."""
     rows, chooser = shapes_of_logits(dtype), selector(VOCAB, dtype)
     covered = total = 0
-    for seed, (name, temperature) in enumerate(itertools.product(rows, TEMPERATURES)):
+    for seed, (name, temperature) in enumerate(itertools.product(rows, HEATS)):
         [found], fetched = candidates_of(rows[name][None], [temperature], chooser)
         whole = rows[name].astype(np.float32)
         for top_p, top_k in itertools.product(TOP_P, TOP_K):
@@ -167,7 +179,7 @@ def test_rows_that_are_not_finite_are_told_apart(bad: float, *, sums: bool) -> N
     logits[1, 0, 300] = bad
     value = ort.OrtValue.ortvalue_from_numpy(logits)
     selection = selector(512, np.float16).attach(value, 3, sums=sums)
-    assert all_finite(selection.run(np.ones(3, np.float32))).tolist() == [True, False, True]
+    assert broken(selection.run(np.ones((3, 1), np.float32))) == [1]
 
 
 @pytest.mark.parametrize("vocab", [31, 97, 512, 32256, 102400, 128256, 129280, 151936, 152064])
@@ -182,13 +194,73 @@ def test_selections_are_exact(vocab: int, *, sums: bool) -> None:
     found, _ = candidates_of(logits, [0.6 * sums, 2.0 * sums], selector(vocab, np.float16))
     for one, row, temperature in zip(found, logits.astype(np.float32), (0.6, 2.0), strict=True):
         assert len(one.tokens) == min(count, vocab)
-        assert (np.diff(one.tokens) > 0).all()
+        assert (np.diff(one.logits) <= 0).all()
+        assert (np.diff(one.in_order()[0]) > 0).all()
         np.testing.assert_array_equal(one.logits, row[one.tokens])
         np.testing.assert_array_equal(np.sort(one.logits), np.sort(row)[-count:])
         assert one.edge == (-np.inf if len(one.tokens) == vocab else one.logits.min())
         if sums:
             exact = np.exp((row - row.max()).astype(np.float64) / temperature).sum()
             assert one.total == pytest.approx(exact, rel=1e-5)
+
+
+def model_of_logits(vocab: int) -> bytes:
+    """Return a model of opset 23 whose logits are its input, its weights none."""
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT16
+    graph = make.make_graph(
+        [make.make_node("Identity", ["fed"], [LOGITS])],
+        "model",
+        [make.make_tensor_value_info("fed", kind, ("batch", "wanted", vocab))],
+        [make.make_tensor_value_info(LOGITS, kind, ("batch", "wanted", vocab))],
+    )
+    opsets = [make.make_opsetid("", 23)]
+    model = make.make_model(graph, opset_imports=opsets, ir_version=11)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+@pytest.mark.parametrize("vocab", [31, 512, 128256, 151936])
+@pytest.mark.parametrize("sums", [False, True])
+def test_a_joined_selection_is_that_of_the_last_logits(vocab: int, *, sums: bool) -> None:
+    """The model stays what it was; of the last of its wanted logits the selection is exact."""
+    layout = SelectLayout.ungrouped(vocab, 64 if sums else 4, sums=sums)
+    joined = join_selection(model_of_logits(vocab), layout)
+    parsed = onnx.load_from_string(joined)
+    onnx.checker.check_model(parsed, full_check=True)
+    assert parsed.graph.name == "model"
+    logits = np.random.default_rng(vocab).normal(0, 4, (2, 3, vocab)).astype(np.float16)
+    feeds = {"fed": logits, **({TEMPERATURES: heat([0.6, 2.0])} if sums else {})}
+    same, flat = opened(joined).run([LOGITS, SELECTED], feeds)
+    np.testing.assert_array_equal(same, logits)
+    selected = flat.reshape(2, layout.parts, layout.count)
+    found = found_in(selected, layout, [lambda: logits[0, 0]] * 2)
+    for one, row, temperature in zip(found, logits[:, -1], (0.6, 2.0), strict=True):
+        wide = row.astype(np.float32)
+        np.testing.assert_array_equal(one.logits, wide[one.tokens])
+        np.testing.assert_array_equal(np.sort(one.logits), np.sort(wide)[-layout.count :])
+        if sums:
+            exact = np.exp((wide - wide.max()).astype(np.float64) / temperature).sum()
+            assert one.total == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_joined_selection_tells_what_is_not_finite(bad: float) -> None:
+    """As one apart does; and only of the logits that are selected from."""
+    layout = SelectLayout.ungrouped(512, 64, sums=True)
+    logits = np.zeros((3, 2, 512), np.float16)
+    logits[0, 0, 7] = logits[1, 1, 300] = bad
+    feeds = {"fed": logits, TEMPERATURES: heat([1.0, 1.0, 1.0])}
+    session = opened(join_selection(model_of_logits(512), layout))
+    [flat] = session.run([SELECTED], feeds)
+    assert broken(flat.reshape(3, layout.parts, layout.count)) == [1]
+
+
+def test_selections_join_where_topk_is_fast() -> None:
+    """Only the graphs that can be joined, only on CUDA, only in versions that split a row."""
+    assert choose_select("cpu", (1, 32), joinable=True) == "whole"
+    assert choose_select("cuda", (1, 31), joinable=True) == "joined"
+    assert choose_select("cuda", (1, 30), joinable=True) == "apart"
+    assert choose_select("cuda", (2, 0), joinable=False) == "apart"
 
 
 @pytest.mark.parametrize("vocab", [128256, 129280, 151936, 152064])

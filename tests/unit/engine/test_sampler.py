@@ -125,6 +125,17 @@ def test_a_draw_depends_on_seed_and_step_only() -> None:
     assert [other.sample(logits, step) for step in range(20)] != first
 
 
+@given(st.integers(0, (1 << 64) - 1), st.lists(st.integers(0, 1 << 40), min_size=1, max_size=5))
+def test_a_draw_is_that_of_numpys_generator(seed: int, steps: list[int]) -> None:
+    """In whatever order: a generator made for the seed and the step gives the same number."""
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
+    for step in steps:
+        counter = np.array([0, 0, 0, step], dtype=np.uint64)
+        key = np.array([seed, 0], dtype=np.uint64)
+        own = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        assert sampler._uniform(step) == own.random()
+
+
 def test_an_unset_seed_is_random_and_told() -> None:
     """Without a seed two samplers differ, and each says how to repeat it."""
     one, two = Sampler(SamplingParams()), Sampler(SamplingParams())
