@@ -66,11 +66,26 @@ def _distributions(axes: Any, measured: Sequence[Measured], name: str, label: st
         marks = np.percentile(times, PERCENTILES)
         axes.plot(marks, PERCENTILES, "o", color=colour, markersize=4)
     if everything and max(everything) > LOG_RATIO * min(everything):
-        axes.set_xscale("log")
+        _logarithmic(axes)
     elif everything:
         axes.set_xlim(left=0)
-    axes.set(xlabel=label, ylabel="requests at most (%)", ylim=(0, 102), yticks=(0, *PERCENTILES))
+    axes.set(xlabel=label, ylabel="requests (%)", ylim=(0, 102), yticks=(0, *PERCENTILES))
     axes.grid(visible=True, which="major", alpha=0.3)
+
+
+def _logarithmic(axes: Any) -> None:
+    """Let an axis have factors for steps, each named by its number."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: PLC0415
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _rate(rate: float) -> str:
+    """Return three digits that count, or all of the whole ones."""
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _throughput(axes: Any, load: Sequence[Measured]) -> None:
@@ -79,8 +94,8 @@ def _throughput(axes: Any, load: Sequence[Measured]) -> None:
     rates = [describe(one.samples)["output_tokens_per_s"] for one in load]
     axes.plot(streams, rates, "o-", color="black", linewidth=1.5)
     for x, rate in zip(streams, rates, strict=True):
-        axes.annotate(f"{rate:.3g}", (x, rate), (0, 6), textcoords="offset points", ha="center")
+        axes.annotate(_rate(rate), (x, rate), (0, 6), textcoords="offset points", ha="center")
     axes.set(xlabel="streams", ylabel="output tokens/s", ylim=(0, 1.15 * max(rates)))
     axes.set_xticks(streams)
-    axes.margins(x=0.1)
+    axes.margins(x=0.15)
     axes.grid(visible=True, which="major", alpha=0.3)

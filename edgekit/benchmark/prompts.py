@@ -75,9 +75,9 @@ class PromptMaker:
             if found == self._tokens:
                 self._words = len(words)
                 return text
-            if not words:
+            if not words and found > self._tokens:
                 break
-            per_word = max(found / len(words), 1.0)
+            per_word = max(found / max(len(words), 1), 1.0)
             words = self._nearer(words, found, per_word, chosen)
         raise EndpointError(
             f"no text of {self._tokens} tokens was found: the nearest has {found}",

@@ -103,6 +103,7 @@ class Benchmark:
     def __init__(self, endpoint: Endpoint, work: Workload, progress: Progress = SILENT) -> None:
         self.endpoint, self.work, self._progress = endpoint, work, progress
         self.measured: list[Measured] = []
+        self.machine = read_machine()
         self._begun = datetime.now(timezone.utc)
         self._maker = PromptMaker(work.prompt_tokens, work.seed)
 
@@ -125,10 +126,11 @@ class Benchmark:
                     self._measure(name, streams)
             else:
                 self._measure_by_loadgen(name)
+        self.machine = read_machine()
 
     def report(self) -> dict[str, Any]:
         """Return what was measured (``docs/schemas/bench.schema.json``, less ``bundle``)."""
-        machine, local = read_machine(), self.endpoint.is_local
+        machine, local = self.machine, self.endpoint.is_local
         return {
             "schema_version": SCHEMA_VERSION,
             "edgekit": __version__,

@@ -17,17 +17,25 @@ _TIMES = (
 )
 
 
-def plot_title(report: dict[str, Any]) -> str:
-    """Return a line that says what was asked of whom."""
-    target, work = report["target"], report["workload"]
-    return (
-        f"{target['model']}: {work['prompt_tokens']} tokens in, up to {work['max_tokens']} out, "
-        f"{_machine_line(report)}"
-    )
+def plot_title(report: dict[str, Any], machine: str) -> str:
+    """Return what was asked of whom, and on which machine.
+
+    Args:
+        report: Of ``edgekit.benchmark.scenarios``.
+        machine: Its state in one line.
+    """
+    work, where = report["workload"], "on" if report["machine_is_server"] else "asked from"
+    asked = f"{work['prompt_tokens']} tokens in, up to {work['max_tokens']} out"
+    return f"{report['target']['model']}: {asked}\n{where}: {machine}"
 
 
-def show_report(report: dict[str, Any]) -> None:
-    """Print what was asked, a table for each scenario, and what the figures are not."""
+def show_report(report: dict[str, Any], machine: str) -> None:
+    """Print what was asked, a table for each scenario, and what the figures are not.
+
+    Args:
+        report: Of ``edgekit.benchmark.scenarios``.
+        machine: Its state in one line.
+    """
     out, target, work = console(), report["target"], report["workload"]
     asked = f"{work['prompt_tokens']} tokens in, up to {work['max_tokens']} out, greedy"
     out.print(
@@ -37,7 +45,7 @@ def show_report(report: dict[str, Any]) -> None:
                 ("model", target["model"]),
                 ("asked", f"{target['url']} ({target['endpoint']})"),
                 ("workload", asked),
-                ("machine", _machine_line(report)),
+                ("machine" if report["machine_is_server"] else "asked from", machine),
             ],
         )
     )
@@ -51,20 +59,6 @@ def show_report(report: dict[str, Any]) -> None:
         out.print()
         notes = [(Text("-"), Text(note, style="dim")) for note in report["warnings"]]
         out.print(facts_table("", notes))
-
-
-def _machine_line(report: dict[str, Any]) -> str:
-    """Return the state of the machine in one line."""
-    machine = report["machine"]
-    if machine["kind"] == "jetson":
-        pinned = machine["clocks_pinned"]
-        state = "pinned" if pinned["gpu"] and pinned["cpu"] else "not pinned"
-        line = (
-            f"{machine['board']}, {machine['power_mode'] or 'power mode unknown'}, clocks {state}"
-        )
-    else:
-        line = machine["gpu_name"] or "no Jetson"
-    return line if report["machine_is_server"] else f"asked from {line}"
 
 
 def _show_scenario(one: dict[str, Any]) -> None:

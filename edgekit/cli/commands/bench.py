@@ -168,8 +168,7 @@ def command(target: str, **options: Any) -> None:
     with StageProgress() as progress, _target(target, options, progress) as (endpoint, named):
         benchmark = Benchmark(endpoint, work, progress)
         benchmark.run(scenarios)
-        report = {**benchmark.report(), "bundle": named}
-    _write(report, benchmark.measured, options)
+    _write({**benchmark.report(), "bundle": named}, benchmark, options)
 
 
 def is_url(target: str) -> bool:
@@ -296,18 +295,19 @@ def _serve_options(options: dict[str, Any]) -> list[str]:
     return [*found, "--no-digests"] if options["no_digests"] else found
 
 
-def _write(report: dict[str, Any], measured: list[Any], options: dict[str, Any]) -> None:
+def _write(report: dict[str, Any], benchmark: Any, options: dict[str, Any]) -> None:
     """Print what was found, and write the files that were asked for."""
     plot, json_to = options["plot"], options["json_to"]
+    machine = benchmark.machine.describe()
     if plot is not None:
         from edgekit.benchmark.plot import draw_benchmark  # noqa: PLC0415 - an extra
 
-        title = plot_title(report)
-        write_plot(plot, draw_benchmark(measured, plot, title, report["warnings"]))
+        title = plot_title(report, machine)
+        write_plot(plot, draw_benchmark(benchmark.measured, plot, title, report["warnings"]))
     if json_to == "-":
         print_json(report)
     else:
-        show_report(report)
+        show_report(report, machine)
         if json_to is not None:
             write_json(Path(json_to), report)
     if plot is not None:
