@@ -66,6 +66,7 @@ class PromptMaker:
     async def _one(self, client: Client, number: int) -> str:
         chosen = random.Random(f"{self._seed}:{number}")  # noqa: S311 - words, not keys
         words = [chosen.choice(WORDS) for _ in range(self._words)]
+        words[0] = WORDS[(self._seed + number) % len(WORDS)]  # other than those just before
         for _ in range(MAX_TRIES):
             text = " ".join(words)
             found = await client.count(text)

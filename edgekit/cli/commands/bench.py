@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +115,11 @@ def _streams(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     help="Limit of server's p99 TPOT. [MLPerf's of Llama 3.1 8B]",
 )
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder to keep LoadGen's logs in.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of prompts.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    help="Of the prompts. [default: another each time, so that no server's cache knows them]",
+)
 @click.option(
     "--timeout-s",
     type=_POSITIVE,
@@ -240,8 +245,9 @@ def _workload(options: dict[str, Any]) -> Any:
         tpot_s=options["tpot_ms"] / 1000,
         at_once=max(options["streams"]),
     )
-    names = ("prompt_tokens", "max_tokens", "requests", "warmup", "streams", "seed", "logs")
-    return Workload(limits=limits, **{name: options[name] for name in names})
+    seed = secrets.randbits(32) if options["seed"] is None else options["seed"]
+    names = ("prompt_tokens", "max_tokens", "requests", "warmup", "streams", "logs")
+    return Workload(seed=seed, limits=limits, **{name: options[name] for name in names})
 
 
 @contextmanager

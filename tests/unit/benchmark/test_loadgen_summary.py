@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.benchmark.loadgen import Limits, library_size, settings
+from edgekit.benchmark.loadgen import NAMES, Limits, library_size, settings
 from edgekit.benchmark.loadgen_summary import parse_summary
 from edgekit.benchmark.samples import Sample
 from edgekit.errors import EngineError
@@ -101,9 +101,8 @@ def test_a_summary_without_a_verdict() -> None:
         parse_summary("")
 
 
-def limits(**changed: float) -> Limits:
-    values = {"duration_s": 60.0, "queries": 0, "target_qps": 2.0, "ttft_s": 2.0, "tpot_s": 0.1}
-    return Limits(**{**values, "at_once": 4, **changed})  # type: ignore[arg-type]  # by name
+def limits(duration_s: float = 60.0, queries: int = 0) -> Limits:
+    return Limits(duration_s, queries, target_qps=2.0, ttft_s=2.0, tpot_s=0.1, at_once=4)
 
 
 WARM = [Sample(0.0, 0.1, 0.5, 32, 9, None, "stop"), Sample(0.0, 0.1, 1.0, 32, 9, None, "stop")]
@@ -114,8 +113,8 @@ def test_there_are_prompts_enough_that_none_comes_twice() -> None:
     assert library_size("single-stream", limits(), WARM) == 2 * 60 * 2
     assert library_size("offline", limits(), WARM) == 1.5 * 60 * 2
     assert 120 + 40 < library_size("server", limits(), WARM) < 120 + 50
-    for scenario in ("single-stream", "server", "offline"):
-        few = library_size(scenario, limits(duration_s=0, queries=7), WARM)  # type: ignore[arg-type]  # one of them
+    for scenario in NAMES:
+        few = library_size(scenario, limits(duration_s=0, queries=7), WARM)
         assert few == 7
 
 

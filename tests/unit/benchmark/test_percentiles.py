@@ -24,7 +24,7 @@ def test_percentiles_of_times_and_of_rates() -> None:
 
 
 def test_throughput_is_of_the_whole_time() -> None:
-    """Two streams that overlap: tokens of both by the time from the first's begin to the last's end."""
+    """Tokens of streams that overlap, by the time from the first's begin to the last's end."""
     samples = [
         Sample(10.0, 0.5, 2.0, 32, 10, None, "stop"),
         Sample(11.0, 1.5, 3.0, 30, 30, 4, "length"),

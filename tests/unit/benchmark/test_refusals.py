@@ -22,7 +22,12 @@ def openai(message: str, code: str | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("status", "body", "said", "remedy"),
     [
-        (401, openai("Incorrect API key."), "asks for an API key (401): Incorrect", "--api-key-env"),
+        (
+            401,
+            openai("Incorrect API key."),
+            "asks for an API key (401): Incorrect",
+            "--api-key-env",
+        ),
         (404, openai("no", "model_not_found"), "has no model 'm': no", "--model"),
         (404, b'{"error": "model \'m\' not found"}', "has no model 'm'", "--model"),
         (404, b"<html>Not Found</html>", "is not there (404): <html>", "mostly ends in /v1"),

@@ -10,7 +10,11 @@ import pytest
 from edgekit.benchmark.samples import DONE, Reading, Sample
 from edgekit.errors import EndpointError
 
-USAGE = {"prompt_tokens": 32, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}}
+USAGE = {
+    "prompt_tokens": 32,
+    "completion_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 16},
+}
 
 
 def chunk(delta: dict[str, Any] | None = None, reason: str | None = None, **more: Any) -> str:
@@ -36,14 +40,15 @@ def test_times_are_those_of_the_text_and_of_the_end() -> None:
         (19.0, chunk(usage=USAGE)),
         (19.0, DONE),
     )
-    assert (found.ttft_s, found.e2e_s) == (pytest.approx(0.5), pytest.approx(1.5))
+    assert found.ttft_s == pytest.approx(0.5)
+    assert found.e2e_s == pytest.approx(1.5)
     assert found.tpot_s == pytest.approx(1.0 / 4)  # five tokens, as usage says, not two chunks
     assert found.tokens_per_s == pytest.approx(5 / 1.5)
     assert (found.prompt_tokens, found.cached_tokens, found.finish_reason) == (32, 16, "stop")
 
 
 def test_completions_and_usage_beside_a_choice() -> None:
-    """``text`` counts, and usage in the last choice's chunk; nothing said of the cache is unknown."""
+    """``text`` counts, and usage in the last choice's chunk; a cache not told of is unknown."""
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     body = {"choices": [{"text": "b", "finish_reason": "length"}], "usage": usage}
     first = {"choices": [{"text": "a", "finish_reason": None}], "usage": None}
