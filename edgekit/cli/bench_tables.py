@@ -11,9 +11,9 @@ from edgekit.cli.render import console, facts_table, grid_table
 
 MARKS = ("p50", "p90", "p99")
 _TIMES = (
-    ("time to first token", "ttft_s"),
-    ("time per output token", "tpot_s"),
-    ("end to end", "e2e_s"),
+    ("time to first token, ms", "ttft_s"),
+    ("time per output token, ms", "tpot_s"),
+    ("end to end, ms", "e2e_s"),
 )
 
 
@@ -67,18 +67,14 @@ def _show_scenario(one: dict[str, Any]) -> None:
     out.print()
     out.print(Text(one["scenario"], style="bold"))
     rows = [(title, *_milliseconds(one[name])) for title, name in _TIMES]
-    rows.append(("tokens/s of a request", *_figures(one["tokens_per_s"], 1, 1)))
-    out.print(grid_table(("", *(f"{mark}, ms" for mark in MARKS)), rows, numbers=_columns()))
+    rows.append(("tokens/s", *_figures(one["tokens_per_s"], 1, 1)))
+    out.print(grid_table(("of a request", *MARKS), rows, numbers=MARKS))
     facts = [
         ("throughput", f"{one['output_tokens_per_s']:.1f} tokens/s"),
         ("requests", _count(one)),
     ]
     out.print()
     out.print(facts_table("", [*facts, *_loadgen_rows(one["loadgen"])]))
-
-
-def _columns() -> list[str]:
-    return [f"{mark}, ms" for mark in MARKS]
 
 
 def _show_load(load: list[dict[str, Any]]) -> None:
@@ -102,9 +98,17 @@ def _show_load(load: list[dict[str, Any]]) -> None:
 
 
 def _loadgen_rows(found: dict[str, Any] | None) -> Iterable[tuple[str, str]]:
-    """Yield LoadGen's verdict, why, and its own p90 and p99."""
+    """Yield what LoadGen held the server to, its verdict, why, and its own percentiles."""
     if found is None:
         return
+    if found["target_qps"] is not None:
+        limits = (found["ttft_limit_s"], found["tpot_limit_s"])
+        yield (
+            "held to",
+            "p99 of TTFT {:g} ms, of TPOT {:g} ms, {:g} queries/s".format(
+                *(1000 * limit for limit in limits), found["target_qps"]
+            ),
+        )
     failed = [name.replace("_", " ") for name, passed in found["checks"].items() if not passed]
     yield "LoadGen", f"{found['result']}{': not met ' + ', '.join(failed) if failed else ''}"
     for remark in found["remarks"]:

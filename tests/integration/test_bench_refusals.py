@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_a_key_is_sent_and_never_shown(capsys: Capture, monkeypatch: pytest.Monk
     [
         (("http://", "--seed", 1), "is no server's base URL"),
         (("http://h:99999/v1",), "is no server's base URL"),
+        (("http://me:secret@h/v1",), "a base URL has no name and password"),
         (("http://h/v1", "--threads", 2), "--threads does nothing with a URL"),
         (("http://h/v1", "--queries", 2), "--queries does nothing without --scenario"),
         (
@@ -185,3 +187,13 @@ def test_without_loadgen_the_way_over_the_network_is_told(
     assert "on x86-64" in found["remedy"]
     assert "give the server's URL" in found["remedy"]
     assert not behaviour.asked
+
+
+def test_without_the_extra_it_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's installation has no HTTP client."""
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for name in [name for name in sys.modules if name.startswith("edgekit.benchmark")]:
+        monkeypatch.delitem(sys.modules, name)
+    found = bench(capsys, 14, "http://127.0.0.1:9/v1")["error"]
+    assert found["kind"] == "MissingExtraError"
+    assert "edgekit[bench]" in found["remedy"]

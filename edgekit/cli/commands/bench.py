@@ -196,6 +196,8 @@ def _require_url(target: str) -> None:
         known = False
     if not known:
         raise click.UsageError(f"{target} is no server's base URL: http://HOST:PORT/v1 is")
+    if "@" in parts.netloc:  # it would stand in every report
+        raise click.UsageError("a base URL has no name and password: use --api-key-env NAME")
 
 
 def _refuse_idle_options(target: str, scenarios: tuple[str, ...]) -> None:
