@@ -13,12 +13,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from edgekit.benchmark.endpoint import Client, Endpoint
 from edgekit.benchmark.samples import Sample
-from edgekit.errors import EdgekitError, EndpointError
+from edgekit.errors import EndpointError
 from edgekit.worker_process import serve
 
 PHASE_S = 1.0
@@ -50,7 +51,7 @@ class SystemUnderTest:
         self._loadgen = mlperf_loadgen
         self._prompts, self._max_tokens = prompts, max_tokens
         self._first_tokens = first_tokens
-        self.events: queue.Queue[Sample | EdgekitError | None] = queue.Queue()
+        self.events: queue.Queue[Sample | BaseException | None] = queue.Queue()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._client, self._gate = self._wait(self._open(endpoint, at_once))
@@ -58,7 +59,8 @@ class SystemUnderTest:
     def issue(self, queries: list[Any]) -> None:
         """Take queries; called by LoadGen, which waits for nothing here."""
         for query in queries:
-            asyncio.run_coroutine_threadsafe(self._answer(query.id, query.index), self._loop)
+            answer = self._answer(query.id, query.index)
+            asyncio.run_coroutine_threadsafe(answer, self._loop).add_done_callback(self._note)
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,20 +81,22 @@ class SystemUnderTest:
             if self._first_tokens:
                 self._loadgen.FirstTokenComplete([self._response(query_id)])
 
-        try:
-            async with self._gate:
-                sample = await self._client.ask(self._prompts[index], self._max_tokens, first)
-            if sample.output_tokens < 2:
-                raise EndpointError(
-                    "an answer of one token has no time per output token, which LoadGen asks for",
-                    "Let answers be longer: --ignore-eos, or another --seed",
-                )
-        except EdgekitError as error:
-            self.events.put(error)
-            return
+        async with self._gate:
+            sample = await self._client.ask(self._prompts[index], self._max_tokens, first)
+        if sample.output_tokens < 2:
+            raise EndpointError(
+                "an answer of one token has no time per output token, which LoadGen asks for",
+                "Let answers be longer: --ignore-eos, or another --seed",
+            )
         # The last completion ends the test, after which nothing is read any more.
         self.events.put(sample)
         self._loadgen.QuerySamplesComplete([self._response(query_id, sample.output_tokens)])
+
+    def _note(self, answer: Future[None]) -> None:
+        """Tell of an answer that failed."""
+        error = answer.exception()
+        if error is not None:
+            self.events.put(error)
 
     def _response(self, query_id: int, *tokens: int) -> Any:
         """Return a response; LoadGen reads no text in performance mode."""
@@ -124,11 +128,11 @@ def run_test(request: dict[str, Any], phase: Callable[[str], None]) -> dict[str,
         request["at_once"],
         first_tokens=request["scenario"] != "Offline",
     )
-    threading.Thread(target=_start, args=(system, request), daemon=True).start()
+    threading.Thread(target=_run, args=(system, request), daemon=True).start()
     found: list[Sample] = []
     told_s = time.monotonic()
     while (event := system.events.get()) is not None:
-        if isinstance(event, EdgekitError):
+        if isinstance(event, BaseException):
             raise event
         found.append(event)
         if time.monotonic() - told_s >= PHASE_S:
@@ -136,6 +140,16 @@ def run_test(request: dict[str, Any], phase: Callable[[str], None]) -> dict[str,
             phase(f"{len(found)} answers")
     system.close()
     return {"samples": [sample.to_dict() for sample in found]}
+
+
+def _run(system: SystemUnderTest, request: dict[str, Any]) -> None:
+    """Let LoadGen test, and tell of its end."""
+    try:
+        _start(system, request)
+    except Exception as error:  # noqa: BLE001 - raised where the end is waited for
+        system.events.put(error)
+    else:
+        system.events.put(None)
 
 
 def _start(system: SystemUnderTest, request: dict[str, Any]) -> None:
@@ -157,7 +171,6 @@ def _start(system: SystemUnderTest, request: dict[str, Any]) -> None:
     mlperf_loadgen.StartTestWithLogSettings(sut, library, settings, logs, audit)
     mlperf_loadgen.DestroyQSL(library)
     mlperf_loadgen.DestroySUT(sut)
-    system.events.put(None)
 
 
 def _nothing(*_: object) -> None:
