@@ -11,7 +11,8 @@
     ├── BundleError              a bundle is damaged or not understood
     │   └── DigestMismatchError      the bytes are not those the manifest names
     ├── EngineError              an inference engine refuses or fails
-    │   └── ContextOverflowError     a prompt does not fit the cache
+    │   ├── ContextOverflowError     a prompt does not fit the cache
+    │   └── EndpointError            a server that is asked over HTTP refuses or fails
     ├── QualityError             a built bundle misses its recipe's acceptance limits
     ├── StorageError             disk full, no permission, not a folder
     ├── ConfigError              the agent's configuration is wrong
@@ -143,6 +144,10 @@ class EngineError(EdgekitError):
 
 class ContextOverflowError(EngineError):
     """Prompt and generation do not fit the cache."""
+
+
+class EndpointError(EngineError):
+    """A server that is asked over HTTP is not there, refuses, or answers something else."""
 
 
 class QualityError(EdgekitError):

@@ -2,7 +2,7 @@
 # Makes .venv with edgekit in it. Usage: scripts/setup.sh [EXTRA[,EXTRA...]] [GROUP]
 # GROUP is a dependency group of pyproject.toml.
 #   scripts/setup.sh host                the pipeline (no torch)
-#   scripts/setup.sh host,calibrate,serve,trt-check dev  what the tests need
+#   scripts/setup.sh host,calibrate,serve,bench,trt-check dev  what the tests need
 # PYTHON chooses the interpreter (default: the newest python3.11+ on PATH).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -33,6 +33,7 @@ COMMANDS = {
     "run": "Chat with a bundle in the terminal.",
     "inspect": "Show what a checkpoint or a bundle holds.",
     "serve": "Serve a bundle behind OpenAI's API.",
+    "bench": "Measure how fast an OpenAI-compatible server answers.",
     "verify": "Check a bundle: digests, graph, golden prompts.",
     "eval": "Measure a bundle's quality on data.",
     "engine": "Build a bundle's TensorRT engine for this machine.",

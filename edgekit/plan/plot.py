@@ -5,18 +5,15 @@ Needs matplotlib, the extra ``plot``.
 
 from __future__ import annotations
 
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.errors import EdgekitError, MissingExtraError
+from edgekit.drawing import figure_bytes, new_figure, require_format
 from edgekit.plan.planner import PROJECTION, Plan
 
-SUFFIXES = (".png", ".html")
 INTENSITIES = (0.5, 20000.0)
 """Range of the axis, flop a byte."""
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
@@ -33,28 +30,13 @@ def draw_roofline(plans: Sequence[Plan], path: Path) -> bytes:
         EdgekitError: The file's suffix is neither ``.png`` nor ``.html``.
         MissingExtraError: There is no matplotlib.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise EdgekitError(
-            f"--plot {path}: {path.suffix or 'no suffix'} is no format of a plot",
-            f"Use {' or '.join(SUFFIXES)}",
-        )
-    figure = _figure(plans)
-    data = io.BytesIO()
-    if path.suffix.lower() == ".png":
-        figure.savefig(data, format="png", dpi=150)
-        return data.getvalue()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    return _page(plans, data.getvalue().decode()).encode()
+    require_format(path)
+    title = f"edgekit plan: {plans[0].subject.name}"
+    return figure_bytes(_figure(plans), path, title, PROJECTION)
 
 
 def _figure(plans: Sequence[Plan]) -> Any:
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("--plot", "plot") from error
-    mpl.rcParams["svg.hashsalt"] = "edgekit"  # the same plan, the same file
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = new_figure(9, 5.5)
     axes = figure.subplots()
     for index, plan in enumerate(plans):
         _draw(axes, plan, f"C{index}")
@@ -114,14 +96,3 @@ def _legend(axes: Any, plans: Sequence[Plan]) -> None:
         handles.append(Line2D([], [], color="grey", marker="P", fillstyle="none", linestyle=""))
         labels.append("prefill")
     axes.legend(handles, labels, fontsize="small", loc="lower right")
-
-
-def _page(plans: Sequence[Plan], svg: str) -> str:
-    """Return a page that needs no other file."""
-    title = html.escape(f"edgekit plan: {plans[0].subject.name}")
-    drawing = svg[svg.index("<svg") :]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{title}</title></head>"
-        f"<body><h1>{title}</h1>\n{drawing}\n<p>{html.escape(PROJECTION)}</p></body></html>\n"
-    )

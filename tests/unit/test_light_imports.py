@@ -15,8 +15,8 @@ import edgekit.contracts
 from edgekit.cli.main import COMMANDS
 
 HOST = {
-    "huggingface_hub", "jinja2", "matplotlib", "ml_dtypes", "numba", "onnx", "onnxruntime",
-    "tokenizers", "torch", "transformers",
+    "httpx", "huggingface_hub", "jinja2", "matplotlib", "ml_dtypes", "mlperf_loadgen", "numba",
+    "onnx", "onnxruntime", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 """What only the extras of a host bring."""
 CONTRACTS = [

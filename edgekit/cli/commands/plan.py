@@ -12,8 +12,9 @@ import click
 from rich.text import Text
 
 from edgekit.cli.figures import Figure
+from edgekit.cli.files import write_plot
 from edgekit.cli.render import console, error_console, facts_table, grid_table, print_json
-from edgekit.errors import EdgekitError, StorageError, UnsupportedModelError
+from edgekit.errors import EdgekitError, UnsupportedModelError
 from edgekit.plan.hardware import ALIASES, find_machine, machines, scenarios
 from edgekit.plan.roofline import DEFAULT_ENGINE, ENGINES
 from edgekit.recipe import MIN_CONTEXT
@@ -169,16 +170,11 @@ def _plot(plans: list[Any], path: Path) -> None:
         UsageError: The file's name says no format.
         StorageError: It cannot be written.
     """
-    from edgekit.bundle.storage import write_atomic  # noqa: PLC0415 - heavy
     from edgekit.plan.plot import draw_roofline  # noqa: PLC0415 - an extra
 
     with _wrong_usage():
         drawn = draw_roofline(plans, path)
-    if not path.parent.is_dir():
-        raise StorageError(
-            f"cannot write {path}: there is no folder {path.parent}", "Make it, or choose another"
-        )
-    write_atomic(path, drawn, option="--plot")
+    write_plot(path, drawn)
 
 
 @contextmanager

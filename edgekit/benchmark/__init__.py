@@ -1,0 +1,1 @@
+"""How fast an OpenAI-compatible endpoint answers: scenarios, MLPerf's LoadGen, plots."""
