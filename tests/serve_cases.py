@@ -16,6 +16,7 @@ import uvicorn
 from factories import EXAMPLE
 
 from device.api.app import make_app
+from device.api.limits import Limits, guarded
 from device.api.service import Service, Settings
 from edgekit.bundle.reader import open_bundle
 from edgekit.engine.load import load_bundle
@@ -42,7 +43,10 @@ def build_example(root: Path) -> Path:
 
 @contextlib.contextmanager
 def served(
-    bundle: Path, settings: Settings | None = None, slots: int = 4
+    bundle: Path,
+    settings: Settings | None = None,
+    slots: int = 4,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Iterator[tuple[str, Service]]:
     """Serve a bundle; yields the base address and the service, and stops both."""
     model = load_bundle(open_bundle(bundle), threads=2, max_sequences=slots, digests=False)
@@ -50,7 +54,13 @@ def served(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(make_app(service), log_level="error", lifespan="on")
+        config = uvicorn.Config(
+            make_app(service),
+            http=guarded(limits),
+            ws="none",
+            log_level="error",
+            lifespan="on",
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -14,9 +14,6 @@ from edgekit.cli.idle import refuse_idle
 from edgekit.cli.render import StageProgress, error_console
 from edgekit.errors import EngineError, MissingExtraError
 
-MAX_CONNECTIONS = 512
-"""More are answered with 503: those that stall must not take all of a small machine's files."""
-
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -128,12 +125,15 @@ def run_server(app: Any, listener: socket.socket, drain_s: float) -> None:
     """
     import uvicorn  # noqa: PLC0415
 
+    from device.api.limits import guarded  # noqa: PLC0415
+
     config = uvicorn.Config(
         app,
+        http=guarded(),
+        ws="none",
         log_level="warning",
         access_log=False,  # it would name who asks, and when
         lifespan="on",
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=math.ceil(drain_s) + 1,
     )
     # Once all is ended uvicorn raises the signal that ended it again.
