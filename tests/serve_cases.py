@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
@@ -89,3 +90,19 @@ def post(
 ) -> httpx.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(server[0] + path, content=data, timeout=30)
+
+
+def connect(address: str, timeout_s: float = 20.0) -> socket.socket:
+    """Return a connection to a server."""
+    parts = urlsplit(address)
+    return socket.create_connection((parts.hostname or "", parts.port or 0), timeout_s)
+
+
+def raw(address: str, data: bytes) -> bytes:
+    """Send bytes; return all that comes until the server closes."""
+    with connect(address) as caller:
+        caller.sendall(data)
+        found = b""
+        while part := caller.recv(1 << 16):
+            found += part
+    return found
