@@ -48,12 +48,15 @@ def served(
     settings: Settings | None = None,
     slots: int = 4,
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    send_buffer: int | None = None,
 ) -> Iterator[tuple[str, Service]]:
     """Serve a bundle; yields the base address and the service, and stops both."""
     model = load_bundle(open_bundle(bundle), threads=2, max_sequences=slots, digests=False)
     service = Service(model, model.own_sampling, settings or Settings(drain_s=5.0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        if send_buffer is not None:  # else the kernel takes megabytes that nobody reads
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         port = listener.getsockname()[1]
         config = uvicorn.Config(
             make_app(service),
@@ -93,9 +96,12 @@ def post(
 
 
 def connect(address: str, timeout_s: float = 20.0) -> socket.socket:
-    """Return a connection to a server."""
-    parts = urlsplit(address)
-    return socket.create_connection((parts.hostname or "", parts.port or 0), timeout_s)
+    """Return a connection to a server; what it does not read stays with the server."""
+    parts, made = urlsplit(address), socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.settimeout(timeout_s)
+    made.connect((parts.hostname, parts.port))
+    return made
 
 
 def raw(address: str, data: bytes) -> bytes:

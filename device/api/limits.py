@@ -12,9 +12,11 @@ The names of ``H11Protocol`` that are used here are uvicorn's own; h11's states 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, TypeGuard
 
 import h11
@@ -119,7 +121,7 @@ class Guarded(H11Protocol):
         # Once the answer is out nobody wants the rest of a body: it has no time of its own.
         more_s = 0.0 if answered else self._received / limits.bytes_per_s
         if self._unread_since_s is not None and now_s - self._unread_since_s > limits.unread_s:
-            self.transport.abort()
+            self._drop()
         elif self.transport.is_closing():
             # What is left to be written keeps it open, were it for ever.
             self._unread_since_s = self._unread_since_s or now_s
@@ -127,6 +129,12 @@ class Guarded(H11Protocol):
             self.leave()
         interval_s = min(1.0, limits.request_s / 4, limits.unread_s / 4)
         self._watcher = self.loop.call_later(interval_s, self._watch)
+
+    def _drop(self) -> None:
+        """Reset a connection: what the kernel holds for the client goes, too."""
+        reset = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, reset)
+        self.transport.abort()
 
     def _make_room(self) -> bool:
         """Return whether there is room, once one was left that waits for a request if need be.
