@@ -1,7 +1,7 @@
 """Clients that misbehave in every way a socket allows, drawn at random; and some that do not.
 
-Each misbehaving one is a coroutine of an open connection and a source of chance. What the server does
-to it is its own affair: only a server that answers others wrongly, or not at all, is at fault.
+Each misbehaving one is a coroutine of an open connection and a source of chance. What the server
+does to it is its own affair: only a server that answers others wrongly, or not at all, is at fault.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ async def smuggle(line: Line) -> None:
         line.chance.choice(["content-length: 6", "transfer-encoding: chunked"]),
     ]
     await line.say(b"".join(request(line.chance, head=head)) + b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
-    await line.stall()  # fmt: skip
+    await line.stall()
 
 
 async def ask_many_at_once(line: Line) -> None:
@@ -177,34 +177,41 @@ async def ask_many_at_once(line: Line) -> None:
 
 
 async def send_other_json(line: Line) -> None:
+    long = {"model": NAME, "messages": [{"role": "user", "content": "x" * 50_000}]}
     body = line.chance.choice(
         [
             b"[" * 100_000,
             b'{"model": "\xff\xfe"}',
             b'{"model": "\\ud800", "messages": []}',
             b'{"temperature": 1e999, "seed": ' + b"9" * 5000 + b"}",
-            json.dumps({"model": NAME, "messages": [{"role": "user", "content": "x" * 50_000}]}).encode(),
+            json.dumps(long).encode(),
             json.dumps({"model": NAME, "messages": SUM, "stop": ["a"] * 1000}).encode(),
         ]
-    )  # fmt: skip
+    )
     await line.say(request(line.chance, head=[f"content-length: {len(body)}"])[0] + body)
     await line.reader.read(100)
 
 
 async def ask_for_other_things(line: Line) -> None:
     first = line.chance.choice(
-        ["TRACE / HTTP/1.1", "GET /%00/../../etc/passwd HTTP/1.1", "PRI * HTTP/2.0", "GET / HTTP/0.9",
-         "CONNECT x:1 HTTP/1.1", "GET /metrics HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade"]
-    )  # fmt: skip
+        [
+            "TRACE / HTTP/1.1",
+            "GET /%00/../../etc/passwd HTTP/1.1",
+            "PRI * HTTP/2.0",
+            "GET / HTTP/0.9",
+            "CONNECT x:1 HTTP/1.1",
+            "GET /metrics HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade",
+        ]
+    )
     await line.say(f"{first}\r\nhost: x\r\n\r\n".encode())
     await line.reader.read(100)
 
 
 WAYS: tuple[Callable[[Line], Awaitable[None]], ...] = (
     say_nothing, send_garbage, break_off_the_head, drip_the_head, drip_the_body, break_off_the_body,
-    leave_at_once, leave_in_the_middle, read_nothing, close_one_side, send_too_much, send_a_long_head,
-    promise_another_length, send_chunks_without_end, send_bad_chunks, smuggle, ask_many_at_once,
-    send_other_json, ask_for_other_things,
+    leave_at_once, leave_in_the_middle, read_nothing, close_one_side, send_too_much,
+    send_a_long_head, promise_another_length, send_chunks_without_end, send_bad_chunks, smuggle,
+    ask_many_at_once, send_other_json, ask_for_other_things,
 )  # fmt: skip
 
 
@@ -234,20 +241,15 @@ async def misbehave(address: str, number: int, patience_s: float) -> None:
 async def behave(client: httpx.AsyncClient, number: int) -> str | None:
     """Ask for a sum, whole or streamed; returns what was wrong with the answer."""
     row = SUMS[number % len(SUMS)]
-    body = {
-        "model": NAME,
-        "messages": [{"role": "user", "content": row["prompt"]}],
-        "temperature": 0,
-    }
+    messages = [{"role": "user", "content": row["prompt"]}]
+    body = {"model": NAME, "messages": messages, "temperature": 0, "stream": number % 2 == 0}
+    answer = await client.post("/v1/chat/completions", json=body)
+    if not answer.is_success:
+        return f"{answer.status_code}: {answer.text}"
     if number % 2:
-        answer = await client.post("/v1/chat/completions", json=body)
-        text = (
-            answer.json()["choices"][0]["message"]["content"] if answer.is_success else answer.text
-        )
+        text = answer.json()["choices"][0]["message"]["content"]
     else:
-        body["stream"] = True
-        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            lines = [line async for line in answer.aiter_lines() if line.startswith("data: {")]
+        lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
         deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
         text = "".join(delta.get("content", "") for delta in deltas)
     return None if text == row["answer"] else f"{row['prompt']}: {text}"

@@ -74,7 +74,7 @@ def _closed(schema: Any, more: tuple[str, ...] = ()) -> Any:
         return schema
     found = {key: _closed(value) for key, value in schema.items()}
     if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        found["properties"] |= {name: True for name in more}
+        found["properties"] |= dict.fromkeys(more, True)
         found["additionalProperties"] = False
     return found
 

@@ -2,9 +2,9 @@
 
 uvicorn's HTTP/1.1 protocol waits for a request for ever, and counts what waits: clients that send
 nothing, or a byte now and then, would take all connections there are. Here a request has a time to
-arrive (as Apache's ``mod_reqtimeout`` has it: some seconds, and more for what has come), a client that
-does not read its answer is left after a while, and when all connections are taken a newcomer gets
-the place of one that waits for a request.
+arrive (as Apache's ``mod_reqtimeout`` has it: some seconds, and more for what has come), a client
+that does not read its answer is left after a while, and when all connections are taken a newcomer
+gets the place of one that waits for a request.
 
 The names of ``H11Protocol`` that are used here are uvicorn's own; h11's states are its public API.
 """
@@ -43,11 +43,11 @@ class Limits:
     unread_s: float = 30.0
 
 
-def guarded(limits: Limits = Limits()) -> type[H11Protocol]:  # noqa: B008 - frozen
+def guarded(limits: Limits = Limits()) -> type[H11Protocol]:
     """Return the protocol that keeps these limits, as uvicorn's ``Config(http=...)`` takes it.
 
-    uvicorn's own ``limit_concurrency`` has to be left out, and ``ws="none"`` to be given: a connection
-    that becomes a web socket's would not be watched.
+    uvicorn's own ``limit_concurrency`` has to be left out, and ``ws="none"`` to be given: a
+    connection that becomes a web socket's would not be watched.
     """
     return type("Guarded", (Guarded,), {"limits": limits})
 

@@ -127,8 +127,8 @@ class Scheduler:
     def _prefill(self) -> None:
         """Run a chunk of the prompt that is due first, and other prompts that still fit into it.
 
-        A prompt is due once as many tokens of prompts have run as it has itself: those of one length
-        go in their order, a short one passes a long one, and none is passed for ever.
+        A prompt is due once as many tokens of prompts have run as it has itself: those of one
+        length go in their order, a short one passes a long one, and none is passed for ever.
         """
         left = self._chunk
         for slot in sorted(self._slots.all, key=lambda slot: (slot.due, slot.used)):
@@ -136,7 +136,7 @@ class Scheduler:
                 left -= self._prefill_chunk(slot)
 
     def _prefill_chunk(self, slot: Slot) -> int:
-        """Run a chunk of a slot's prompt, and sample after the last; returns how many tokens ran."""
+        """Run a chunk of a slot's prompt, and sample after the last; returns its tokens."""
         request = slot.request
         if request is None:
             raise AssertionError

@@ -8,8 +8,9 @@ Each server is started on a free loopback port, asked, and stopped; they take tu
 a time. Every request is a streamed completion of one length, greedy, with a prompt of its own;
 ``tokens/s`` counts what all streams got after the first had begun. ``prefix`` asks with 1000 tokens
 in common, once to fill the cache and then each with a question of its own. ``--bare BUNDLE`` times
-the same steps on the session alone, which says what the server around it costs. ``--load 0.5`` asks at
-half of what the server can do, at random times, and tells quantiles of the time to the first token.
+the same steps on the session alone, which says what the server around it costs. ``--load 0.5`` asks
+at half of what the server can do, at random times, and tells quantiles of the time to the first
+token.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Requests that come when they please: Poisson arrivals at a share of what a server can do.
 
-A closed loop hides waiting: a slow server is asked less. Here the capacity is measured first, with as
-many clients as the server has slots, each asking again once it is answered; then requests arrive
-at a fixed mean rate, whatever has become of those before, and their times to the first token are
-told by quantiles.
+A closed loop hides waiting: a slow server is asked less. Here the capacity is measured first, with
+some clients that each ask again once they are answered; then requests arrive at a fixed mean rate,
+whatever has become of those before, and their times to the first token are told by quantiles.
 """
 
 from __future__ import annotations

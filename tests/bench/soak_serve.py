@@ -2,11 +2,11 @@
 
     python tests/bench/soak_serve.py BUNDLE --requests 10000 --json soak.json
 
-The server is ``edgekit serve`` in a process of its own. Some clients ask short questions: whole, streamed,
-left in the middle, refused, held to a schema, with log probabilities, with penalties. Each answer
-has to be what its kind says. Resident memory, threads and files are read from ``/proc`` after every
-hundredth request. Told are the means of the first and the last thousand, and the slope of a line through
-all but the first fifth: allocators and caches fill at first.
+The server is ``edgekit serve`` in a process of its own. Some clients ask short questions: whole,
+streamed, left in the middle, refused, held to a schema, with log probabilities, with penalties.
+Each answer has to be what its kind says. Resident memory, threads and files are read from ``/proc``
+after every hundredth request. Told are the means of the first and the last thousand, and the slope
+of a line through all but the first fifth: allocators and caches fill at first.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ SCHEMA = {
     "type": "object", "additionalProperties": False, "required": ["n"],
     "properties": {"n": {"type": "integer"}},
 }  # fmt: skip
+HELD = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+MORE: dict[int, dict[str, Any]] = {
+    3: {"foo": 1},
+    5: {"model": "x"},
+    6: {"response_format": HELD},
+    8: {"logprobs": True, "top_logprobs": 3},
+    9: {"n": 2, "frequency_penalty": 0.5},
+}
+"""What a tenth of the requests asks for besides; 3 and 5 are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +109,8 @@ class Client:
         if kind in {1, 4, 7}:
             await self._stream(number, leave=kind == 7)
             return
-        more: dict[str, Any] = {
-            0: {}, 2: {}, 3: {"foo": number}, 5: {"model": "x"},
-            6: {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
-            8: {"logprobs": True, "top_logprobs": 3}, 9: {"n": 2, "frequency_penalty": 0.5},
-        }[kind]  # fmt: skip
-        answer = await self._http.post("/v1/chat/completions", json=self._body(number) | more)
+        body = self._body(number) | MORE.get(kind, {})
+        answer = await self._http.post("/v1/chat/completions", json=body)
         assert answer.status_code == {3: 400, 5: 404}.get(kind, 200), answer.text
         if answer.is_success:
             assert answer.json()["usage"]["completion_tokens"] > 0

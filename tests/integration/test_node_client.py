@@ -24,7 +24,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.fail(f"{program} is missing: install Node 20 or newer (Debian: nodejs and npm)")
     folder = tmp_path_factory.mktemp("node") / "client"
     shutil.copytree(NODE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    command = [shutil.which("npm") or "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
@@ -34,8 +34,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_openais_client_for_node_gets_its_answers(client: Path, tmp_path: Path) -> None:
     """Models, whole and streamed answers, tools, schemas, aborts and errors, as it reads them."""
     with served(build_example(tmp_path)) as (address, service):
+        command = [shutil.which("node") or "node", "--test", "--test-reporter=tap"]
         done = subprocess.run(
-            ["node", "--test", "--test-reporter=tap", "client.test.mjs"],
+            [*command, "client.test.mjs"],
             cwd=client,
             env=os.environ | {"BASE_URL": f"{address}/v1", "MODEL": NAME},
             capture_output=True,

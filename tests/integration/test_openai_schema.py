@@ -1,4 +1,4 @@
-"""Every kind of answer against OpenAI's published schemas, and every field that a request may have."""
+"""Every kind of answer against OpenAI's published schemas; every field that a request may have."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from device.api.service import Service, Settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-BODIES = {CHAT: {"messages": SUM}, COMPLETION: {"prompt": "To be, or not"}}
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": SUM},
+    COMPLETION: {"prompt": "To be, or not"},
+}
 REQUESTS = {CHAT: "CreateChatCompletionRequest", COMPLETION: "CreateCompletionRequest"}
 WHOLE = {CHAT: "CreateChatCompletionResponse", COMPLETION: "CreateCompletionResponse"}
 CHUNK = {CHAT: "CreateChatCompletionStreamResponse", COMPLETION: "StreamedCompletionResponse"}
 CLOCK = {"type": "function", "function": {"name": "clock", "description": "The time."}}
+NAMED = {"type": "function", "function": {"name": "clock"}}
 OBJECT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 SCHEMA = {"name": "it", "strict": True, "schema": {**OBJECT, "additionalProperties": False}}
 
@@ -66,7 +70,7 @@ VALUES: dict[str, Any] = {
 """A value of each field that asks for something; those of numbers are 1."""
 NEWER = {"moderation": {"model": "x"}, "prompt_cache_options": {"mode": "explicit"}}
 """Fields that the installed client knows and the schemas of ``tests/data`` do not yet."""
-NEEDS = {
+NEEDS: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
     "stream_options": {"stream": True},
     "parallel_tool_calls": {"tools": [CLOCK]},
@@ -104,7 +108,7 @@ def chunks(answer: httpx.Response) -> list[Any]:
         (CHAT, {"response_format": {"type": "json_object"}, "max_tokens": 60}),
         (CHAT, {"response_format": VALUES["response_format"]}),
         (CHAT, {"tools": [CLOCK], "tool_choice": "required"}),
-        (CHAT, {"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "clock"}}}),
+        (CHAT, {"tools": [CLOCK], "tool_choice": NAMED}),
         (COMPLETION, {}),
         (COMPLETION, {"n": 2, "temperature": 1}),
         (COMPLETION, {"prompt": ["To be", "or not"], "max_tokens": 4}),
