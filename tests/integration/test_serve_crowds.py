@@ -11,7 +11,7 @@ import httpx
 import pytest
 from chaos_clients import crowd
 from serve_cases import build_example, connect
-from soak_serve import Held, held, serving
+from soak_serve import Held, held, serving, soak
 
 GROWTH_MIB = 8.0
 """Resident memory may grow as much from the second quarter to the last: what an allocator keeps."""
@@ -63,3 +63,12 @@ def test_more_silent_connections_than_there_may_be_lock_nobody_out(tmp_path: Pat
             told = asyncio.run(crowd(address, range(0), at_once=1, patience_s=0))
             assert told == [None] * 4
             quiet(address, pid, before.files, within_s=30)
+
+
+def test_requests_of_all_kinds_leave_nothing_behind(tmp_path: Path) -> None:
+    """Three hundred, each answered as its kind is; no more threads than after the first hundred."""
+    with serving(build_example(tmp_path)) as (address, pid):
+        found = asyncio.run(soak(address, pid, 300, clients=6))
+        assert len(found) == 4
+        assert found[-1].threads <= found[1].threads
+        quiet(address, pid, found[0].files)
