@@ -79,6 +79,8 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Take a request; it is told of its tokens and its end by its sinks.
 
+        Where too many wait it takes the place of the last of a client that has more of them.
+
         Raises:
             QueueFullError: Too many wait; the request was not taken.
             ContextOverflowError: The prompt does not fit the context.
@@ -87,9 +89,13 @@ class Scheduler:
         limit = token_limit(self._session, len(request.prompt), request.params)
         free = len(self._slots.all) - self.running
         if self.waiting >= self._queue_limit + free:
-            raise QueueFullError(
+            full = QueueFullError(
                 f"{self.waiting} requests wait already", "Ask again when some have been answered"
             )
+            surplus = self._queue.crowding(request.client)
+            if surplus is None:
+                raise full
+            self._end(surplus, "failed", full)
         self._limits[request] = limit
         request.queued_s = self._clock()
         self._queue.put(request)

@@ -277,6 +277,25 @@ def test_too_many_are_refused_and_nothing_else_changes() -> None:
     assert all(request.generated == expected(request.prompt, 8) for request in requests)
 
 
+def test_one_who_fills_the_queue_makes_room_for_others() -> None:
+    """Its last request is refused after all, down to equal shares; what has a slot is let be."""
+    scheduler = Scheduler(Engine(slots=1), queue_limit=4)
+    greedy = [ask([n + 1], client="greedy") for n in range(5)]
+    modest = [ask([n + 50], client="modest") for n in range(3)]
+    scheduler.submit(greedy[0])
+    scheduler.step()
+    for request in (*greedy[1:], *modest[:2]):
+        scheduler.submit(request)
+    for request in (modest[2], ask([9], client="greedy")):
+        with pytest.raises(QueueFullError):
+            scheduler.submit(request)
+    assert [request.reason for request in greedy] == [None, None, None, "failed", "failed"]
+    assert isinstance(greedy[4].error, QueueFullError)
+    run(scheduler)
+    for request in (*greedy[:3], *modest[:2]):
+        assert request.generated == expected(request.prompt, 8)
+
+
 def test_clients_take_turns() -> None:
     """One who asks a lot waits for itself; who asks once waits for one of the other's."""
     scheduler = Scheduler(Engine(slots=1))
