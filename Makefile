@@ -18,7 +18,7 @@ types: ## mypy, strict, for the host's Python and the device's
 	scripts/test.sh types
 test: ## the fast tests
 	scripts/test.sh test
-test-slow: ## the tests that take minutes
+test-slow: ## the tests that take minutes; OpenAI's Node client among them needs node 20 and npm
 	$(bin)/python -m pytest -m slow --timeout 3600
 test-arm64: ## the container's Python part on an emulated arm64 Debian (root, some 10 minutes)
 	scripts/arm64.sh

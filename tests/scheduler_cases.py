@@ -69,6 +69,9 @@ class Engine:
         assert len(set(slots)) == len(slots)
         if self.broken is not None:
             raise self.broken
+        for slot, position in zip(slots, positions, strict=True):
+            if position > len(self.held[slot]) == 0:
+                raise EngineError(f"slot {slot} holds nothing: its logits were not finite")
         self.batches.append(len(slots))
         rows = [
             self._feed(slot, [token], position)

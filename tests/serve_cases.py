@@ -7,12 +7,14 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
@@ -22,6 +24,7 @@ from device.agent.front import make_front
 from device.agent.loading import LoadOptions, load_model
 from device.agent.models import Models
 from device.agent.server import listen
+from device.api.limits import Limits, guarded
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.service import Service
@@ -70,10 +73,14 @@ class Running:
 
 @contextlib.contextmanager
 def served(
-    bundle: Path, settings: Settings | None = None, slots: int = 4
+    bundle: Path,
+    settings: Settings | None = None,
+    slots: int = 4,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    send_buffer: int | None = None,
 ) -> Iterator[tuple[str, Service]]:
     """Serve a bundle; yields the base address and the service, and stops both."""
-    with running(bundle, settings, slots) as server:
+    with running(bundle, settings, slots, limits=limits, send_buffer=send_buffer) as server:
         assert server.models.current is not None
         yield server.address, server.models.current.service
 
@@ -86,6 +93,8 @@ def running(
     *,
     log: str = "off",
     vllm_metrics: bool = False,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    send_buffer: int | None = None,
 ) -> Iterator[Running]:
     """Serve a bundle as the agent does; yields the server, and stops it."""
     metrics = Metrics()
@@ -95,8 +104,13 @@ def running(
     front = make_front(models, lines, vllm_metrics=vllm_metrics)
     loops: list[asyncio.AbstractEventLoop] = []
     with listen("127.0.0.1", 0) as listener:
+        if send_buffer is not None:  # else the kernel takes megabytes that nobody reads
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(front, log_level="error", lifespan="on", ws="none"))
+        config = uvicorn.Config(
+            front, http=guarded(limits), log_level="error", lifespan="on", ws="none"
+        )
+        server = uvicorn.Server(config)
         models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))
 
         async def serve() -> None:
@@ -151,3 +165,22 @@ def post(
 ) -> httpx.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(server[0] + path, content=data, timeout=30)
+
+
+def connect(address: str, timeout_s: float = 20.0) -> socket.socket:
+    """Return a connection to a server; what it does not read stays with the server."""
+    parts, made = urlsplit(address), socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.settimeout(timeout_s)
+    made.connect((parts.hostname, parts.port))
+    return made
+
+
+def raw(address: str, data: bytes) -> bytes:
+    """Send bytes; return all that comes until the server closes."""
+    with connect(address) as caller:
+        caller.sendall(data)
+        found = b""
+        while part := caller.recv(1 << 16):
+            found += part
+    return found

@@ -14,10 +14,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from device.agent.config import AgentConfig
+from device.api.limits import guarded
 from edgekit.errors import ConfigError, EngineError
-
-MAX_CONNECTIONS = 512
-"""More are answered with 503: those that stall must not take all of a small machine's files."""
 
 TICK_S: Final = 0.25
 """After a signal the end begins this late at most."""
@@ -42,8 +40,8 @@ class AgentServer(uvicorn.Server):
                 log_level="warning",
                 access_log=False,  # the agent's own has no addresses beyond the API's
                 lifespan="on",
+                http=guarded(),
                 ws="none",
-                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=math.ceil(config.drain_s) + 1,
                 **_tls(config),
             )

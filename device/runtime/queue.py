@@ -30,6 +30,15 @@ class FairQueue:
             self._clients[client] = waiting
         return request
 
+    def crowding(self, client: str) -> Request | None:
+        """Return the last request of the client that has most, where another has no fair share.
+
+        That is if one more of the other's would still be no more than what is left to the first.
+        """
+        own = len(self._clients.get(client, ()))
+        most = max(self._clients.values(), key=len, default=deque[Request]())
+        return most[-1] if len(most) >= own + 2 else None
+
     def drop(self, request: Request) -> bool:
         """Remove a request that waits; returns whether it did."""
         waiting = self._clients.get(request.client, deque())

@@ -1,4 +1,4 @@
-"""Continuous batching: every step one chunk of a prompt and one token of all that generate.
+"""Continuous batching: every step a chunk of prompts and one token of all that generate.
 
 No threads and no text here: the loop (``device.runtime.loop``) owns the thread, what turns tokens
 into text hears of them by ``Request.on_token``. A request that ends frees its slot at once; what
@@ -29,7 +29,7 @@ from edgekit.engine.session import CopiesPrefixes, InferenceSession, decode_rows
 from edgekit.errors import EdgekitError, EngineError
 
 CHUNK_TOKENS: Final = 256
-"""Tokens of a prompt that run between two steps of those who generate: bounds their wait."""
+"""Tokens of prompts that run between two steps of those who generate: bounds their wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Scheduler:
         self._queue_limit = queue_limit
         self._slots = Slots(session.max_sequences)
         self._limits: dict[Request, int] = {}
-        self._turn = 0
+        self._prefilled = 0
         self.steps = 0
         self.decoded_tokens = 0
 
@@ -110,6 +110,8 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Take a request; it is told of its tokens and its end by its sinks.
 
+        Where too many wait it takes the place of the last of a client that has more of them.
+
         Raises:
             QueueFullError: Too many wait; the request was not taken.
             ContextOverflowError: The prompt does not fit the context.
@@ -118,9 +120,13 @@ class Scheduler:
         limit = token_limit(self._session, len(request.prompt), request.params)
         free = len(self._slots.all) - self.running
         if self.waiting >= self._queue_limit + free:
-            raise QueueFullError(
+            full = QueueFullError(
                 f"{self.waiting} requests wait already", "Ask again when some have been answered"
             )
+            surplus = self._queue.crowding(request.client)
+            if surplus is None:
+                raise full
+            self._end(surplus, "failed", full)
         self._limits[request] = limit
         request.queued_s = self._clock()
         self._queue.put(request)
@@ -149,16 +155,25 @@ class Scheduler:
             request = self._queue.take()
             if request is None:
                 return
-            self._slots.take(request)
+            slot = self._slots.take(request)
+            if slot is None:
+                raise AssertionError
+            slot.due = self._prefilled + slot.unfilled
             request.started_s = now_s
 
     def _prefill(self) -> None:
-        """Run one chunk of one prompt; prompts take turns."""
-        slots = [slot for slot in self._slots.all if slot.is_prefilling]
-        if not slots:
-            return
-        self._turn += 1
-        slot = slots[self._turn % len(slots)]
+        """Run a chunk of the prompt that is due first, and other prompts that still fit into it.
+
+        A prompt is due once as many tokens of prompts have run as it has itself: those of one
+        length go in their order, a short one passes a long one, and none is passed for ever.
+        """
+        left = self._chunk
+        for slot in sorted(self._slots.all, key=lambda slot: (slot.due, slot.used)):
+            if slot.is_prefilling and (left == self._chunk or slot.unfilled <= left):
+                left -= self._prefill_chunk(slot)
+
+    def _prefill_chunk(self, slot: Slot) -> int:
+        """Run a chunk of a slot's prompt, and sample after the last; returns its tokens."""
         request = slot.request
         if request is None:
             raise AssertionError
@@ -169,11 +184,13 @@ class Scheduler:
             logits = self._session.prefill(slot.index, chunk, start)
         except EdgekitError as error:
             self._fail(slot, error)
-            return
+            return 0
         slot.tokens.extend(chunk)
         slot.prefilled += len(chunk)
+        self._prefilled += len(chunk)
         if slot.is_decoding:
             self._take(slot, logits, self._clock())
+        return len(chunk)
 
     def _borrow(self, slot: Slot) -> None:
         """Take over what another slot holds of a slot's prompt, where the engine can copy it."""

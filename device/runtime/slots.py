@@ -25,6 +25,7 @@ class Slot:
         request: Who has it; None while it is free.
         prefilled: Tokens of the request's prompt that are in the cache.
         used: When it was last given away; larger is later.
+        due: How many tokens of prompts may have run, of all, when its prompt should have.
     """
 
     index: int
@@ -32,11 +33,17 @@ class Slot:
     request: Request | None = None
     prefilled: int = 0
     used: int = 0
+    due: int = 0
+
+    @property
+    def unfilled(self) -> int:
+        """Tokens of its request's prompt that have yet to run."""
+        return 0 if self.request is None else len(self.request.prompt) - self.prefilled
 
     @property
     def is_prefilling(self) -> bool:
         """Whether its request's prompt is not yet in the cache."""
-        return self.request is not None and self.prefilled < len(self.request.prompt)
+        return self.unfilled > 0
 
     @property
     def is_decoding(self) -> bool:

@@ -8,13 +8,16 @@ Each server is started on a free loopback port, asked, and stopped; they take tu
 a time. Every request is a streamed completion of one length, greedy, with a prompt of its own;
 ``tokens/s`` counts what all streams got after the first had begun. ``prefix`` asks with 1000 tokens
 in common, once to fill the cache and then each with a question of its own. ``--bare BUNDLE`` times
-the same steps on the session alone, which says what the server around it costs.
+the same steps on the session alone, which says what the server around it costs. ``--load 0.5`` asks
+at half of what the server can do, at random times, and tells quantiles of the time to the first
+token.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import shlex
 import socket
@@ -28,6 +31,7 @@ from typing import Any
 import httpx
 import measure
 import numpy as np
+import open_load
 import report
 from measure import MIB
 
@@ -125,6 +129,23 @@ async def prefix(base: str, seed: int) -> dict[str, Any]:
     return {"cold_first_token_s": firsts[0], "warm_first_token_s": float(np.median(firsts[1:]))}
 
 
+async def at_share(base: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Ask at a share of the server's capacity, in requests a second, at random times."""
+    async with httpx.AsyncClient(base_url=base, timeout=600, limits=ONE_EACH) as client:
+        model = (await client.get("/v1/models")).json()["data"][0]["id"]
+        numbers = itertools.count(seed * 100_000)
+
+        async def one() -> float:
+            (text,) = prompts(1, options.prompt, next(numbers))
+            return (await ask(client, model, text, options.tokens)).first_s
+
+        most = await open_load.capacity(one, max(options.streams), max(options.requests // 4, 20))
+        rate = most * options.load
+        firsts = await open_load.arrivals(one, rate, options.requests, seed)
+    told = {"streams": f"load {options.load:g}", "capacity_per_s": most, "rate_per_s": rate}
+    return {**told, "requests": len(firsts), **open_load.quantiles(firsts)}
+
+
 def measure_server(server: Server, options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Start a server, load it, stop it."""
     with socket.socket() as free:
@@ -136,8 +157,11 @@ def measure_server(server: Server, options: argparse.Namespace, seed: int) -> li
         try:
             ready(base, process)
             asyncio.run(load(base, 1, options, 1000))  # shapes seen once are not timed
-            rows += [asyncio.run(load(base, x, options, seed)) for x in options.streams]
-            rows.append(asyncio.run(prefix(base, seed)))
+            if options.load:
+                rows.append(asyncio.run(at_share(base, options, seed)))
+            else:
+                rows += [asyncio.run(load(base, x, options, seed)) for x in options.streams]
+                rows.append(asyncio.run(prefix(base, seed)))
             anonymous, resident = measure._memory(process.pid)
         finally:
             process.terminate()
@@ -194,6 +218,8 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=128, help="about as many tokens")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2, help="of --bare")
+    parser.add_argument("--load", type=float, metavar="SHARE", help="of the capacity, instead")
+    parser.add_argument("--requests", type=int, default=300, help="of --load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--log", type=Path, default=Path("bench_serve.log"))
     parser.add_argument("--json", type=Path)
@@ -220,7 +246,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     keys = dict.fromkeys((row["server"], row.get("streams")) for row in rows)
     figures = (
         "tokens_per_s", "first_token_s", "cold_first_token_s", "warm_first_token_s",
-        "anonymous_mib",
+        "capacity_per_s", "first_token_p90_s", "first_token_p99_s", "p99_to_p50", "anonymous_mib",
     )  # fmt: skip
     lines = []
     for name, streams in keys:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 
 import cuda_steps
 import numpy as np
+import open_load
 import pytest
+import soak_serve
 from bench_decode import parse_llama_bench
 from divergence import compare, log_softmax
 from make_checkpoint import SHAPES, Shape, make_checkpoint, plan_shards
 from measure import MIB, BenchError, run, run_checked
+from soak_serve import Held
 from stored_bits import of_bundle
 
 from edgekit.models.config import count_parameters, tensor_shapes
@@ -169,3 +174,36 @@ def test_selections_are_timed_only_beside_their_answers() -> None:
     assert [row["kind"] for row in selections] == 2 * list(cuda_steps.KINDS)
     assert all(row["exact"] and row["nan_told"] and row["us"] > 0 for row in selections)
     assert max(row["sum_relative_error"] for row in selections) < 1e-5
+
+
+def test_requests_at_random_times_wait_for_none_before_them() -> None:
+    """A server that answers after a while is asked as often as one that answers at once."""
+    begun: list[float] = []
+
+    async def ask() -> float:
+        begun.append(time.perf_counter())
+        await asyncio.sleep(0.2)
+        return 0.2
+
+    firsts = asyncio.run(open_load.arrivals(ask, 200.0, 60, seed=1))
+    assert firsts == [0.2] * 60
+    assert begun[-1] - begun[0] < 2.0  # one after the other they would take 12
+    assert open_load.quantiles(firsts)["p99_to_p50"] == pytest.approx(1)
+
+
+def test_a_capacity_is_what_clients_that_never_pause_get() -> None:
+    """Four who are answered after 50 ms each are 80 answers a second, at most."""
+
+    async def ask() -> float:
+        await asyncio.sleep(0.05)
+        return 0.05
+
+    assert 20 < asyncio.run(open_load.capacity(ask, 4, 40)) <= 80
+
+
+def test_a_soak_tells_a_leak_from_what_fills_at_first() -> None:
+    """A line through the later samples rises with a leak, and not with what came before them."""
+    flat = [Held(100.0 + min(n, 20), 5, 10) for n in range(101)]
+    leak = [Held(one.resident_mib + n / 10, 5, 10) for n, one in enumerate(flat)]
+    assert soak_serve.told(flat)["slope_mib_per_1000"] == pytest.approx(0, abs=0.02)
+    assert soak_serve.told(leak)["slope_mib_per_1000"] == pytest.approx(1, abs=0.02)

@@ -1,11 +1,11 @@
-"""The socket that `edgekit serve` listens on."""
+"""The socket that a server listens on."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 
-from edgekit.cli.commands.serve import listen
+from device.agent.server import listen
 
 
 def test_tokens_do_not_wait_for_acknowledgements() -> None:
