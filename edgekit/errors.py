@@ -14,6 +14,10 @@
     │   └── ContextOverflowError     a prompt does not fit the cache
     ├── QualityError             a built bundle misses its recipe's acceptance limits
     ├── StorageError             disk full, no permission, not a folder
+    ├── TelemetryError           the device's telemetry
+    │   ├── MessageError             a message that crosses the air breaks its contract
+    │   ├── SensorError              a reading cannot be understood
+    │   └── RingError                the store of unsent telemetry fails
     ├── MissingExtraError        an optional dependency is not installed
     └── MissingInterpreterError  a tool that needs another Python is not set up
 
@@ -154,6 +158,26 @@ class StorageError(EdgekitError):
     """The disk is full, a path is not writable, or is not what it should be."""
 
     exit_code = 13
+
+
+class TelemetryError(EdgekitError):
+    """What the device's telemetry cannot do; nothing else on the device depends on it."""
+
+    exit_code = 15
+
+
+class MessageError(TelemetryError):
+    """A topic or payload is not as ``docs/telemetry.md`` says."""
+
+    usual_remedy = "Compare the sender's version with docs/telemetry.md"
+
+
+class SensorError(TelemetryError):
+    """A sensor's output is of no known form."""
+
+
+class RingError(TelemetryError):
+    """The ring of unsent telemetry cannot be opened or written."""
 
 
 class MissingExtraError(EdgekitError):
