@@ -78,7 +78,6 @@ SERIES: Mapping[str, Series] = {
     "probe_lost_total": Series("Of these, unanswered."),
     "probe_unsent_total": Series("Probes that the device could not send."),
     "probe_refused_total": Series("Probes that met no reflector."),
-    "probe_rtt_ms": Series("Round trip of the last answered probe."),
     "probe_loss_lower_bound_ratio": Series("Wilson lower bound of the loss in the window."),
     "modem_rsrp_dbm": Series("Reference signal received power.", "technology"),
     "modem_rsrq_db": Series("Reference signal received quality.", "technology"),

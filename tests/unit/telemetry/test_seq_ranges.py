@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_ranges_are_sets(left: set[int], right: set[int]) -> None:
     assert difference(a, b) == ranges_of(left - right)
     assert numbers(a) == left
     assert {n for n in range(62) if contains(a, n)} == left
-    assert all(first > before + 1 for (_, before), (first, _) in zip(a, a[1:], strict=False))
+    assert all(first > before + 1 for (_, before), (first, _) in itertools.pairwise(a))
 
 
 @given(SETS)
