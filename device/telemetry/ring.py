@@ -25,7 +25,6 @@ from device.telemetry.in_flight import InFlight
 from device.telemetry.ring_file import failure, is_broken, open_file, put_aside
 from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.seq_ranges import Ranges
-from edgekit.contracts.series import Number
 from edgekit.errors import RingError
 
 logger = logging.getLogger(__name__)
@@ -226,7 +225,7 @@ class Ring:
                 (offset_ms, REDATED, UNSYNCED, self._kernel),
             ).rowcount
 
-    def values(self) -> dict[str, Number | None]:
+    def values(self) -> dict[str, int]:
         """Return its readings.
 
         Raises:

@@ -73,7 +73,7 @@ class EchoProbe:
             del self._waiting[number]
             self.lost += 1
         if now_s >= self._due_s:
-            self._due_s = max(self._due_s + self.interval_s, now_s)
+            self._due_s = max(self._due_s, now_s) + self.interval_s
             self._send(now_s)
 
     def read(self, now_s: float) -> Values:

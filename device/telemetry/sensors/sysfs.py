@@ -109,4 +109,4 @@ class Sysfs:
 
 def label(text: str) -> str:
     """Return a text as a reading's label can be."""
-    return _NOT_LABEL.sub("_", text).strip("_")[:64] or "unnamed"
+    return _NOT_LABEL.sub("_", text).strip("_-")[:64] or "unnamed"

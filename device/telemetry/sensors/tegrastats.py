@@ -29,7 +29,10 @@ _SWAP = re.compile(r" SWAP (\d{1,9})/(\d{1,9})MB(?= |$)")
 _CPU = re.compile(r" CPU \[([^\]]*)\](?= |$)")
 _CORE = re.compile(r"(\d{1,3})%@(\d{1,5})|(off)")
 _LOAD = re.compile(r"(?:(\d{1,3})%)?(?:@(?:(\d{1,5})|\[(\d{1,5}(?:,\d{1,5})*)\]))?")
-_TEMPERATURE = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)@(-?\d{1,4}(?:\.\d{1,4})?)C(?:/-?[\d.]{1,9}C)?")
+_TEMPERATURE = re.compile(
+    r"([A-Za-z][A-Za-z0-9_-]{0,63})@(-?\d{1,4}(?:\.\d{1,4})?)C(?:/-?[\d.]{1,9}C)?"
+)
+_RAIL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _POWER = re.compile(r"(-?\d{1,7})mW(?:/-?\d{1,7}mW){1,2}")
 _OFF_CELSIUS = -256
 _UNCONNECTED = "NC"
@@ -143,7 +146,7 @@ def _units(
     loads = {"EMC_FREQ": Load(), "GR3D_FREQ": Load()}
     celsius: dict[str, float | None] = {}
     milliwatts: dict[str, int | None] = {}
-    for index, (name, word) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+    for index, (name, word) in enumerate(zip(words, [*words, ""][1:], strict=True)):
         degrees = _TEMPERATURE.fullmatch(name)
         power = _POWER.fullmatch(word)
         if degrees:
@@ -151,7 +154,7 @@ def _units(
             celsius[zone] = None if value <= _OFF_CELSIUS or zone in celsius else value
         elif name in loads and word:
             loads[name] = _load(word, last=index + 2 >= len(words))
-        elif power and name.isidentifier() and name != _UNCONNECTED:
+        elif power and _RAIL.fullmatch(name) and name != _UNCONNECTED:
             milliwatts[name] = None if name in milliwatts else int(power[1])
     return loads["EMC_FREQ"], loads["GR3D_FREQ"], celsius, milliwatts
 

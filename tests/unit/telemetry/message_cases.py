@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekit.contracts.message import Message
+from edgekit.contracts.series import Values
 from edgekit.contracts.telemetry import (
     Alarm,
     Batch,
@@ -33,7 +34,7 @@ LATER = {
 }
 
 
-def sample(seq: int, time_ms: int, values: dict[str, int | float | None]) -> Sample:
+def sample(seq: int, time_ms: int, values: Values) -> Sample:
     return Sample(boot=BOOT, seq=seq, time_ms=time_ms, clock="synced", values=values)
 
 

@@ -231,7 +231,7 @@ def test_a_file_that_breaks_under_way_is_replaced(tmp_path: Path, clock: FakeClo
         file.seek(8192)
         file.write(b"\xa5" * 900_000)
     ring._db.execute("PRAGMA shrink_memory")  # what was read at the start is not read again
-    with pytest.raises(RingError, match="broke: .*A new one is in use; the old is"):
+    with pytest.raises(RingError, match=r"broke: .*A new one is in use; the old is"):
         ring.acknowledge(ring.boot, ((1, 2000),))
     assert len(ring.moved_aside) == 1
     assert ring.put([b"a"]) == [1]
