@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from device.telemetry.ring import Row
+from device.telemetry.rows import sample_of
 from edgekit.contracts.batch_dictionary import DICTIONARY
-from edgekit.contracts.canonical import canonical_bytes, parse_document
 from edgekit.contracts.seq_ranges import Ranges
-from edgekit.contracts.series import Values, check_values
-from edgekit.contracts.telemetry import Batch, Sample
-from edgekit.errors import BundleError, MessageError, MissingExtraError
+from edgekit.contracts.telemetry import Batch
+from edgekit.errors import MessageError, MissingExtraError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -52,23 +51,6 @@ class Packed:
     payload: bytes
 
 
-def values_to_bytes(values: Values) -> bytes:
-    """Return a sample's readings as the ring holds them."""
-    return canonical_bytes(dict(values))
-
-
-def values_from_bytes(payload: bytes) -> Values:
-    """Read a sample's readings from the ring.
-
-    Raises:
-        MessageError: They are none.
-    """
-    try:
-        return check_values(parse_document(payload, "a sample of the ring"), "a sample of the ring")
-    except BundleError as error:
-        raise MessageError(error.message) from error
-
-
 def pack(rows: Sequence[Row], encoding: str = ENCODINGS[0]) -> Packed:
     """Make a batch of rows of one boot and kind of clock, in ascending order.
 
@@ -76,18 +58,7 @@ def pack(rows: Sequence[Row], encoding: str = ENCODINGS[0]) -> Packed:
         MessageError: A row's payload is no sample's.
         MissingExtraError: The encoding's compressor is not installed.
     """
-    batch = Batch.of_samples(
-        [
-            Sample(
-                boot=row.boot,
-                seq=row.seq,
-                time_ms=row.time_ms,
-                clock=row.clock,
-                values=values_from_bytes(row.payload),
-            )
-            for row in rows
-        ]
-    )
+    batch = Batch.of_samples([sample_of(row) for row in rows])
     return Packed(batch.boot, batch.seq, encoding, compress(batch.to_bytes(), encoding))
 
 

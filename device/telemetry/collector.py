@@ -10,13 +10,13 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
+from device.telemetry.alarm_rules import PERIOD_S
 from device.telemetry.alarms import Alarms, Decision
-from device.telemetry.batch import values_to_bytes
 from device.telemetry.clock import Clock
 from device.telemetry.loss_window import LossWindow
 from device.telemetry.ring import ALARM, SAMPLE, Ring
+from device.telemetry.rows import alarm_payload, sample_payload
 from device.telemetry.sensors.sensor import Sensor
-from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.series import Number, Values, check_values
 from edgekit.errors import MessageError, MissingExtraError, SensorError
 
@@ -74,21 +74,17 @@ class Collector:
             logger.warning("alarm %s %s: %s", decision.alarm, decision.state, decision.reading)
         self._redate()
         if decisions:
-            self._ring.put([_alarm_bytes(decision) for decision in decisions], ALARM)
+            self._ring.put([alarm_payload(decision) for decision in decisions], ALARM)
         if may_sample and now_s >= self._sample_due_s:
-            self._sample_due_s = max(self._sample_due_s + self.sample_s, now_s)
-            self._ring.put([values_to_bytes(values)], SAMPLE)
+            # Ticks come a little late or early: the next sample is that of the nearest one.
+            self._sample_due_s = now_s + self.sample_s - PERIOD_S / 2
+            self._ring.put([sample_payload(values)], SAMPLE)
         return values, decisions
 
     def _read(self, now_s: float) -> dict[str, Number | None]:
         values: dict[str, Number | None] = {}
         for sensor in self._sensors:
-            try:
-                values.update(check_values(sensor.read(now_s), sensor.name))
-            except (SensorError, MessageError, MissingExtraError) as error:
-                self._errors[sensor.name] += 1
-                if self._errors[sensor.name] == 1:
-                    logger.warning("sensor %s: %s", sensor.name, error)
+            values.update(self._read_one(sensor, now_s))
         sent, lost = values.get("probe_sent_total"), values.get("probe_lost_total")
         if sent is not None and lost is not None:
             bound = self._window.update(now_s, int(sent), int(lost))
@@ -97,23 +93,19 @@ class Collector:
             values[f"sensor_errors_total.{name}"] = count
         return values
 
+    def _read_one(self, sensor: Sensor, now_s: float) -> Values:
+        """Return a sensor's readings, none if it fails."""
+        try:
+            return check_values(sensor.read(now_s), sensor.name)
+        except (SensorError, MessageError, MissingExtraError) as error:
+            self._errors[sensor.name] += 1
+            if self._errors[sensor.name] == 1:
+                logger.warning("sensor %s: %s", sensor.name, error)
+            return {}
+
     def _redate(self) -> None:
         """Date what the clock had wrong, once it is told the time."""
         synced = self._clock.is_synced()
         if synced and not self._synced:
             logger.info("the clock is set: %d rows are dated anew", self._ring.redate())
         self._synced = synced
-
-
-def _alarm_bytes(decision: Decision) -> bytes:
-    """Return an alarm as the ring holds it: the message less what the ring knows."""
-    return canonical_bytes(
-        {
-            "alarm": decision.alarm,
-            "reading": decision.reading,
-            "state": decision.state,
-            "severity": decision.severity,
-            "value": decision.value,
-            "threshold": decision.threshold,
-        }
-    )

@@ -48,7 +48,7 @@ def parse_objects(objects: Any) -> tuple[dict[str, Number | None], str | None]:
                 **_percent(_mapping(interfaces.get(_MODEM)).get("SignalQuality")),
                 **_strengths(signal),
             }
-            return values, path if signal.get("Rate") in {None, 0} else None
+            return values, None if signal.get("Rate") else path
     return {}, None
 
 
@@ -128,24 +128,24 @@ class Modem:
     ) -> Any:
         """Call a method; return the first value of its answer."""
         try:
-            from dbus_fast import BusType, DBusError, Message, MessageType, unpack_variants  # noqa: PLC0415, I001
+            import dbus_fast  # noqa: PLC0415
             from dbus_fast.aio import MessageBus  # noqa: PLC0415
         except ImportError as error:
             raise MissingExtraError("reading the modem", "modem") from error
-        message = Message(
+        message = dbus_fast.Message(
             destination=_SERVICE, path=path, interface=interface, member=member,
             signature=signature, body=body,
         )  # fmt: skip
         try:
             if self._bus is None or not self._bus.connected:
-                bus = MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM)
+                bus = MessageBus(bus_address=self._address, bus_type=dbus_fast.BusType.SYSTEM)
                 self._bus = await bus.connect()
             reply = await self._bus.call(message)
-        except DBusError as error:
+        except dbus_fast.DBusError as error:
             raise SensorError(f"ModemManager fails: {error.text}") from error
-        if reply.message_type is MessageType.ERROR:
+        if reply.message_type is dbus_fast.MessageType.ERROR:
             raise SensorError(f"ModemManager refuses {member}: {reply.error_name}")
-        return unpack_variants(reply.body[0]) if reply.body else None
+        return dbus_fast.unpack_variants(reply.body[0]) if reply.body else None
 
     def _disconnect(self) -> None:
         if self._bus is not None:
