@@ -22,7 +22,7 @@ from pathlib import Path
 
 from device.telemetry.clock import Clock
 from device.telemetry.in_flight import InFlight
-from device.telemetry.ring_file import failure, is_broken, open_file, put_aside
+from device.telemetry.ring_file import SEQ_BITS, failure, is_broken, open_file, put_aside
 from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.seq_ranges import Ranges
 from edgekit.errors import RingError
@@ -34,17 +34,18 @@ SAMPLE, ALARM = 0, 1
 SYNCED, UNSYNCED, REDATED = (CLOCKS.index(name) for name in ("synced", "unsynced", "redated"))
 _DROPPED_AT_ONCE = 256
 _DAY_MS = 86_400_000
-_FROM_NEWEST = (
-    "SELECT boot, seq, time_ms, clock, payload FROM row CROSS JOIN life ON life.id = row.life "
-    "WHERE priority {} 0 ORDER BY row.life DESC, seq DESC"
+_SEQ_MASK = (1 << SEQ_BITS) - 1
+_NEWEST = {  # 40 and 1099511627775 are SEQ_BITS and _SEQ_MASK
+    SAMPLE: "SELECT boot, row.id & 1099511627775, time_ms, clock, payload FROM row "
+    "CROSS JOIN life ON life.id = row.id >> 40 WHERE priority = 0 ORDER BY row.id DESC",
+    ALARM: "SELECT boot, row.id & 1099511627775, time_ms, clock, payload FROM row "
+    "CROSS JOIN life ON life.id = row.id >> 40 WHERE priority = 1 ORDER BY row.id DESC",
+}
+_AGED = "SELECT id FROM (SELECT * FROM row ORDER BY id LIMIT ?) WHERE clock <> ? AND time_ms < ?"
+_DROPPABLE = (
+    "SELECT id FROM row WHERE priority = 0 ORDER BY id LIMIT ?",
+    "SELECT id FROM row WHERE priority = 1 ORDER BY id LIMIT ?",
 )
-_NEWEST = {SAMPLE: _FROM_NEWEST.format("="), ALARM: _FROM_NEWEST.format(">")}
-_AGED = (
-    "SELECT life, seq FROM (SELECT * FROM row ORDER BY life, seq LIMIT ?) "
-    "WHERE clock <> ? AND time_ms < ?"
-)
-_OLDEST = "SELECT life, seq FROM row WHERE priority {} 0 ORDER BY life, seq LIMIT ?"
-_DROPPABLE = (_OLDEST.format("="), _OLDEST.format(">"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +133,9 @@ class Ring:
         with self._transaction() as db:
             first = self._next
             db.executemany(
-                "INSERT INTO row VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (self._life, first + index, priority, *moment, payload)
+                    (_row_id(self._life, first + index), priority, *moment, payload)
                     for index, payload in enumerate(payloads)
                 ],
             )
@@ -202,7 +203,8 @@ class Ring:
             gone = 0
             for first, last in seq:
                 gone += db.execute(
-                    "DELETE FROM row WHERE life = ? AND seq BETWEEN ? AND ?", (*life, first, last)
+                    "DELETE FROM row WHERE id BETWEEN ? AND ?",
+                    (_row_id(life[0], first), _row_id(life[0], last)),
                 ).rowcount
             self._mark(db, self._next)
         self.release(boot, seq)
@@ -220,9 +222,9 @@ class Ring:
         offset_ms = self._clock.time_ms() - self._clock.monotonic_ms()
         with self._transaction() as db:
             return db.execute(
-                "UPDATE row SET time_ms = monotonic_ms + ?, clock = ? WHERE clock = ? AND life IN "
-                "(SELECT id FROM life WHERE kernel = ?)",
-                (offset_ms, REDATED, UNSYNCED, self._kernel),
+                "UPDATE row SET time_ms = monotonic_ms + ?, clock = ? "
+                "WHERE clock = ? AND id BETWEEN ? AND ?",
+                (offset_ms, REDATED, UNSYNCED, *self._ids),
             ).rowcount
 
     def values(self) -> dict[str, int]:
@@ -265,8 +267,15 @@ class Ring:
                 _forget_lives(db)
                 return
             self._life, self.boot, marked = life
-            newest = db.execute("SELECT max(seq) FROM row WHERE life = ?", life[:1]).fetchone()[0]
-            self._next = max(marked, (newest or 0) + 1)
+            newest = db.execute(
+                "SELECT max(id) FROM row WHERE id BETWEEN ? AND ?", self._ids
+            ).fetchone()[0]
+            self._next = max(marked, ((newest or 0) & _SEQ_MASK) + 1)
+
+    @property
+    def _ids(self) -> tuple[int, int]:
+        """The first and the last id that this life can have."""
+        return _row_id(self._life, 0), _row_id(self._life, _SEQ_MASK)
 
     def _make_room(self, db: sqlite3.Connection, next_seq: int) -> None:
         """Drop what is too old or too much; of the latter samples before alarms."""
@@ -328,11 +337,16 @@ class Ring:
         ) from error
 
 
+def _row_id(life: int, seq: int) -> int:
+    """Return a row's id; a number beyond what the ring gives is of no row, as is its neighbour."""
+    return life << SEQ_BITS | min(seq, _SEQ_MASK)
+
+
 def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int, ...]) -> int:
     """Delete the rows that a query names, and count them for good."""
     rows = db.execute(query, arguments).fetchall()
     if rows:
-        db.executemany("DELETE FROM row WHERE life = ? AND seq = ?", rows)
+        db.executemany("DELETE FROM row WHERE id = ?", rows)
         db.execute(
             "INSERT INTO dropped VALUES (?, ?) "
             "ON CONFLICT (reason) DO UPDATE SET rows = rows + excluded.rows",
@@ -345,7 +359,7 @@ def _forget_lives(db: sqlite3.Connection) -> None:
     """Delete the names of earlier boots that have no rows."""
     db.execute(
         "DELETE FROM life WHERE id < (SELECT max(id) FROM life) "
-        "AND id NOT IN (SELECT life FROM row)"
+        "AND id NOT IN (SELECT id >> 40 FROM row)"
     )
 
 

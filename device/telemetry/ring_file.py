@@ -21,12 +21,14 @@ _VERSION = 1
 _SCHEMA = """
 CREATE TABLE life (id INTEGER PRIMARY KEY, boot TEXT NOT NULL UNIQUE, kernel TEXT NOT NULL,
                    next_seq INTEGER NOT NULL) STRICT;
-CREATE TABLE row (life INTEGER NOT NULL, seq INTEGER NOT NULL, priority INTEGER NOT NULL,
-                  monotonic_ms INTEGER NOT NULL, time_ms INTEGER NOT NULL, clock INTEGER NOT NULL,
-                  payload BLOB NOT NULL, PRIMARY KEY (life, seq)) STRICT, WITHOUT ROWID;
-CREATE INDEX urgent ON row (priority, life, seq) WHERE priority > 0;
+CREATE TABLE row (id INTEGER PRIMARY KEY, priority INTEGER NOT NULL, monotonic_ms INTEGER NOT NULL,
+                  time_ms INTEGER NOT NULL, clock INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE INDEX urgent ON row (priority) WHERE priority = 1;
 CREATE TABLE dropped (reason TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+"""A row's id is ``life << SEQ_BITS | seq``: one key that orders all. A table without rowid would put
+each row of more than a quarter page on its own page."""
+SEQ_BITS = 40
 _WAL_PAGES = 256
 _KEPT_ASIDE = 2
 _PARTS = ("", "-wal", "-shm", "-journal")

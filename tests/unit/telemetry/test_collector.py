@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from device.telemetry.alarms import Alarms
 from device.telemetry.batch import ENCODINGS, compress, decompress, pack
 from device.telemetry.collector import Collector
 from device.telemetry.ring import ALARM, Ring, Row
-from device.telemetry.rows import alarm_of, sample_of
+from device.telemetry.rows import alarm_of, sample_of, sample_payload
 from device.telemetry.sensors.counters import Counters
 from device.telemetry.sensors.proc import Proc
 from edgekit.contracts.batch_dictionary import DICTIONARY
@@ -121,9 +121,19 @@ def test_rows_are_dated_anew_when_the_clock_is_set(ring: Ring, clock: FakeClock)
 
 ROWS = [
     Row("b-1", seq, 0, 1_784_970_508_000 + seq * 10_000, "synced",
-        json.dumps({"gpu_load_percent": seq % 7, "gpu_mhz": 1300.5}).encode())
+        sample_payload({"gpu_load_percent": seq % 7, "gpu_mhz": 1300.5}))
     for seq in (1, 2, 3, 5)
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 400])
+def test_a_damaged_row_is_named(cut: int) -> None:
+    """What a disk has changed is no sample."""
+    row = dataclasses.replace(ROWS[0], payload=ROWS[0].payload[:cut])
+    for damaged in (row, dataclasses.replace(row, payload=ROWS[0].payload[:-1] + b"x")):
+        if damaged.payload != ROWS[0].payload:
+            with pytest.raises(MessageError, match="a row of the ring"):
+                sample_of(damaged)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
