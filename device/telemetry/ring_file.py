@@ -26,8 +26,8 @@ CREATE TABLE row (id INTEGER PRIMARY KEY, priority INTEGER NOT NULL, monotonic_m
 CREATE INDEX urgent ON row (priority) WHERE priority = 1;
 CREATE TABLE dropped (reason TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
-"""A row's id is ``life << SEQ_BITS | seq``: one key that orders all. A table without rowid would put
-each row of more than a quarter page on its own page."""
+"""A row's id is ``life << SEQ_BITS | seq``, one key that orders all. Without rowids, rows of more
+than a quarter page would each stand on a page of their own."""
 SEQ_BITS = 40
 _WAL_PAGES = 256
 _KEPT_ASIDE = 2

@@ -1,6 +1,6 @@
 """Measures telemetry on the device: bytes of a sample, the ring's speed and writes, idle CPU.
 
-Usage: python tests/bench/bench_telemetry.py [--folder DIR] [--seconds N]   (JSON on standard output)
+Usage: python tests/bench/bench_telemetry.py [--folder DIR] > report.json
 The folder is where the ring stands: its disk is what the flushes are of.
 """
 
@@ -11,10 +11,12 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from report import machine
 from telemetry_day import Day, Readings
 
 from device.telemetry.alarm_rules import DEFAULTS
@@ -26,6 +28,7 @@ from device.telemetry.ring import Ring, Row
 from device.telemetry.rows import sample_payload
 from device.telemetry.sensors.board import Board
 from device.telemetry.sensors.proc import Proc
+from device.telemetry.sensors.sensor import Sensor
 from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
 from edgekit.contracts.canonical import canonical_bytes
@@ -62,11 +65,9 @@ def sizes(days: int = 5) -> dict[str, Any]:
                     total += len(pack(rows[start : start + size], encoding).payload)
                     count += size
             found[f"batch_{size}_{encoding}"] = total / count
-    records = [
-        canonical_bytes([dict(v) for v in samples[0][i : i + 60]]) for i in range(0, 600, 60)
-    ]
-    packed = [compress(record, "zstd") for record in records]
-    found["rows_60_zstd"] = sum(map(len, packed)) / 600
+    ten_minutes = [samples[0][start : start + 60] for start in range(0, 600, 60)]
+    records = [canonical_bytes([dict(values) for values in part]) for part in ten_minutes]
+    found["rows_60_zstd"] = sum(len(compress(record, "zstd")) for record in records) / 600
     return {name: round(value, 1) for name, value in found.items()}
 
 
@@ -91,36 +92,36 @@ def timed(work: Callable[[], object], count: int) -> dict[str, float]:
 
 def ring_speed(folder: Path) -> dict[str, Any]:
     """Return what puts, takes and acknowledgements cost, flushed and not."""
-    payload = sample_payload(next(Day(1).samples(1)))
-    found: dict[str, Any] = {"payload_bytes": len(payload)}
-    for name, level in (("full", "FULL"), ("normal", "NORMAL")):
-        ring = Ring(folder / f"{name}.db", "f" * 16, SystemClock())
+    payloads = [sample_payload(values) for values in Day(1).samples(60)]
+    found: dict[str, Any] = {"payload_bytes": round(sum(map(len, payloads)) / 60)}
+    for level in ("NORMAL", "FULL"):
+        path = folder / f"{level}.db"
+        ring = Ring(path, "f" * 16, SystemClock())
         ring._db.execute(f"PRAGMA synchronous = {level}")
-        found[f"put_1_{name}"] = timed(lambda ring=ring: ring.put([payload]), 2000)
-        found[f"put_60_{name}"] = timed(lambda ring=ring: ring.put([payload] * 60), 200)
-        if name == "full":
-            rows = ring.values()["ring_rows"]
-            found["file_bytes_a_row"] = round(ring.values()["ring_file_bytes"] / rows)
-            found["take_60"] = timed(lambda ring=ring: ring.take(60), 100)
-            seq = iter(range(1, 100_000, 60))
+        found[f"put_1_{level}"] = timed(partial(ring.put, payloads[:1]), 2000)
+        found[f"put_60_{level}"] = timed(partial(ring.put, payloads), 500)
+        values = ring.values()
+        found["file_bytes_a_row"] = round(values["ring_file_bytes"] / values["ring_rows"])
+        found["take_60"] = timed(partial(ring.take, 60), 100)
+        parts = iter(range(1, 100_000, 60))
 
-            def acknowledge(ring: Ring = ring) -> None:
-                first = next(seq)
-                ring.acknowledge(ring.boot, ((first, first + 59),))
+        def acknowledge(ring: Ring = ring, parts: Iterator[int] = parts) -> None:
+            first = next(parts)
+            ring.acknowledge(ring.boot, ((first, first + 59),))
 
-            found["acknowledge_60"] = timed(acknowledge, 100)
+        found[f"acknowledge_60_{level}"] = timed(acknowledge, 100)
         ring.close()
     start = time.perf_counter()
-    Ring(folder / "full.db", "f" * 16, SystemClock()).close()
+    Ring(path, "f" * 16, SystemClock()).close()
     found["open_ms"] = round(1000 * (time.perf_counter() - start), 1)
-    found["open_file_bytes"] = (folder / "full.db").stat().st_size
+    found["open_file_bytes"] = path.stat().st_size
     return found
 
 
 def idle(folder: Path) -> dict[str, float]:
     """Return what one tick of the collector costs on this machine's own files."""
     ring = Ring(folder / "idle.db", "f" * 16, SystemClock())
-    sensors = [Sysfs(), Proc(), Storage(), Board()]
+    sensors: list[Sensor] = [Sysfs(), Proc(), Storage(), Board()]
     collector = Collector(sensors, Alarms(DEFAULTS), ring, SystemClock(), sample_s=0)
     found = timed(collector.tick, 500)
     ring.close()
@@ -133,7 +134,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the ring stands; default: a new one")
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as name:
         folder = Path(name)
-        report = {"sizes": sizes(), "ring": ring_speed(folder), "idle_tick": idle(folder)}
+        report = {"machine": machine(), "sizes": sizes(), "ring": ring_speed(folder)}
+        report["idle_tick"] = idle(folder)
     rows = rows_of(list(Day(1).samples(60)), 10_000)
     report["pack_60"] = timed(lambda: pack(rows), 100)
     json.dump(report, sys.stdout, indent=1)

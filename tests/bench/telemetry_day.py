@@ -29,10 +29,8 @@ class Day:
         self._chance = random.Random(seed)
         self._interval_s = interval_s
         self._celsius = dict(ZONES)
-        self._counters: dict[str, int] = dict.fromkeys(
-            ("requests", "prompt", "generated", "segments", "repeated", "sent", "received", "probes",
-             "lost", "written", "read", "udp"), 0,
-        )  # fmt: skip
+        names = "requests prompt generated segments repeated sent received probes lost written read"
+        self._counters = dict.fromkeys([*names.split(), "udp"], 0)
         self._busy = False
         self._radio = [-94.0, -11.0, 12.0]
         self._available = 43_189_248_000
