@@ -16,6 +16,10 @@
     ├── QualityError             a built bundle misses its recipe's acceptance limits
     ├── StorageError             disk full, no permission, not a folder
     ├── ConfigError              the agent's configuration is wrong
+    ├── TelemetryError           the device's telemetry
+    │   ├── MessageError             a message that crosses the air breaks its contract
+    │   ├── SensorError              a reading cannot be understood
+    │   └── RingError                the store of unsent telemetry fails
     ├── MissingExtraError        an optional dependency is not installed
     └── MissingInterpreterError  a tool that needs another Python is not set up
 
@@ -166,6 +170,26 @@ class ConfigError(EdgekitError):
     """The agent's configuration has an unknown key, a wrong type or an impossible value."""
 
     exit_code = 15
+
+
+class TelemetryError(EdgekitError):
+    """What the device's telemetry cannot do; nothing else on the device depends on it."""
+
+    exit_code = 16
+
+
+class MessageError(TelemetryError):
+    """A topic or payload is not as ``docs/telemetry.md`` says."""
+
+    usual_remedy = "Compare the sender's version with docs/telemetry.md"
+
+
+class SensorError(TelemetryError):
+    """A sensor's output is of no known form."""
+
+
+class RingError(TelemetryError):
+    """The ring of unsent telemetry cannot be opened or written."""
 
 
 class MissingExtraError(EdgekitError):

@@ -251,7 +251,7 @@ def read_body(data: bytes, kind: type[R]) -> R:
         # "Expected `int`, got `str` - at `$.max_tokens`"
         where = said.partition(" - at `$.")[2].rstrip("`") or None
         raise ApiError(400, said, param=where) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
     request.refuse_unserved()
     return request

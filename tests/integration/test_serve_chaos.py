@@ -176,13 +176,14 @@ def test_a_client_that_does_not_read_is_left(bundle: Path) -> None:
         assert 'finished_reason="cancelled"' in httpx.get(f"{server[0]}/metrics").text
 
 
-@pytest.mark.xfail(strict=True, reason="device.api.schema.read_body catches no UnicodeDecodeError")
 def test_bytes_that_are_no_text_are_a_bad_request(server: tuple[str, Service]) -> None:
     """They are the client's fault, not the server's."""
-    assert post(server, b'{"model": "\xff"}').status_code == 400
+    for body in (b'{"model": "\xff"}', b'{"model": "\\ud800", "messages": []}', b"[" * 100_000):
+        assert post(server, body).status_code == 400
+    lone = {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}
+    assert post(server, lone).status_code == 400
 
 
-@pytest.mark.xfail(strict=True, reason="device.api.app has no handler for ClientDisconnect")
 def test_leaving_in_a_body_is_no_fault_of_the_server(
     server: tuple[str, Service], caplog: pytest.LogCaptureFixture
 ) -> None:
