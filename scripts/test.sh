@@ -21,7 +21,7 @@ case ${1:-} in
     lint | types) "$1" ;;
     test) tests "${@:2}" ;;
     *)
-        scripts/setup.sh host,calibrate,serve,bench,trt-check dev
+        scripts/setup.sh host,calibrate,serve,bench,telemetry,modem,trt-check dev
         lint
         types
         tests "$@"
