@@ -5,7 +5,7 @@ The same for every exporter: each says what it read and what it made of it, as f
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,5 +173,6 @@ def _golden(contents: Contents) -> dict[str, Any]:
 
 def _tools(exporter: Mapping[str, str]) -> dict[str, str]:
     """Return the versions of what decides the bytes, the exporter's environment included."""
-    own = {name: importlib.metadata.version(name) for name in _TOOLS}
+    # onnxruntime and onnxruntime-gpu are one module of two packages: the module knows its version.
+    own = {name: str(importlib.import_module(name).__version__) for name in _TOOLS}
     return {"edgekit": __version__, **own, **exporter}
