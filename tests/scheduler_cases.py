@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device.runtime.request import Request
+from device.runtime.scheduler import Scheduler
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import EngineError
 
@@ -128,3 +129,17 @@ def ask(prompt: Sequence[int], limit: int = 8, **more: object) -> Request:
         **more,
     }
     return Request(**values)  # type: ignore[arg-type]  # of the right types, by name
+
+
+def note(order: list[str], name: str, request: Request) -> None:
+    """Write down who ended."""
+    assert request.reason is not None
+    order.append(name)
+
+
+def run(scheduler: Scheduler, steps: int = 10_000) -> None:
+    """Step until there is nothing left to do."""
+    for _ in range(steps):
+        if not scheduler.step():
+            return
+    raise AssertionError

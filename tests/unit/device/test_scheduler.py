@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from scheduler_cases import (
     expected,
     keep_on,
     lasting,
+    run,
 )
 
 from device.runtime import slots as slots_module
@@ -36,20 +36,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def note(order: list[str], name: str, request: Request) -> None:
-    """Write down who ended."""
-    assert request.reason is not None
-    order.append(name)
-
-
-def run(scheduler: Scheduler, steps: int = 10_000) -> None:
-    """Step until there is nothing left to do."""
-    for _ in range(steps):
-        if not scheduler.step():
-            return
-    raise AssertionError
 
 
 def test_every_request_gets_the_answer_it_would_get_alone() -> None:
@@ -89,49 +75,6 @@ def test_prompts_do_not_hold_up_those_who_generate() -> None:
     while second.first_token_s is None:
         scheduler.step()
     assert len(first.generated) - before == 10  # one a chunk of 5, the last one's step included
-
-
-def test_prompts_that_fit_into_one_chunk_share_a_step() -> None:
-    """Four short ones are answered after one step, which runs no more tokens than a long one's."""
-    engine = Engine()
-    scheduler = Scheduler(engine, chunk_tokens=12)
-    requests = [ask([n, n, n], 4) for n in range(1, 6)]
-    for request in requests:
-        scheduler.submit(request)
-    scheduler.step()
-    assert engine.prefilled == 12
-    assert [request.first_token_s is not None for request in requests[:4]] == [True] * 4
-    run(scheduler)
-    assert all(request.generated == expected(request.prompt, 4) for request in requests)
-
-
-def test_prompts_of_one_length_go_in_their_order() -> None:
-    """Who came first is told first, whichever slot it has."""
-    scheduler = Scheduler(Engine(slots=4), chunk_tokens=4)
-    order: list[str] = []
-    for number in range(12):
-        finish = functools.partial(note, order, str(number))
-        scheduler.submit(ask([number + 1] * 8, 1, on_finish=finish))
-    run(scheduler)
-    assert order == [str(number) for number in range(12)]
-
-
-def test_short_prompts_pass_a_long_one_but_not_for_ever() -> None:
-    """A long prompt costs those behind it a chunk each, and runs though others keep coming."""
-    scheduler = Scheduler(Engine(slots=3), chunk_tokens=4)
-    long = ask([7] * 48, 1)
-    scheduler.submit(long)
-    scheduler.step()
-    short = ask([1, 2, 3], 1)
-    scheduler.submit(short)
-    scheduler.step()
-    assert (short.reason, long.reason) == ("length", None)
-    steps = 0
-    while not long.generated:
-        scheduler.submit(ask([8, steps % 90, 3, 4], 1))
-        scheduler.step()
-        steps += 1
-    assert steps <= 48 // 4 + 48 // 4  # its own chunks, and as many tokens of others
 
 
 def test_a_prefix_that_a_slot_holds_is_not_run_again() -> None:
@@ -276,37 +219,6 @@ def test_too_many_are_refused_and_nothing_else_changes() -> None:
     scheduler.submit(requests[5])
     run(scheduler)
     assert all(request.generated == expected(request.prompt, 8) for request in requests)
-
-
-def test_one_who_fills_the_queue_makes_room_for_others() -> None:
-    """Its last request is refused after all, down to equal shares; what has a slot is let be."""
-    scheduler = Scheduler(Engine(slots=1), queue_limit=4)
-    greedy = [ask([n + 1], client="greedy") for n in range(5)]
-    modest = [ask([n + 50], client="modest") for n in range(3)]
-    scheduler.submit(greedy[0])
-    scheduler.step()
-    for request in (*greedy[1:], *modest[:2]):
-        scheduler.submit(request)
-    for request in (modest[2], ask([9], client="greedy")):
-        with pytest.raises(QueueFullError):
-            scheduler.submit(request)
-    assert [request.reason for request in greedy] == [None, None, None, "failed", "failed"]
-    assert isinstance(greedy[4].error, QueueFullError)
-    run(scheduler)
-    for request in (*greedy[:3], *modest[:2]):
-        assert request.generated == expected(request.prompt, 8)
-
-
-def test_clients_take_turns() -> None:
-    """One who asks a lot waits for itself; who asks once waits for one of the other's."""
-    scheduler = Scheduler(Engine(slots=1))
-    order: list[str] = []
-    for name, count in (("greedy", 4), ("modest", 1)):
-        for number in range(count):
-            finish = functools.partial(note, order, f"{name}{number}")
-            scheduler.submit(ask([1, 2], 1, client=name, on_finish=finish))
-    run(scheduler)
-    assert order == ["greedy0", "modest0", "greedy1", "greedy2", "greedy3"]
 
 
 def test_deadlines_end_what_waits_and_what_runs() -> None:
