@@ -13,7 +13,10 @@ from pathlib import Path
 
 from telemetry_fakes import FakeClock
 
-from device.telemetry.ring import ALARM, SAMPLE, Ring
+from device.telemetry.ring import ALARM, SAMPLE, Limits, Ring
+
+ROOM = Limits(file_bytes=1 << 40)
+"""A fast machine fills the default in fifty lives, and then rows are dropped as they should be."""
 
 
 def say(*lines: str) -> None:
@@ -24,7 +27,7 @@ def main() -> None:
     """Put, take and acknowledge at random."""
     path, seed = Path(sys.argv[1]), int(sys.argv[2])
     chance = random.Random(seed)
-    ring = Ring(path, "1f0a52c3d4e5b6a7", FakeClock())
+    ring = Ring(path, "1f0a52c3d4e5b6a7", FakeClock(), ROOM)
     say(f"boot {ring.boot}")
     count = 0
     while True:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ring_child import ROOM
 from telemetry_fakes import FakeClock
 
 from device.telemetry.ring import Ring
@@ -59,7 +60,7 @@ class Promises:
 
 def rows(path: Path) -> tuple[str, dict[int, bytes]]:
     """Return the life's name and the rows of a ring, as the ring itself reads them."""
-    ring = Ring(path, KERNEL, FakeClock())
+    ring = Ring(path, KERNEL, FakeClock(), ROOM)
     found = ring._db.execute("SELECT id & (1 << 40) - 1, payload FROM row").fetchall()
     assert len({seq for seq, _ in found}) == len(found)
     assert not ring.moved_aside
