@@ -17,6 +17,8 @@ from edgekit.text.tool_calls import ToolForm
 ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 # A weak model may write white space for ever where a grammar lets it.
 _JSON_OPTIONS: Final = {"whitespace_pattern": r"[ \n\r\t]{0,24}"}
+_JOINS: Final = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref"})
+_OPEN: Final = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
 _LEADING: Final = r"/\n{0,2}/"
 _MARK: Final = re.compile(r"(<｜[^｜]+｜>)")
 
@@ -118,4 +120,31 @@ def _literal(text: str, tokenizer: Tokenizer) -> str:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return "%json " + json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
+    # What allOf joins, by reference perhaps, must not be closed part by part.
+    own = schema if '"allOf"' in json.dumps(schema) else closed(schema)
+    return "%json " + json.dumps({"x-guidance": _JSON_OPTIONS, **own}, ensure_ascii=False)
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema whose objects have the properties they name and no others, unless it says so.
+
+    All that fits it fits the schema given. Left open, a weak model goes on inventing properties.
+    Objects put together of several schemas stay as they are: closing the parts contradicts.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    joined = _JOINS & set(schema)
+    made = {key: _closed_under(key, value) for key, value in schema.items()}
+    if "properties" in schema and not joined and not _OPEN & set(schema):
+        made["additionalProperties"] = False
+    if "properties" in schema or "allOf" in schema:
+        made |= {key: schema[key] for key in joined}
+    return made
+
+
+def _closed_under(key: str, value: Any) -> Any:
+    if key in {"properties", "$defs", "definitions"} and isinstance(value, dict):
+        return {name: closed(inner) for name, inner in value.items()}
+    if key in {"anyOf", "oneOf", "prefixItems"} and isinstance(value, list):
+        return [closed(inner) for inner in value]
+    return closed(value) if key == "items" else value

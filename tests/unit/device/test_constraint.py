@@ -9,7 +9,7 @@ import pytest
 from factories import EXAMPLE
 
 from device.runtime.constraint import Constraint, GrammarError, Grammars
-from device.runtime.grammar import ANY_OBJECT, Tools, calls_grammar, json_grammar
+from device.runtime.grammar import ANY_OBJECT, Tools, calls_grammar, closed, json_grammar
 from edgekit.errors import EngineError
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.text.tool_calls import DEEPSEEK, QWEN, ToolCall, ToolForm
@@ -126,6 +126,22 @@ def test_white_space_ends(grammars: Grammars, tokenizer: Tokenizer) -> None:
     for _ in range(24):
         bound.accept(newline)
     assert newline not in _allowed(bound)
+
+
+def test_objects_have_what_they_name_and_no_more(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Unless the schema says otherwise, at any depth; joined ones are left as they are."""
+    inner = {"type": "object", "properties": {"properties": {"type": "integer"}}}
+    schema = {"type": "object", "properties": {"list": {"type": "array", "items": inner}}}
+    bound = grammars.constrain(json_grammar(schema, leading=False))
+    _follow(bound, tokenizer.encode('{"list": [{"properties": 1}]'))
+    assert set(tokenizer.encode(",")).isdisjoint(_allowed(bound))
+    named: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert closed({**named, "additionalProperties": True})["additionalProperties"] is True
+    for key in ("allOf", "anyOf"):
+        joined = {**named, key: [{"properties": {"b": {"type": "integer"}}}]}
+        assert closed(joined) == joined
+    assert closed({"anyOf": [named]})["anyOf"][0]["additionalProperties"] is False
+    assert closed({"enum": [named], "default": named}) == {"enum": [named], "default": named}
 
 
 def test_what_is_no_schema(grammars: Grammars) -> None:
