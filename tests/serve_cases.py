@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,14 @@ def point(link: Path, target: Path) -> None:
     fresh = link.with_suffix(".new")
     fresh.symlink_to(target)
     fresh.rename(link)
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Wait for something to be so."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
 
 
 def settle(service: Service, within_s: float = 10.0) -> None:

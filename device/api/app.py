@@ -121,7 +121,7 @@ class Routes:
         pieces = [self._pieces(answer) for answer in answers]
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return await stream(reply, pieces, usage=usage)
+            return await stream(request, reply, pieces, usage=usage)
         return await whole(request, reply, pieces)
 
     async def _elsewhere(

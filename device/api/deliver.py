@@ -40,15 +40,22 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
     return JSONResponse(reply.whole())
 
 
-async def stream(reply: Reply, answers: Sequence[Pieces], *, usage: bool) -> Response:
+async def stream(
+    request: Request, reply: Reply, answers: Sequence[Pieces], *, usage: bool
+) -> Response:
     """Return a streaming response; what fails before the first token has its own status.
+
+    Until then the client is watched: who leaves the queue gives up its place in it.
 
     Raises:
         EdgekitError: An answer failed before anything was sent.
     """
     pieces = merged(answers)
     try:
-        head = await anext(pieces)
+        head = await unless_left(request, anext(pieces))
+    except ClientLeftError:
+        await pieces.aclose()
+        return Response(status_code=CLIENT_LEFT)
     except BaseException:
         await pieces.aclose()
         raise

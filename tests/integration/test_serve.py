@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import signal
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serve_cases import NAME, SUM, build_example, post, served, settle
+from serve_cases import NAME, SUM, build_example, connect, post, served, settle, wait_until
 
 from device.api.service import Service
 from device.api.settings import Settings, read_keys
@@ -235,6 +237,27 @@ def test_the_queue_is_bounded(bundle: Path) -> None:
         assert (429, "1") in statuses
         assert statuses.count((200, None)) >= 2
         assert {status for status, _ in statuses} == {200, 429}
+        settle(server[1])
+
+
+def test_who_leaves_the_queue_gives_up_its_place(bundle: Path) -> None:
+    """A stream that has not begun is watched, too: the next in line does not wait for it."""
+    body = {"model": NAME, "messages": SUM, "temperature": 1.9, "max_tokens": 400, "stream": True}
+    with served(bundle, slots=1) as server, contextlib.ExitStack() as opened:
+        scheduler = server[1].engine._scheduler
+        url = f"{server[0]}/v1/chat/completions"
+        running = opened.enter_context(httpx.stream("POST", url, json={**body, "n": 8}))
+        lines = running.iter_lines()
+        next(lines)
+        data = json.dumps(body).encode()
+        with connect(server[0]) as caller:
+            caller.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+            caller.sendall(b"content-length: %d\r\n\r\n" % len(data) + data)
+            wait_until(lambda: scheduler.waiting == 8)
+        gone = 'finished_reason="cancelled"'
+        wait_until(lambda: gone in httpx.get(f"{server[0]}/metrics").text)
+        assert scheduler.waiting >= 1  # those who came before it wait still
+        running.close()
         settle(server[1])
 
 
