@@ -136,6 +136,17 @@ class ChatRequest(_Common, kw_only=True):
     metadata: dict[str, str] | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: str | None = None
+    audio: Any = None
+    function_call: Any = None
+    functions: Any = None
+    modalities: Any = None
+    moderation: Any = None
+    prediction: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
     safety_identifier: str | None = None
 
     @property
@@ -167,7 +178,16 @@ class ChatRequest(_Common, kw_only=True):
 
     def unserved(self) -> dict[str, tuple[Any, ...]]:
         """See the base."""
-        return {"store": (None, False)}
+        idle: dict[str, tuple[Any, ...]] = {
+            "store": (None, False),
+            "function_call": (None, "none"),
+            "functions": (None, []),
+            "modalities": (None, ["text"]),
+            "prompt_cache_retention": (None, "in_memory", "in-memory"),
+            "verbosity": (None, "medium"),
+        }
+        others = ("audio", "moderation", "prediction", "prompt_cache_options")
+        return idle | dict.fromkeys((*others, "reasoning_effort", "web_search_options"), (None,))
 
 
 class CompletionRequest(_Common, kw_only=True):

@@ -63,7 +63,7 @@ VALUES: dict[str, Any] = {
     "store": True,
     "prediction": {"type": "content", "content": "58"},
     "functions": [{"name": "clock"}],
-    "function_call": "none",
+    "function_call": "auto",
     "suffix": "the end",
     "echo": True,
     "best_of": 2,

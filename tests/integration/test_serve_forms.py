@@ -192,6 +192,13 @@ def test_several_prompts(client: openai.OpenAI, server: tuple[str, Service]) -> 
     assert again.choices[0].text == said[0]
 
 
+def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
+    """Clients write null for what they leave out, and defaults."""
+    idle = dict.fromkeys(("audio", "prediction", "reasoning_effort", "web_search_options", "tools"))
+    more = {**idle, "modalities": ["text"], "functions": [], "max_tokens": None, "store": False}
+    assert _ask(client, extra_body=more).choices[0].message.content == "58 + 67 = 125"
+
+
 def test_min_p_keeps_the_likely(client: openai.OpenAI) -> None:
     """At 1 only the best token is left, however hot."""
     cold = _ask(client).choices[0].message.content
