@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.bundle.reader import Bundle, open_bundle
-from edgekit.choice.kept import load_choice
+from edgekit.choice.kept import chosen_options
 from edgekit.engine.load import LoadedModel, load_bundle
 from edgekit.power import Jetson, read_machine
 from edgekit.progress import SILENT, Progress
@@ -57,12 +57,8 @@ def load_model(bundle: Bundle, options: LoadOptions, progress: Progress = SILENT
     }
     warnings: tuple[str, ...] = ()
     if options.provider == "auto":
-        choice = load_choice(default_folder(), bundle)
-        threads = choice.threads if options.threads is None else options.threads
-        chosen |= {"provider": choice.provider, "dialect": choice.dialect, "threads": threads}
-        if choice.faster:
-            served = f"{choice.faster} was measured faster, but is served by itself"
-            warnings = (f"{served} (docs/edgellm.md)",)
+        own, warnings = chosen_options(default_folder(), bundle, options.threads)
+        chosen |= own
     model = load_bundle(
         bundle,
         max_sequences=options.slots(bundle),

@@ -114,6 +114,29 @@ def save_choice(folder: Path, bundle: Bundle, choice: Choice, found: Mapping[str
     return path
 
 
+def chosen_options(
+    folder: Path, bundle: Bundle, threads: int | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return how ``load_bundle`` runs what was chosen for a bundle, and what to tell the user.
+
+    Args:
+        folder: As of :func:`load_choice`.
+        bundle: The bundle.
+        threads: CPU threads asked for; None takes the choice's.
+
+    Raises:
+        EngineError: Nothing was chosen, or under other circumstances.
+    """
+    choice = load_choice(folder, bundle)
+    options = {
+        "provider": choice.provider,
+        "dialect": choice.dialect,
+        "threads": choice.threads if threads is None else threads,
+    }
+    told = f"{choice.faster} was measured faster, but is served by itself (docs/edgellm.md)"
+    return options, (told,) if choice.faster else ()
+
+
 def load_choice(folder: Path, bundle: Bundle) -> Choice:
     """Return the choice that was made for a bundle.
 

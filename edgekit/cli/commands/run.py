@@ -117,9 +117,13 @@ def load(bundle: Path, options: dict[str, Any]) -> Any:
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
     from edgekit.engine.load import load_bundle  # noqa: PLC0415
 
-    opened, warnings = open_bundle(bundle), list[str]()
+    opened, warnings = open_bundle(bundle), tuple[str, ...]()
     if options["provider"] == "auto":
-        options, warnings = as_chosen(opened, options)
+        from edgekit.choice.kept import chosen_options  # noqa: PLC0415
+        from edgekit.trt.engine_cache import default_folder  # noqa: PLC0415
+
+        chosen, warnings = chosen_options(default_folder(), opened, options["threads"])
+        options = {**options, **chosen}
     with StageProgress(quiet=True) as progress:
         model = load_bundle(
             opened,
@@ -131,23 +135,6 @@ def load(bundle: Path, options: dict[str, Any]) -> Any:
             progress=progress,
         )
     return replace(model, warnings=(*model.warnings, *warnings))
-
-
-def as_chosen(bundle: Any, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the options with what was chosen for a bundle here, and what to tell the user.
-
-    Raises:
-        EngineError: Nothing was chosen, or under other circumstances.
-    """
-    from edgekit.choice.kept import load_choice  # noqa: PLC0415
-    from edgekit.trt.engine_cache import default_folder  # noqa: PLC0415
-
-    choice = load_choice(default_folder(), bundle)
-    chosen: dict[str, Any] = {"provider": choice.provider, "dialect": choice.dialect}
-    if options["threads"] is None:
-        chosen["threads"] = choice.threads
-    told = f"{choice.faster} was measured faster, but is served by itself (docs/edgellm.md)"
-    return {**options, **chosen}, [told] if choice.faster else []
 
 
 def chat(
