@@ -8,11 +8,11 @@ kilobytes. The lock is exclusive, so a second agent is refused and no shared-mem
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from pathlib import Path
 
+from edgekit.bundle.storage import sync_folder
 from edgekit.errors import RingError
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     if new:
-        _flush_folder(path.parent)
+        sync_folder(path.parent)
     return db
 
 
@@ -136,12 +136,3 @@ def _make_tables(db: sqlite3.Connection, path: Path) -> None:
         )
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a new file's name outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
