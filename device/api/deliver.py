@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from device.api.errors import explain
 from device.api.replies import Reply, event
-from device.api.watch import CLIENT_LEFT, ClientLeftError, unless_left
+from device.api.watch import event_stream, first_of, unless_left
 from device.runtime.answer import Piece
 from edgekit.errors import EdgekitError
 
@@ -25,6 +25,7 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
     """Return all answers together, once they are finished.
 
     Raises:
+        ClientLeftError: The client went away; all are cancelled.
         EdgekitError: One of them failed; the others are cancelled.
     """
 
@@ -33,10 +34,7 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
             async for piece in pieces:
                 del piece
 
-    try:
-        await unless_left(request, consume())
-    except ClientLeftError:
-        return Response(status_code=CLIENT_LEFT)
+    await unless_left(request, consume())
     return JSONResponse(reply.whole())
 
 
@@ -48,17 +46,11 @@ async def stream(
     Until then the client is watched: who leaves the queue gives up its place in it.
 
     Raises:
+        ClientLeftError: The client went away before anything was sent.
         EdgekitError: An answer failed before anything was sent.
     """
     pieces = merged(answers)
-    try:
-        head = await unless_left(request, anext(pieces))
-    except ClientLeftError:
-        await pieces.aclose()
-        return Response(status_code=CLIENT_LEFT)
-    except BaseException:
-        await pieces.aclose()
-        raise
+    head = await first_of(request, pieces)
 
     async def events() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(pieces):
@@ -74,8 +66,7 @@ async def stream(
                 return
             yield reply.last(usage=usage)
 
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+    return event_stream(events())
 
 
 async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[Indexed, None]:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from device.api.record import current
+from device.api.watch import CLIENT_LEFT, ClientLeftError
 from device.runtime.faults import DeadlinePassedError, EngineStoppedError, QueueFullError
 from edgekit.errors import ContextOverflowError, EdgekitError
 
@@ -69,8 +70,7 @@ class ApiError(Exception):
 
 def explain(error: EdgekitError) -> ApiError:
     """Return what a client is told of an error of edgekit's."""
-    said = f"{error.message}. {error.remedy}" if error.remedy else error.message
-    fault = type(error).__name__
+    said, fault = str(error), type(error).__name__
     if isinstance(error, ContextOverflowError):
         code = "context_length_exceeded"
         return ApiError(400, said, param="messages", code=code, fault=fault)
@@ -104,4 +104,9 @@ def handlers(
         refused(known.status)
         return known.response()
 
-    return dict.fromkeys((ApiError, EdgekitError, HTTPException, Exception), fail)
+    async def gone(request: Request, error: Exception) -> Response:
+        del request, error
+        return Response(status_code=CLIENT_LEFT)
+
+    failures = (ApiError, EdgekitError, HTTPException, Exception)
+    return {**dict.fromkeys(failures, fail), ClientLeftError: gone}

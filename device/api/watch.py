@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
 
 CLIENT_LEFT: Final = 499
 """nginx's status of a request whose client went away; nobody reads it but the log."""
@@ -38,6 +39,25 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
         for task in (worker, watcher):
             task.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
+
+
+async def first_of(request: Request, pieces: AsyncGenerator[T, None]) -> T:
+    """Return the first of what a stream will be made of; if it does not come, all is closed.
+
+    Raises:
+        ClientLeftError: The client went away before.
+    """
+    try:
+        return await unless_left(request, anext(pieces))
+    except BaseException:
+        await pieces.aclose()
+        raise
+
+
+def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Return the response of server-sent events, which nothing on the way may keep or gather."""
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 async def _left(request: Request) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from device.api.errors import ApiError
-from device.api.watch import CLIENT_LEFT, ClientLeftError, unless_left
+from device.api.watch import ClientLeftError, event_stream, first_of, unless_left
 from device.routing.breaker import Breaker
 from device.routing.budget import Budget
 from device.routing.cloud import Cloud
@@ -137,6 +137,7 @@ class Router:
         Raises:
             ApiError: The prompt does not fit here, and the cloud failed or refused it; or the
                 request's headers are wrong.
+            ClientLeftError: The client went away before the cloud answered.
         """
         now_s = time.monotonic()
         deadline_s = deadline_of(asked.request, asked.engine, now_s)
@@ -150,7 +151,7 @@ class Router:
             response = await send(asked.request, parcel)
         except ClientLeftError:
             self.metrics.routed(decision)
-            return Response(status_code=CLIENT_LEFT)
+            raise
         except (CloudError, StorageError) as error:
             self._falls_back(asked, decision, error)
             return None
@@ -213,11 +214,7 @@ class Router:
     async def _stream(self, request: Request, parcel: _Parcel) -> Response:
         """Return a streaming response once its first event is there: until then all can change."""
         pieces = self._pieces(parcel)
-        try:
-            head = await unless_left(request, anext(pieces))
-        except BaseException:
-            await pieces.aclose()
-            raise
+        head = await first_of(request, pieces)
 
         async def events() -> AsyncIterator[bytes]:
             async with contextlib.aclosing(pieces):
@@ -229,8 +226,7 @@ class Router:
                     _LOG.warning("%s, in the middle of an answer", error)
                     yield b"data: " + msgspec.json.encode(_told(error).body()) + b"\n\n"
 
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+        return event_stream(events())
 
     async def _pieces(self, parcel: _Parcel) -> AsyncGenerator[bytes, None]:
         async with self._attempt(parcel.takes):
