@@ -17,7 +17,7 @@ from device.agent.front import make_front
 from device.agent.models import Models
 from device.agent.server import AgentServer
 from device.agent.systemd import Notifier
-from device.api.energy import Energy, find_rails
+from device.api.energy import Energy, readable_rails
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import read_keys
@@ -56,7 +56,7 @@ class Agent:
         self.models = Models(
             config.bundle, config.load_options(), settings, self._metrics, self._log
         )
-        self._energy = Energy(rails) if (rails := find_rails()) else None
+        self._energy = Energy(rails) if (rails := readable_rails()) else None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload = asyncio.Lock()
         front = make_front(self.models, self._log, vllm_metrics=config.vllm_metrics)

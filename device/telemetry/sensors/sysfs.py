@@ -6,11 +6,10 @@
 | GPU clock | ``/sys/class/devfreq/17000000.gpu/cur_freq`` (``.ga10b`` until JetPack 5) | Hz |
 | CPU clock | ``/sys/devices/system/cpu/cpufreq/policy*/scaling_cur_freq`` | kHz |
 | temperatures | ``/sys/class/thermal/thermal_zone*/{type,temp}`` | 1/1000 degree |
-| rails | INA3221: ``/sys/class/hwmon/hwmon*/{in,curr}<n>_input``, ``in<n>_label`` | mV, mA |
+| rails | see ``ina3221.py`` | mV, mA |
 
 A zone that is switched off fails to be read, or says -256 degrees: None. Sources: jetson_stats'
-``gpu.py`` and ``power.py`` (paths alone), docs.nvidia.com Jetson Linux r36.4 "Thermal" and
-``Documentation/hwmon/ina3221.rst`` of Linux.
+``gpu.py`` and ``power.py`` (paths alone), docs.nvidia.com Jetson Linux r36.4 "Thermal".
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import re
 from pathlib import Path
 
 from device.telemetry.sensors.files import numbered, read_integer, read_text
+from device.telemetry.sensors.ina3221 import find_rails
 from edgekit.contracts.series import Number, Values
 
 _ROOT = Path("/")
@@ -33,7 +33,7 @@ _GPU_CLOCKS = (
     "sys/class/devfreq/17000000.ga10b/cur_freq",
 )
 _OFF_MILLICELSIUS = -256_000
-_UNUSED_RAILS = {"NC", "sum of shunt voltages"}
+_UNUSED_RAIL = "NC"
 _NOT_LABEL = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -85,21 +85,12 @@ class Sysfs:
 
     def _rails(self) -> dict[str, Number | None]:
         found: dict[str, Number | None] = {}
-        for monitor in numbered(self._root / "sys/class/hwmon", "hwmon*"):
-            if read_text(monitor / "name") != "ina3221":
+        for rail in find_rails(self._root):
+            if rail.name == _UNUSED_RAIL:
                 continue
-            for path in numbered(monitor, "in*_label"):
-                rail = read_text(path)
-                if not rail or rail in _UNUSED_RAILS:
-                    continue
-                number = path.name.removeprefix("in").removesuffix("_label")
-                millivolts = read_integer(monitor / f"in{number}_input")
-                milliamperes = read_integer(monitor / f"curr{number}_input")
-                name = f"power_mw.{label(rail)}"
-                if millivolts is None or milliamperes is None or name in found:
-                    found[name] = None
-                else:
-                    found[name] = round(millivolts * milliamperes / 1000)
+            name = f"power_mw.{label(rail.name)}"
+            power = rail.microwatts()
+            found[name] = None if power is None or name in found else round(power / 1000)
         return found
 
     def _first(self, paths: tuple[str, ...]) -> int | None:

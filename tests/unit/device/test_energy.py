@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from device.api import energy
-from device.api.energy import Energy, find_rails
+from device.api.energy import Energy, readable_rails
 
 RAILS = {"VDD_GPU_SOC": (20_000, 150), "VDD_CPU_CV": (20_000, 50), "VIN_SYS_5V0": (5_000, 900)}
 
@@ -38,7 +38,7 @@ def joules(source: Energy) -> dict[str, float]:
 def test_power_is_integrated(tmp_path: Path) -> None:
     """Millivolts by milliamperes by seconds; what changes between two readings goes in halves."""
     folder = orin(tmp_path)
-    source = Energy(find_rails(tmp_path))
+    source = Energy(readable_rails(tmp_path))
     assert joules(source) == dict.fromkeys(RAILS, 0.0)
     source.sample(100.0)
     source.sample(102.0)
@@ -51,7 +51,7 @@ def test_power_is_integrated(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_not_invented(tmp_path: Path) -> None:
     """A rail that is off, currents below none, and a machine that slept add nothing."""
     folder = orin(tmp_path)
-    source = Energy(find_rails(tmp_path))
+    source = Energy(readable_rails(tmp_path))
     source.sample(0.0)
     (folder / "in1_input").write_text("")
     (folder / "curr2_input").write_text("-398\n")
@@ -67,16 +67,16 @@ def test_what_cannot_be_read_is_not_invented(tmp_path: Path) -> None:
 
 def test_no_monitor_no_series(tmp_path: Path) -> None:
     """A machine without one has no rails."""
-    assert find_rails(tmp_path) == []
+    assert readable_rails(tmp_path) == []
     (tmp_path / "sys/class/hwmon/hwmon0").mkdir(parents=True)
-    assert find_rails(tmp_path) == []
+    assert readable_rails(tmp_path) == []
 
 
 def test_the_thread_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Started it reads by itself, and the counter is Prometheus'; stopped it ends."""
     orin(tmp_path)
     monkeypatch.setattr(energy, "INTERVAL_S", 0.01)
-    source = Energy(find_rails(tmp_path))
+    source = Energy(readable_rails(tmp_path))
     registry = CollectorRegistry()
     registry.register(source)
     source.start()
