@@ -137,7 +137,7 @@ def closed(schema: Any) -> Any:
     made = {key: _closed_under(key, value) for key, value in schema.items()}
     if "properties" in schema and not joined and not _OPEN & set(schema):
         made["additionalProperties"] = False
-    if "properties" in schema or "allOf" in schema:
+    if "properties" in schema:
         made |= {key: schema[key] for key in joined}
     return made
 
