@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,10 +180,3 @@ def config_of(url: str, folder: Path, **more: Any) -> RoutingConfig:
         "link_pause_s": 0.0,
     }
     return RoutingConfig(**values | more)
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < end, "it never holds"
-        time.sleep(0.01)

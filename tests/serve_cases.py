@@ -151,11 +151,13 @@ def point(link: Path, target: Path) -> None:
     fresh.rename(link)
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], within_s: float = 10.0, what: str = "it did not come about"
+) -> None:
     """Wait for something to be so."""
     end = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, what
         time.sleep(0.005)
 
 

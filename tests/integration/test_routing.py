@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from cloud_cases import KEY, MODEL, Cloud, Seen, refuse, wait_until
+from cloud_cases import KEY, MODEL, Cloud, Seen, refuse
 from routing_pair import LONG, SHORT, TOO_LONG, Pair, paired, route, series
-from serve_cases import NAME, SUM, build_example, post, served, settle
+from serve_cases import NAME, SUM, build_example, post, served, settle, wait_until
 
 from device.routing.policy import Policy
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from cloud_cases import Cloud, Seen, answer, refuse, wait_until
+from cloud_cases import Cloud, Seen, answer, refuse
 from routing_pair import SHORT, TOO_LONG, Pair, paired
-from serve_cases import build_example
+from serve_cases import build_example, wait_until
 
 CLIENTS, ASKS = 8, 15
 

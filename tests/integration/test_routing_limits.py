@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from cloud_cases import Cloud, Seen, refuse, wait_until
+from cloud_cases import Cloud, Seen, refuse
 from routing_pair import TOO_LONG, Pair, paired, route, series
-from serve_cases import build_example
+from serve_cases import build_example, wait_until
 
 from edgekit.errors import ConfigError
 

@@ -10,14 +10,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from chaos_clients import WAYS, crowd
-from serve_cases import NAME, SUM, build_example, connect, post, raw, served, settle
+from serve_cases import NAME, SUM, build_example, connect, post, raw, served, settle, wait_until
 
 from device.api.limits import Limits
 from device.api.service import Service
@@ -64,13 +64,6 @@ def held() -> tuple[int, int, int]:
     return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), len(tasks)
 
 
-def wait_for(condition: Callable[[], bool], within_s: float, what: str) -> None:
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def test_random_clients_harm_nobody(bundle: Path) -> None:
     """Every way to misbehave, ten times: who behaves is answered right, and nothing is left."""
     with served(bundle, limits=Limits(request_s=1, unread_s=1)) as (address, service):
@@ -81,7 +74,7 @@ def test_random_clients_harm_nobody(bundle: Path) -> None:
         assert len(told) >= 8
         assert not [wrong for wrong in told if wrong]
         settle(service)
-        wait_for(lambda: held() <= before, 10, f"{held()} are more than {before}")
+        wait_until(lambda: held() <= before, what=f"{held()} are more than {before}")
         assert httpx.get(f"{address}/readyz").status_code == 200
 
 
