@@ -5,7 +5,8 @@ bin := .venv/bin
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 setup: ## make .venv with everything the tests need
-	scripts/setup.sh host,calibrate,serve,bench,telemetry,modem,trt-check dev
+	scripts/services.sh
+	scripts/setup.sh host,calibrate,serve,bench,telemetry,modem,fleet,trt-check dev
 demo: ## build, verify and question the example model
 	scripts/demo.sh
 check: ## what CI runs
@@ -30,7 +31,7 @@ lock: ## renew constraints.txt and constraints-jp62.txt (needs uv)
 	( echo "# Exact versions of everything the scripts install; made by \`make lock\`."; \
 	  echo "# torch's own CUDA packages are left to torch, which pins them itself."; \
 	  echo torch==2.13.0 | uv pip compile -q --universal --python-version 3.11 --extra host \
-	    --extra calibrate --extra serve --extra bench --extra telemetry --extra modem --extra tensorrt --extra trt-check --extra plot --group dev --constraint - --no-annotate --no-header \
+	    --extra calibrate --extra serve --extra bench --extra telemetry --extra modem --extra fleet --extra tensorrt --extra trt-check --extra plot --group dev --constraint - --no-annotate --no-header \
 	    pyproject.toml | sed 's/+cpu//' | grep -v '^nvidia-\|^triton\|^cuda-[bt]' ) > constraints.txt
 	# CUDA's bindings are the JetPack's: jetson.Dockerfile pins them.
 	( echo "# What JetPack 6.2's Python 3.10 on aarch64 installs for the extras \`device\`, \`serve\`, \`telemetry\`, \`tensorrt\`; made by \`make lock\`."; \

@@ -21,7 +21,8 @@ case ${1:-} in
     lint | types) "$1" ;;
     test) tests "${@:2}" ;;
     *)
-        scripts/setup.sh host,calibrate,serve,bench,telemetry,modem,trt-check dev
+        scripts/services.sh
+        scripts/setup.sh host,calibrate,serve,bench,telemetry,modem,fleet,trt-check dev
         lint
         types
         tests "$@"

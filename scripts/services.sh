@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Installs what the tests start on loopback, from Debian or Ubuntu: mosquitto, Prometheus (with
+# promtool), PostgreSQL. Does nothing for what is there; starts nothing.
+set -euo pipefail
+missing=()
+command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing+=(mosquitto)
+{ command -v prometheus && command -v promtool; } >/dev/null || missing+=(prometheus)
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+echo "services: installing ${missing[*]}" >&2
+$sudo apt-get update -qq
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+# Debian starts services that it installs: the tests start their own, on free ports.
+if [ -d /run/systemd/system ]; then
+    $sudo systemctl disable --now "${missing[@]}"
+fi
