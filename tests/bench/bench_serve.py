@@ -236,7 +236,8 @@ def main() -> int:
     servers = [Server(*text.split("=", 1)) for text in options.server]
     rows: list[dict[str, Any]] = []
     for number in range(options.rounds):
-        for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
+        first = number % max(len(servers), 1)
+        for server in servers[first:] + servers[:first]:
             if options.calm:
                 measure.wait_until_calm(options.calm, options.calm_timeout_s)
             rows += measure_server(server, options, number)
