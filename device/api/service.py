@@ -145,19 +145,20 @@ class Service:
         schema, thinks = body.answer_schema, prompt_opens_reasoning(prompt.text)
         if tools is None and schema is None:
             return lambda: Wishes(adjustment, body.wanted_logprobs)
+        param = "tools" if schema is None else "response_format"
         trigger = ""
-        if tools is not None:
-            trigger = tools.form.trigger if is_triggered(tools, schema) else ""
-            grammar = calls_grammar(tools, self.model.tokenizer, leading=thinks, schema=schema)
-        else:
-            grammar = json_grammar(schema or ANY_OBJECT, leading=thinks)
+        if tools is not None and is_triggered(tools, schema):
+            trigger = tools.form.trigger
 
         def make() -> Wishes:
+            if tools is not None:
+                grammar = calls_grammar(tools, self.model.tokenizer, leading=thinks, schema=schema)
+            else:
+                grammar = json_grammar(schema or ANY_OBJECT, leading=thinks)
             bound = self.grammars.constrain(grammar, in_reasoning=thinks, trigger=trigger)
             form = None if tools is None else tools.form
             return Wishes(adjustment, body.wanted_logprobs, bound, form)
 
-        param = "tools" if schema is None else "response_format"
         try:
             await asyncio.to_thread(make)  # compiled and kept, or refused
         except EngineError as error:

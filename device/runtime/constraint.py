@@ -17,6 +17,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
+from device.runtime.faults import GrammarError
 from edgekit.errors import EngineError
 from edgekit.text.reasoning import THINK_OPEN, ReasoningSplitter
 from edgekit.text.tokenizer import Tokenizer
@@ -24,10 +25,6 @@ from edgekit.text.tokenizer import Tokenizer
 KEPT_GRAMMARS: Final = 32
 
 Float32Array = npt.NDArray[np.float32]
-
-
-class GrammarError(EngineError):
-    """A schema that cannot be held to."""
 
 
 class Grammars:

@@ -1,14 +1,17 @@
 """A grammar begins where the answer does, and holds every token from there on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from factories import EXAMPLE
 
-from device.runtime.constraint import Constraint, GrammarError, Grammars
+from device.runtime.constraint import Constraint, Grammars
+from device.runtime.faults import GrammarError
 from device.runtime.grammar import ANY_OBJECT, Tools, calls_grammar, closed, json_grammar
 from edgekit.errors import EngineError
 from edgekit.text.tokenizer import Tokenizer
@@ -142,6 +145,74 @@ def test_objects_have_what_they_name_and_no_more(grammars: Grammars, tokenizer: 
         assert closed(joined) == joined
     assert closed({"anyOf": [named]})["anyOf"][0]["additionalProperties"] is False
     assert closed({"enum": [named], "default": named}) == {"enum": [named], "default": named}
+
+
+INTEGER: dict[str, Any] = {"type": "integer"}
+NAMED = {"type": "object", "properties": {"a": INTEGER}, "required": ["a"]}
+WITH_B = {"properties": {"b": INTEGER}, "required": ["b"]}
+TWO = '{"a": 1, "b": 2}'
+OTHER = '{"b": 2, "a": 1}'  # what stands first in the schema comes first
+TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
+    "reference and own": ({"$ref": "#/$defs/it", "$defs": {"it": NAMED}, **WITH_B}, TWO),
+    "reference in anyOf": (
+        {**WITH_B, "anyOf": [{"$ref": "#/$defs/it"}], "$defs": {"it": NAMED}},
+        OTHER,
+    ),
+    "reference in allOf": (
+        {"allOf": [{"$ref": "#/$defs/it"}, WITH_B], "$defs": {"it": NAMED}},
+        TWO,
+    ),
+    "own in anyOf": ({**WITH_B, "anyOf": [NAMED]}, TWO),
+    "required, not named": ({**NAMED, "required": ["a", "b"]}, TWO),
+    "more than are named": ({**NAMED, "minProperties": 2}, TWO),
+    "inside": (
+        {
+            "type": "array",
+            "items": {"$ref": "#/$defs/it", **WITH_B},
+            "$defs": {"it": NAMED},
+        },
+        f"[{TWO}]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_closing_contradicts_no_schema(grammars: Grammars, tokenizer: Tokenizer, name: str) -> None:
+    """What an object is by several schemas together, or requires and does not name, can be said."""
+    schema, text = TOGETHER[name]
+    jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    bound = grammars.constrain(json_grammar(schema, leading=False))
+    _follow(bound, tokenizer.encode(text))
+    assert set(tokenizer.eos_token_ids) <= _allowed(bound)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/it", "description": "as code generators write it"},
+        {"allOf": [{"$ref": "#/$defs/it"}], "title": "likewise"},
+        {"anyOf": [{"$ref": "#/$defs/it"}, {"type": "null"}], "default": None},
+        {"type": "object", "oneOf": [{"$ref": "#/$defs/it"}]},
+    ],
+)
+def test_a_reference_alone_is_closed(
+    grammars: Grammars, tokenizer: Tokenizer, schema: dict[str, Any]
+) -> None:
+    """Words beside it change nothing of what an object has."""
+    whole = {"type": "object", "properties": {"v": schema}, "$defs": {"it": NAMED}}
+    bound = grammars.constrain(json_grammar(whole, leading=False))
+    _follow(bound, tokenizer.encode('{"v": {"a": 1'))
+    assert set(tokenizer.encode(",")).isdisjoint(_allowed(bound))
+
+
+@pytest.mark.parametrize("depth", [150, 400])
+def test_a_schema_that_is_nested_too_deeply(grammars: Grammars, depth: int) -> None:
+    """Refused, whoever notices first: not an error of the server."""
+    schema: dict[str, Any] = INTEGER
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    with pytest.raises(GrammarError, match=r"nested too deeply|recursion limit"):
+        grammars.constrain(json_grammar(schema, leading=False))
 
 
 def test_what_is_no_schema(grammars: Grammars) -> None:
