@@ -23,7 +23,7 @@ from device.api.schema import (
     seeded,
 )
 from device.api.service import Service
-from device.runtime.answer import Answer, Piece, Wishes
+from device.runtime.answer import Answer, Piece
 
 
 def make_app(service: Service) -> Starlette:
@@ -53,7 +53,7 @@ class Routes:
         service.require_model(body.model)
         params = body.params(service.own, body.max_completion_tokens or body.max_tokens)
         told = () if body.tool_choice == "none" else body.tools or ()
-        prompt = service.render(body.messages, told, **body.chat_template_kwargs or {})
+        prompt = service.render(body.messages, told, body.chat_template_kwargs)
         wishes = await service.wishes(body, prompt)
         answers = [
             service.ask(prompt, one, wishes(), client) for one in seeded(params, body.n or 1)
@@ -66,10 +66,13 @@ class Routes:
         body = read_body(await self._body(request), CompletionRequest)
         service.require_model(body.model)
         params = body.params(service.own, body.max_tokens or 16)  # OpenAI's default
-        adjustment = body.adjustment(service.model.session.vocab_size)
+        wishes = body.wishes(service.model.session.vocab_size)
+        prompts = [service.continue_text(text) for text in body.prompts]
+        if not all(prompt.tokens for prompt in prompts):
+            raise ApiError(400, "a prompt has no tokens: give at least one", param="prompt")
         answers = [
-            service.ask(prompt, one, Wishes(adjustment, body.logprobs), client)
-            for prompt in map(service.continue_text, body.prompts)
+            service.ask(prompt, one, wishes, client)
+            for prompt in prompts
             for one in seeded(params, body.n or 1)
         ]
         return await self._reply("completion", request, body, answers)
@@ -117,11 +120,14 @@ class Routes:
         if routed is not None:
             return routed
         service = self._service
-        reply = Reply(kind, service.name, service.model.tokenizer, answers)
+        options = body.stream_options
+        tells_usage = options is not None and options.include_usage
+        reply = Reply(
+            kind, service.name, service.model.tokenizer, answers, streams_usage=tells_usage
+        )
         pieces = [self._pieces(answer) for answer in answers]
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return await stream(request, reply, pieces, usage=usage)
+            return await stream(request, reply, pieces)
         return await whole(request, reply, pieces)
 
     async def _elsewhere(

@@ -38,9 +38,7 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
     return JSONResponse(reply.whole())
 
 
-async def stream(
-    request: Request, reply: Reply, answers: Sequence[Pieces], *, usage: bool
-) -> Response:
+async def stream(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Response:
     """Return a streaming response; what fails before the first token has its own status.
 
     Until then the client is watched: who leaves the queue gives up its place in it.
@@ -64,7 +62,7 @@ async def stream(
                 # The status is out already: the error is the stream's last event.
                 yield event(explain(error).body())
                 return
-            yield reply.last(usage=usage)
+            yield reply.last()
 
     return event_stream(events())
 

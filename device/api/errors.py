@@ -99,6 +99,8 @@ def handlers(
             known = explain(error)
         if isinstance(error, HTTPException):
             known = ApiError(error.status_code, str(error.detail))
+        if isinstance(error, RecursionError):  # nothing of ours recurses but over what was sent
+            known = ApiError(400, "the request is nested too deeply", fault="RecursionError")
         if known is None:
             known = ApiError(500, "internal error", fault=type(error).__name__)
         refused(known.status)
@@ -108,5 +110,5 @@ def handlers(
         del request, error
         return Response(status_code=CLIENT_LEFT)
 
-    failures = (ApiError, EdgekitError, HTTPException, Exception)
+    failures = (ApiError, EdgekitError, HTTPException, RecursionError, Exception)
     return {**dict.fromkeys(failures, fail), ClientLeftError: gone}

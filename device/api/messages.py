@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -172,7 +172,7 @@ def render(
     template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Tool],
-    variables: dict[str, Any],
+    variables: Mapping[str, Any],
 ) -> str:
     """Return a conversation as the model reads it, tools included.
 
@@ -182,10 +182,12 @@ def render(
         ApiError: A message lacks what its role has, or the template does not read a variable.
         EngineError: The template refuses the conversation.
     """
-    unread = sorted(set(variables) - template.variables)
+    unread = sorted(set(variables) - (template.variables - {"messages", "tools"}))
     if unread:
         raise ApiError(
-            400, f"the chat template reads no {unread[0]!r}", param="chat_template_kwargs"
+            400,
+            f"the chat template reads no {unread[0]!r:.80} from chat_template_kwargs",
+            param="chat_template_kwargs",
         )
     plain = [message.as_template() for message in messages]
     described = [msgspec.to_builtins(tool) for tool in tools]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,10 +26,17 @@ class Reply:
         model: The model's name.
         tokenizer: Writes the tokens of log probabilities.
         answers: What it is made of, by index.
+        streams_usage: Whether a stream ends in what it took; its other chunks then say null.
     """
 
     def __init__(
-        self, kind: Kind, model: str, tokenizer: Tokenizer, answers: Sequence[Answer]
+        self,
+        kind: Kind,
+        model: str,
+        tokenizer: Tokenizer,
+        answers: Sequence[Answer],
+        *,
+        streams_usage: bool = False,
     ) -> None:
         self._kind, self._model, self._answers = kind, model, answers
         self._tokenizer = tokenizer
@@ -36,6 +44,8 @@ class Reply:
         self._created = int(time.time())
         self._begun = [False] * len(answers)
         self._called = [0] * len(answers)
+        self._offsets = [TextOffset() for _ in answers]
+        self._streams_usage = streams_usage
 
     def whole(self) -> dict[str, Any]:
         """Return the finished reply."""
@@ -70,10 +80,12 @@ class Reply:
         delta = {} if self._kind == "chat" else {"text": ""}
         return self._chunk(index, delta, self._answers[index].finish_reason)
 
-    def last(self, *, usage: bool) -> bytes:
+    def last(self) -> bytes:
         """Return what ends the stream."""
+        if not self._streams_usage:
+            return DONE
         told = {**self._head(self._chunk_name()), "choices": [], "usage": self.usage()}
-        return (event(told) if usage else b"") + DONE
+        return event(told) + DONE
 
     def usage(self) -> dict[str, Any]:
         """Return what it took; a prompt that several answers have counts once."""
@@ -95,9 +107,9 @@ class Reply:
     def _choice(self, index: int) -> dict[str, Any]:
         answer = self._answers[index]
         choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
-        choice["logprobs"] = self._logprobs(answer)
+        choice["logprobs"] = self._logprobs(index)
         if self._kind == "completion":
-            return {**choice, "text": answer.reasoning + answer.text}
+            return {**choice, "text": answer.text}
         # Templates put blank lines after the reasoning; they are not the answer's.
         text: str | None = answer.text.lstrip() if answer.reasoning else answer.text
         if answer.calls:
@@ -109,8 +121,9 @@ class Reply:
             message["tool_calls"] = [call_object(call) for call in answer.calls]
         return {**choice, "message": message}
 
-    def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
-        """Return the log probabilities of the tokens since the last chunk."""
+    def _logprobs(self, index: int) -> dict[str, Any] | None:
+        """Return the log probabilities of an answer's tokens since its last chunk."""
+        answer, offset = self._answers[index], self._offsets[index]
         if answer.request.top_logprobs is None:
             return None
         tokens = answer.take_logprobs()
@@ -124,7 +137,9 @@ class Reply:
             "top_logprobs": [
                 {self._text(other): logprob for other, logprob in token.top} for token in tokens
             ],
-            "text_offset": [sum(map(len, texts[:index])) for index in range(len(texts))],
+            "text_offset": [
+                offset.before(self._tokenizer.token_bytes(token.token)) for token in tokens
+            ],
         }
 
     def _chat_logprob(self, token: TokenLogprob) -> dict[str, Any]:
@@ -140,12 +155,15 @@ class Reply:
 
     def _chunk(self, index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         choice: dict[str, Any] = {"index": index, "finish_reason": reason}
-        choice["logprobs"] = self._logprobs(self._answers[index])
+        choice["logprobs"] = self._logprobs(index)
         if self._kind == "chat":
             choice["delta"] = delta
         else:
             choice |= delta
-        return event({**self._head(self._chunk_name()), "choices": [choice]})
+        told: dict[str, Any] = {**self._head(self._chunk_name()), "choices": [choice]}
+        if self._streams_usage and self._kind == "chat":  # as OpenAI describes either
+            told["usage"] = None
+        return event(told)
 
     def _chunk_name(self) -> str:
         return "chat.completion.chunk" if self._kind == "chat" else "text_completion"
@@ -157,6 +175,20 @@ class Reply:
             "created": self._created,
             "model": self._model,
         }
+
+
+class TextOffset:
+    """Counts an answer's characters token by token; those of a character begin where it does."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._decoder = getincrementaldecoder("utf-8")(errors="replace")
+
+    def before(self, token: bytes) -> int:
+        """Return how many characters stand before a token, the next in order."""
+        found = self._count
+        self._count += len(self._decoder.decode(token))
+        return found
 
 
 def both_names(reasoning: str) -> dict[str, str]:

@@ -100,16 +100,17 @@ def test_they_write_what_transformers_has_them_write(name: str, chat: str) -> No
     from transformers import AutoTokenizer
 
     template, messages = _template(name), CHATS[chat]
+    tokens: dict[str, Any] = template.tokens
     if name in {"qwen3", "vllm_deepseek_r1_tools"}:
         messages = [_with_data(message) for message in messages]
-    tools = TOOLS if "tools" in template.variables else []
+    tools: list[Any] = TOOLS if "tools" in template.variables else []
     expected = AutoTokenizer.from_pretrained(str(EXAMPLE)).apply_chat_template(
         messages,
         tools=tools or None,
         chat_template=template.source,
         tokenize=False,
         add_generation_prompt=True,
-        **template.tokens,
+        **tokens,
     )
     assert _render(template, CHATS[chat], tools) == expected
 
