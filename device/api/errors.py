@@ -11,7 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from device.api.record import current
 from device.api.watch import CLIENT_LEFT, ClientLeftError
-from device.runtime.faults import DeadlinePassedError, EngineStoppedError, QueueFullError
+from device.runtime.faults import (
+    DeadlinePassedError,
+    EngineStoppedError,
+    GrammarError,
+    QueueFullError,
+)
 from edgekit.errors import ContextOverflowError, EdgekitError
 
 RETRY_AFTER_S = 1
@@ -80,6 +85,8 @@ def explain(error: EdgekitError) -> ApiError:
         return ApiError(503, said, code="engine_stopped", fault=fault)
     if isinstance(error, DeadlinePassedError):
         return ApiError(504, said, code="deadline_exceeded", fault=fault)
+    if isinstance(error, GrammarError):
+        return ApiError(400, said, code="schema_not_followed", fault=fault)
     return ApiError(500, said, code="engine_error", fault=fault)
 
 

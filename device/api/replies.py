@@ -70,7 +70,7 @@ class Reply:
         if piece.is_reasoning:
             return self._chunk(index, both_names(piece.text))
         text = piece.text
-        if not self._begun[index] and self._answers[index].reasoning:
+        if not self._begun[index] and self._answers[index].has_reasoned:
             text = text.lstrip()
         self._begun[index] = self._begun[index] or bool(text)
         return self._chunk(index, {"content": text}) if text else b""
@@ -111,7 +111,7 @@ class Reply:
         if self._kind == "completion":
             return {**choice, "text": answer.text}
         # Templates put blank lines after the reasoning; they are not the answer's.
-        text: str | None = answer.text.lstrip() if answer.reasoning else answer.text
+        text: str | None = answer.text.lstrip() if answer.has_reasoned else answer.text
         if answer.calls:
             text = text if text and text.strip() else None
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}

@@ -22,7 +22,7 @@ from device.runtime.scheduler import Scheduler
 from edgekit.engine.load import LoadedModel
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import CheckpointError, EngineError
-from edgekit.text.reasoning import prompt_opens_reasoning
+from edgekit.text.reasoning import THINK_OPEN, prompt_opens_reasoning
 
 
 class Service:
@@ -147,6 +147,8 @@ class Service:
             parallel=body.parallel_tool_calls is not False,
         )
         schema, thinks = body.answer_schema, prompt_opens_reasoning(prompt.text)
+        # Blank lines follow the reasoning, the model's own, too.
+        leading = thinks or self.model.tokenizer.token_id(THINK_OPEN) is not None
         if tools is None and schema is None:
             return lambda: free
         body.refuse_endless()
@@ -157,9 +159,9 @@ class Service:
 
         def make() -> Wishes:
             if tools is not None:
-                grammar = calls_grammar(tools, self.model.tokenizer, leading=thinks, schema=schema)
+                grammar = calls_grammar(tools, self.model.tokenizer, leading=leading, schema=schema)
             else:
-                grammar = json_grammar(schema or ANY_OBJECT, leading=thinks)
+                grammar = json_grammar(schema or ANY_OBJECT, leading=leading)
             bound = self.grammars.constrain(grammar, in_reasoning=thinks, trigger=trigger)
             form = None if tools is None else tools.form
             return replace(free, constraint=bound, calls=form)

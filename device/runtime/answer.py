@@ -112,6 +112,7 @@ class Answer:
         self._min_tokens = wishes.min_tokens
         opened = prompt_opens_reasoning(prompt.text)
         self._splitter = None if wishes.is_plain else ReasoningSplitter(in_reasoning=opened)
+        self._opened = opened and not wishes.is_plain
         self._pieces: asyncio.Queue[list[TextPiece] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.request = Request(
@@ -127,6 +128,11 @@ class Answer:
             wishes.top_logprobs,
             wishes.min_tokens,
         )
+
+    @property
+    def has_reasoned(self) -> bool:
+        """Whether its text stands behind reasoning, were it empty."""
+        return self._opened or bool(self.reasoning)
 
     @property
     def finish_reason(self) -> str:

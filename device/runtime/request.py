@@ -89,12 +89,14 @@ class Request:
     @property
     def _wants_row(self) -> bool:
         bound = self.constraint is not None and self.constraint.is_active
-        bound = bound or self._must_go_on
+        bound = bound or len(self.generated) < self.min_tokens
         return bound or self.top_logprobs is not None or not self.adjustment.changes_nothing
 
     @property
     def _must_go_on(self) -> bool:
-        return bool(self.ends) and len(self.generated) < self.min_tokens
+        """Whether no end token may be chosen."""
+        is_due = self.constraint is not None and self.constraint.is_due
+        return bool(self.ends) and (is_due or len(self.generated) < self.min_tokens)
 
     def sample(self, row: Row) -> int:
         """Return the next token, chosen of a row of logits or of candidates.
@@ -102,11 +104,14 @@ class Request:
         Raises:
             EngineError: The logits have no finite maximum, or the grammar cannot be followed.
         """
+        step, token = len(self.generated), None
         if isinstance(row, Candidates) and not self._wants_row:
-            token = self.sampler.sample(row, len(self.generated))
-        else:
+            token = self.sampler.sample(row, step)
+            if token in self.ends and self._must_go_on:
+                token = None  # seldom: chosen anew, of the whole row
+        if token is None:
             logits = row.row() if isinstance(row, Candidates) else row
-            token = self.sampler.sample(self._changed(logits), len(self.generated))
+            token = self.sampler.sample(self._changed(logits), step)
             if self.top_logprobs is not None and token not in self.ends:
                 self.logprobs.append(token_logprob(logits, token, self.top_logprobs))
         if self.constraint is not None and token not in self.ends:

@@ -87,7 +87,8 @@ def test_a_continuation_is_the_model_s_own_text(
     """Tags of reasoning stay in it, whole and streamed: what is sent back goes on from there."""
     template = server[1].model.template
     assert template is not None
-    asked = {"model": NAME, "prompt": template.render(SUM), "temperature": 0, "max_tokens": 100}
+    prompt = template.render(SUM)
+    asked: dict[str, Any] = {"model": NAME, "prompt": prompt, "temperature": 0, "max_tokens": 100}
     chat = _ask(client, {}).choices[0].message
     expected = f"{chat.model_extra['reasoning']}</think>\n\n{SAID}"
     assert client.completions.create(**asked).choices[0].text == expected

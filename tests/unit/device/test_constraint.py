@@ -219,3 +219,46 @@ def test_what_is_no_schema(grammars: Grammars) -> None:
     """Refused with what llguidance says of it."""
     with pytest.raises(GrammarError, match="Invalid type: objct"):
         grammars.constrain(json_grammar({"type": "objct"}, leading=False))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}],
+)
+def test_what_nothing_fits(grammars: Grammars, schema: dict[str, Any]) -> None:
+    """Refused before anything runs: no token could begin it."""
+    with pytest.raises(GrammarError, match=r"nothing fits|circular"):
+        grammars.constrain(json_grammar(schema, leading=False))
+
+
+def test_what_nothing_fits_further_in(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """It is the schema's fault once the answer comes there, not the server's."""
+    itself = {"a": {"$ref": "#/$defs/a"}}
+    schema = {"type": "object", "properties": itself, "required": ["a"], "$defs": itself}
+    bound = grammars.constrain(json_grammar(schema, leading=False))
+    _follow(bound, tokenizer.encode('{"a":'))
+    with pytest.raises(GrammarError, match="cannot go on"):
+        bound.allow(np.zeros(V, np.float32))
+
+
+def test_white_space_of_the_tag_is_no_answer(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """A vocabulary may write the end of the tag and line breaks in one token."""
+    bound = grammars.constrain(json_grammar(ANY_OBJECT, leading=True), in_reasoning=True)
+    bound._decoder = Pieces(["hm</thi", "nk>\n\n\n\n"])  # type: ignore[assignment]  # what it needs
+    bound.accept(0)
+    assert (_is_active(bound), bound.is_due) == (False, True)
+    bound.accept(0)
+    assert _is_active(bound)
+    assert not bound.is_due
+    _follow(bound, tokenizer.encode('{"a": 1}'))
+
+
+class Pieces:
+    """A decoder of a vocabulary that the test makes up."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = iter(pieces)
+
+    def feed(self, token: int) -> str:
+        del token
+        return next(self._pieces)
