@@ -73,12 +73,17 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
-def explain(error: EdgekitError) -> ApiError:
-    """Return what a client is told of an error of edgekit's."""
+def explain(error: EdgekitError, asked: str = "messages") -> ApiError:
+    """Return what a client is told of an error of edgekit's.
+
+    Args:
+        error: Whose words are told.
+        asked: The field that has what is asked.
+    """
     said, fault = str(error), type(error).__name__
     if isinstance(error, ContextOverflowError):
         code = "context_length_exceeded"
-        return ApiError(400, said, param="messages", code=code, fault=fault)
+        return ApiError(400, said, param=asked, code=code, fault=fault)
     if isinstance(error, QueueFullError):
         return ApiError(429, said, code="queue_full", fault=fault)
     if isinstance(error, EngineStoppedError):
@@ -100,10 +105,10 @@ def handlers(
     """
 
     async def fail(request: Request, error: Exception) -> Response:
-        del request
         known = error if isinstance(error, ApiError) else None
         if isinstance(error, EdgekitError):
-            known = explain(error)
+            asked = "prompt" if request.url.path == "/v1/completions" else "messages"
+            known = explain(error, asked)
         if isinstance(error, HTTPException):
             known = ApiError(error.status_code, str(error.detail))
         if isinstance(error, RecursionError):  # nothing of ours recurses but over what was sent

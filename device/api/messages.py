@@ -24,10 +24,11 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """What a call calls; ``arguments`` is a JSON object's text."""
+    """What a call calls; ``arguments`` is a JSON object's text, and so read by OpenAI's client."""
 
     name: Name
     arguments: str = "{}"
+    parsed_arguments: Any = None
 
     def as_template(self) -> dict[str, str]:
         """Return it as a chat template reads it; some clients write nothing for no arguments."""
@@ -55,6 +56,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     reasoning: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
+    parsed: Any = None
     audio: None = None
     function_call: None = None
 

@@ -62,6 +62,7 @@ def _nested(field: Any, depth: int) -> bytes:
         (TEXT, {"prompt": ""}, "prompt"),
         (TEXT, {"prompt": [[]]}, "prompt"),
         (TEXT, {"prompt": ["To be", ""]}, "prompt"),
+        (TEXT, {"prompt": "word " * 600}, "prompt"),
     ],
 )
 def test_what_cannot_be_served_is_the_client_s_mistake(
