@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +26,20 @@ from device.api.schema import (
 )
 from device.api.service import Service
 from device.runtime.answer import Answer, Piece
+
+LONG_BYTES: Final = 1 << 14
+"""A body from here on is worked on beside the event loop."""
+T = TypeVar("T")
+
+
+async def aside(size: int, work: Callable[[], T]) -> T:
+    """Return what some work comes to: over much, in a thread, so that nobody waits for it.
+
+    Args:
+        size: Bytes that it works on.
+        work: Touches nothing of the event loop's.
+    """
+    return await asyncio.to_thread(work) if size >= LONG_BYTES else work()
 
 
 def make_app(service: Service) -> Starlette:
@@ -49,11 +65,14 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         client, service = self._client(request), self._service
-        body = read_body(await self._body(request), ChatRequest)
+        data = await self._body(request)
+        body = read_body(data, ChatRequest)
         service.require_model(body.model)
         params = body.params(service.own, body.max_completion_tokens or body.max_tokens)
         told = () if body.tool_choice == "none" else body.tools or ()
-        prompt = service.render(body.messages, told, body.chat_template_kwargs)
+        prompt = await aside(
+            len(data), lambda: service.render(body.messages, told, body.chat_template_kwargs)
+        )
         wishes = await service.wishes(body, prompt)
         answers = [
             service.ask(prompt, one, wishes(), client) for one in seeded(params, body.n or 1)
@@ -63,11 +82,13 @@ class Routes:
     async def completions(self, request: Request) -> Response:
         """Continue a text, or some."""
         client, service = self._client(request), self._service
-        body = read_body(await self._body(request), CompletionRequest)
+        data = await self._body(request)
+        body = read_body(data, CompletionRequest)
         service.require_model(body.model)
         params = body.params(service.own, body.max_tokens or 16)  # OpenAI's default
         wishes = body.wishes(service.model.session.vocab_size)
-        prompts = [service.continue_text(text) for text in body.prompts]
+        texts = body.prompts
+        prompts = await aside(len(data), lambda: [service.continue_text(text) for text in texts])
         if not all(prompt.tokens for prompt in prompts):
             raise ApiError(400, "a prompt has no tokens: give at least one", param="prompt")
         answers = [
@@ -80,21 +101,28 @@ class Routes:
     async def tokenize(self, request: Request) -> Response:
         """Return the tokens of a text or a conversation."""
         self._client(request)
-        body, service = read_body(await self._body(request), TokenizeRequest), self._service
-        if body.messages is None:
-            prompt = service.continue_text(body.prompt or "")
-        else:
-            prompt = service.render(body.messages)
-        limit = service.model.session.max_context
-        tokens = list(prompt.tokens)
-        return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+        data, service = await self._body(request), self._service
+        body = read_body(data, TokenizeRequest)
+
+        def answer() -> Response:
+            if body.messages is None:
+                prompt = service.continue_text(body.prompt or "")
+            else:
+                prompt = service.render(body.messages)
+            limit = service.model.session.max_context
+            tokens = list(prompt.tokens)
+            return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+
+        return await aside(len(data), answer)
 
     async def detokenize(self, request: Request) -> Response:
         """Return the text of tokens."""
         self._client(request)
-        body = read_body(await self._body(request), DetokenizeRequest)
-        self._service.require_tokens(body.tokens, "tokens")
-        return JSONResponse({"prompt": self._service.model.tokenizer.decode(body.tokens)})
+        data, service = await self._body(request), self._service
+        body = read_body(data, DetokenizeRequest)
+        service.require_tokens(body.tokens, "tokens")
+        text = await aside(len(data), lambda: service.model.tokenizer.decode(body.tokens))
+        return JSONResponse({"prompt": text})
 
     def _client(self, request: Request) -> str:
         host = "" if request.client is None else request.client.host

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +22,8 @@ from serve_cases import NAME, SUM, build_example, connect, post, raw, served, se
 
 from device.api.limits import Limits
 from device.api.service import Service
+
+LONG = "lorem ipsum dolor " * 150_000
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +198,31 @@ def test_leaving_in_a_body_is_no_fault_of_the_server(
     time.sleep(0.2)
     assert faults() == before
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}, 400),
+        ("/v1/chat/completions", {"messages": SUM * 60_000}, 400),
+        ("/v1/completions", {"prompt": LONG}, 400),
+        ("/tokenize", {"prompt": LONG}, 200),
+    ],
+)
+def test_a_prompt_of_megabytes_holds_nobody_up(
+    server: tuple[str, Service], path: str, more: dict[str, Any], status: int
+) -> None:
+    """While it is written out and cut into tokens, others are answered as ever."""
+    found: list[int] = []
+    body = {"model": NAME, **more}
+    sender = threading.Thread(target=lambda: found.append(post(server, body, path).status_code))
+    longest_s = 0.0
+    with httpx.Client(base_url=server[0], timeout=30) as caller:
+        sender.start()
+        while sender.is_alive():
+            began_s = time.monotonic()
+            assert caller.get("/healthz").status_code == 200
+            longest_s = max(longest_s, time.monotonic() - began_s)
+    sender.join()
+    assert found == [status]
+    assert longest_s < 1, "some seconds are what the text takes"
