@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from device.api.aside import aside
 from device.api.deliver import stream, whole
 from device.api.errors import ApiError, handlers
 from device.api.replies import Kind, Reply
@@ -26,20 +25,6 @@ from device.api.schema import (
 )
 from device.api.service import Service
 from device.runtime.answer import Answer, Piece
-
-LONG_BYTES: Final = 1 << 14
-"""A body from here on is worked on beside the event loop."""
-T = TypeVar("T")
-
-
-async def aside(size: int, work: Callable[[], T]) -> T:
-    """Return what some work comes to: over much, in a thread, so that nobody waits for it.
-
-    Args:
-        size: Bytes that it works on.
-        work: Touches nothing of the event loop's.
-    """
-    return await asyncio.to_thread(work) if size >= LONG_BYTES else work()
 
 
 def make_app(service: Service) -> Starlette:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from device.api.aside import aside
 from device.api.errors import explain
 from device.api.replies import Reply, event
 from device.api.watch import event_stream, first_of, unless_left
@@ -35,7 +36,7 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
                 del piece
 
     await unless_left(request, consume())
-    return JSONResponse(reply.whole())
+    return await aside(reply.size, lambda: JSONResponse(reply.whole()))
 
 
 async def stream(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Response:

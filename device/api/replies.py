@@ -16,6 +16,8 @@ from edgekit.text.tool_calls import ToolCall
 
 Kind = Literal["chat", "completion"]
 DONE = b"data: [DONE]\n\n"
+TOKEN_BYTES = 64
+"""Of a token and its log probability."""
 
 
 class Reply:
@@ -46,6 +48,17 @@ class Reply:
         self._called = [0] * len(answers)
         self._offsets = [TextOffset() for _ in answers]
         self._streams_usage = streams_usage
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has: tokens told of make it long."""
+        told = [
+            len(answer.request.generated) * (1 + answer.request.top_logprobs)
+            for answer in self._answers
+            if answer.request.top_logprobs is not None
+        ]
+        texts = sum(len(answer.reasoning) + len(answer.text) for answer in self._answers)
+        return TOKEN_BYTES * sum(told) + texts
 
     def whole(self) -> dict[str, Any]:
         """Return the finished reply."""
