@@ -33,7 +33,7 @@ _OPEN: Final = frozenset(
     {"additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"}
 )
 _LEADING: Final = r"/\n{0,2}/"
-_MARK: Final = re.compile(r"(<｜[^｜]+｜>)")
+_MARK: Final = re.compile(r"(<｜[^｜]+｜>|</?tool_call>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def calls_grammar(
 
     Args:
         tools: What may be called.
-        tokenizer: Says which marks are special tokens.
+        tokenizer: Says which marks are tokens of their own.
         leading: As of :func:`json_grammar`.
         schema: What an answer is that calls nothing, where it is bound.
     """
@@ -122,10 +122,14 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _literal(text: str, tokenizer: Tokenizer) -> str:
-    """Return a text as a grammar has it; marks that are special tokens stand by their ids."""
+    """Return a text as a grammar has it; marks that are tokens of their own stand by their ids.
+
+    Special or not: llguidance takes neither for the letters it is written in, and a model that was
+    taught the token does not spell it.
+    """
     parts = []
     for part in filter(None, _MARK.split(text)):
-        if tokenizer.is_special(part):
+        if tokenizer.is_added(part):
             parts.append(f"<[{tokenizer.token_id(part)}]>")
         else:
             parts.append(json.dumps(part, ensure_ascii=False))

@@ -140,6 +140,10 @@ class Tokenizer:
                 return bytes(_BYTE_OF_LETTER[letter] for letter in written)
         return str(written).encode()
 
+    def is_added(self, token: str) -> bool:
+        """Say whether a text is a token of its own, which no other text is cut into."""
+        return token in self._added
+
     def is_special(self, token: str) -> bool:
         """Say whether a text is a special token, which decoding skips."""
         found = self._added.get(token)
