@@ -19,6 +19,7 @@ from device.api.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    StreamOptions,
     TokenizeRequest,
     read_body,
     seeded,
@@ -133,10 +134,14 @@ class Routes:
         if routed is not None:
             return routed
         service = self._service
-        options = body.stream_options
-        tells_usage = options is not None and options.include_usage
+        options = body.stream_options or StreamOptions()
         reply = Reply(
-            kind, service.name, service.model.tokenizer, answers, streams_usage=tells_usage
+            kind,
+            service.name,
+            service.model.tokenizer,
+            answers,
+            streams_usage=options.include_usage,
+            counts_on=options.continuous_usage_stats,
         )
         pieces = [self._pieces(answer) for answer in answers]
         if body.stream:

@@ -29,6 +29,7 @@ class Reply:
         tokenizer: Writes the tokens of log probabilities.
         answers: What it is made of, by index.
         streams_usage: Whether a stream ends in what it took; its other chunks then say null.
+        counts_on: Whether these say what it took so far.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Reply:
         answers: Sequence[Answer],
         *,
         streams_usage: bool = False,
+        counts_on: bool = False,
     ) -> None:
         self._kind, self._model, self._answers = kind, model, answers
         self._tokenizer = tokenizer
@@ -47,7 +49,7 @@ class Reply:
         self._begun = [False] * len(answers)
         self._called = [0] * len(answers)
         self._offsets = [TextOffset() for _ in answers]
-        self._streams_usage = streams_usage
+        self._streams_usage, self._counts_on = streams_usage, streams_usage and counts_on
 
     @property
     def size(self) -> int:
@@ -174,7 +176,9 @@ class Reply:
         else:
             choice |= delta
         told: dict[str, Any] = {**self._head(self._chunk_name()), "choices": [choice]}
-        if self._streams_usage and self._kind == "chat":  # as OpenAI describes either
+        if self._counts_on:
+            told["usage"] = self.usage()
+        elif self._streams_usage and self._kind == "chat":  # as OpenAI describes either
             told["usage"] = None
         return event(told)
 

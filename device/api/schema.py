@@ -33,9 +33,10 @@ _UNKNOWN = "Object contains unknown field `"
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a streamed answer."""
+    """Of a streamed answer; ``continuous_usage_stats`` is vLLM's: usage so far in every chunk."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
 
 

@@ -58,6 +58,22 @@ def test_an_answer_goes_on_behind_its_end(client: openai.OpenAI) -> None:
     assert said == text
 
 
+def test_usage_may_be_told_all_along(client: openai.OpenAI) -> None:
+    """With vLLM's option each chunk says what it took so far, and the last what it took."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(_ask(client, {}, stream=True, stream_options=options))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == _ask(client, {}).usage.completion_tokens
+    texts = list(
+        client.completions.create(
+            model=NAME, prompt="To be", max_tokens=5, stream=True, stream_options=options
+        )
+    )
+    assert [text.usage and text.usage.completion_tokens for text in texts][-1] == 5
+    assert all(text.usage for text in texts)
+
+
 def test_an_answer_does_not_end_before_its_time(client: openai.OpenAI) -> None:
     """With min_tokens end tokens cannot be chosen, and stop strings do nothing until then."""
     count = _ask(client, {}).usage.completion_tokens
