@@ -59,6 +59,9 @@ def json_grammar(schema: Mapping[str, Any], *, leading: bool) -> str:
     Args:
         schema: JSON Schema; ``ANY_OBJECT`` is OpenAI's JSON mode.
         leading: Allow line breaks before it, as reasoning models write after ``</think>``.
+
+    Raises:
+        GrammarError: It is nested too deeply.
     """
     return f"start: {_LEADING if leading else ''} value\nvalue: {_json(schema)}"
 
@@ -76,6 +79,9 @@ def calls_grammar(
         tokenizer: Says which marks are tokens of their own.
         leading: As of :func:`json_grammar`.
         schema: What an answer is that calls nothing, where it is bound.
+
+    Raises:
+        GrammarError: A schema is no object's, or is nested too deeply.
     """
     form, triggered = tools.form, is_triggered(tools, schema)
     rules = [f"args_{index}: {_json(_parameters(tool))}" for index, tool in enumerate(tools.all)]
@@ -113,9 +119,20 @@ def _any_call(tools: Tools, tokenizer: Tokenizer, begun: str = "") -> str:
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a tool's arguments; a loose one is held to as far as it goes."""
+    """Return the schema of a tool's arguments, an object; a loose one is held to as far as it goes.
+
+    Raises:
+        GrammarError: It says that they are something else.
+    """
     function = tool["function"]
     schema = function.get("parameters") or ANY_OBJECT
+    kinds = schema.get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise GrammarError(
+            f"the parameters of {function['name']} have type {kinds!r:.40}, not object",
+            "Arguments have names: give a schema of an object",
+        )
+    schema = {**schema, "type": "object"}
     if function.get("strict"):
         return schema
     return {**schema, "x-guidance": {**_JSON_OPTIONS, "lenient": True}}

@@ -113,6 +113,33 @@ def test_calls_or_an_object(grammars: Grammars, tokenizer: Tokenizer, form: Tool
         assert set(tokenizer.eos_token_ids) <= _allowed(bound)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kinds", [None, ["object", "null"]])
+def test_arguments_are_an_object(
+    grammars: Grammars,
+    tokenizer: Tokenizer,
+    kinds: list[str] | None,
+    strict: bool,  # noqa: FBT001
+) -> None:
+    """Whether the schema says so, leaves it open or allows for more: a call names its arguments."""
+    schema: dict[str, Any] = {**NAMED, "type": kinds}
+    if kinds is None:
+        del schema["type"]
+    tool = {"function": {"name": "f", "parameters": schema, "strict": strict}}
+    grammar = calls_grammar(Tools((tool,), QWEN, is_required=True), tokenizer, leading=False)
+    bound = grammars.constrain(grammar)
+    _follow(bound, tokenizer.encode(QWEN.before_name + "f" + QWEN.after_name))
+    begun = {tokenizer.decode([token]).strip() for token in _allowed(bound)}
+    assert {text[0] for text in begun if text and text != "<think>"} == {"{"}
+
+
+def test_parameters_that_are_no_object(tokenizer: Tokenizer) -> None:
+    """A list of them could not be called with: refused by the function's name."""
+    tool = {"function": {"name": "f", "parameters": {"type": "array"}}}
+    with pytest.raises(GrammarError, match="parameters of f have type 'array'"):
+        calls_grammar(Tools((tool,), QWEN), tokenizer, leading=False)
+
+
 def test_grammars_are_kept_and_apart(grammars: Grammars, tokenizer: Tokenizer) -> None:
     """Two answers of one schema do not share their state."""
     grammar = json_grammar(ANY_OBJECT, leading=False)
