@@ -70,6 +70,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
         if isinstance(text, list):
             text = "".join(part.text or part.refusal for part in text)
         calls = self.tool_calls or []
+        thought = self.reasoning_content or self.reasoning
+        if text is None and self.role == "assistant" and (thought or self.refusal):
+            text = self.refusal or ""  # it was cut in its reasoning, or is all refusal
         if text is None and not (self.role == "assistant" and calls):
             raise ApiError(400, f"a message of role {self.role} has no content", param="messages")
         if calls and self.role != "assistant":
@@ -85,7 +88,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
             ]
         if self.tool_call_id is not None:
             made["tool_call_id"] = self.tool_call_id
-        if self.role == "assistant" and (thought := self.reasoning_content or self.reasoning):
+        if self.role == "assistant" and thought:
             made["reasoning_content"] = thought
         return made
 

@@ -152,9 +152,7 @@ class Reply:
             "top_logprobs": [
                 {self._text(other): logprob for other, logprob in token.top} for token in tokens
             ],
-            "text_offset": [
-                offset.before(self._tokenizer.token_bytes(token.token)) for token in tokens
-            ],
+            "text_offset": [offset.before(self._shown(token.token)) for token in tokens],
         }
 
     def _chat_logprob(self, token: TokenLogprob) -> dict[str, Any]:
@@ -164,6 +162,14 @@ class Reply:
     def _told(self, token: int, logprob: float) -> dict[str, Any]:
         data = self._tokenizer.token_bytes(token)
         return {"token": self._text(token), "logprob": logprob, "bytes": list(data)}
+
+    def _shown(self, token: int) -> bytes:
+        """Return what of a token is in the text: nothing of a special one."""
+        return (
+            b""
+            if self._tokenizer.is_special(self._text(token))
+            else self._tokenizer.token_bytes(token)
+        )
 
     def _text(self, token: int) -> str:
         return self._tokenizer.token_bytes(token).decode(errors="replace")

@@ -119,16 +119,25 @@ def test_offsets_of_tokens_count_on_through_a_stream(
     encode = server[1].model.tokenizer.encode
     bias = dict.fromkeys(map(str, encode("中é€")), 100)  # bytes of characters, in any order
     split: dict[str, Any] = {"logit_bias": bias, "seed": 3, "temperature": 1}
+    template = server[1].model.template
+    assert template is not None
+    beyond: dict[str, Any] = {
+        "prompt": template.render(SUM),
+        "max_tokens": 90,
+        "extra_body": {"ignore_eos": True},
+    }
     asked: dict[str, Any] = {"model": NAME, "prompt": "To be", "temperature": 0, "max_tokens": 12}
-    for more in ({}, split):
-        asked = {**asked, "logprobs": 1, **more}
+    for more in ({}, split, beyond):
+        asked = {**asked, "logit_bias": {}, "temperature": 0, "logprobs": 1, **more}
         choice = client.completions.create(**asked).choices[0]
         assert choice.logprobs is not None
         offsets, tokens = choice.logprobs.text_offset or [], choice.logprobs.tokens or []
-        assert len(offsets) == 12
+        assert len(offsets) == asked["max_tokens"]
         assert ("\ufffd" in "".join(tokens)) is (more is split)
+        assert any(map(server[1].model.tokenizer.is_special, tokens)) is (more is beyond)
         for offset, token in zip(offsets, tokens, strict=True):
-            assert "\ufffd" in token or choice.text[offset:].startswith(token)
+            hidden = "\ufffd" in token or server[1].model.tokenizer.is_special(token)
+            assert hidden or choice.text[offset:].startswith(token)
             assert offset <= len(choice.text)
         streamed = [
             offset

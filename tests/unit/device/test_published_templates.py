@@ -160,3 +160,20 @@ def test_no_arguments_may_be_written_as_nothing(name: str) -> None:
     template = _template(name)
     empty = [ASKED, _calls({"name": "clock", "arguments": ""}), RESULT]
     assert _render(template, empty, []) == _render(template, [ASKED, _calls(CLOCK), RESULT], [])
+
+
+@TEMPLATES
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [({"reasoning_content": "Hm"}, ""), ({"refusal": "I may not."}, "I may not.")],
+)
+def test_an_answer_without_a_content_is_taken(
+    name: str, message: dict[str, Any], said: str
+) -> None:
+    """Clients echo null for one that was cut in its reasoning, or refused."""
+    template = _template(name)
+    echoed = {"role": "assistant", "content": None, **message}
+    written = {key: value for key, value in echoed.items() if key != "refusal"}
+    again = {"role": "user", "content": "Again."}
+    expected = _render(template, [ASKED, {**written, "content": said}, again], [])
+    assert _render(template, [ASKED, echoed, again], []) == expected
