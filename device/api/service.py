@@ -157,19 +157,23 @@ class Service:
         if tools is not None and is_triggered(tools, schema):
             trigger = tools.form.trigger
 
-        def make() -> Wishes:
+        def compiled() -> str:
             if tools is not None:
                 grammar = calls_grammar(tools, self.model.tokenizer, leading=leading, schema=schema)
             else:
                 grammar = json_grammar(schema or ANY_OBJECT, leading=leading)
-            bound = self.grammars.constrain(grammar, in_reasoning=thinks, trigger=trigger)
-            form = None if tools is None else tools.form
-            return replace(free, constraint=bound, calls=form)
+            self.grammars.constrain(grammar)  # kept, or refused
+            return grammar
 
         try:
-            await asyncio.to_thread(make)  # compiled and kept, or refused
+            grammar = await asyncio.to_thread(compiled)
         except EngineError as error:
             raise ApiError(400, str(error), param=param) from error
+
+        def make() -> Wishes:
+            bound = self.grammars.constrain(grammar, in_reasoning=thinks, trigger=trigger)
+            return replace(free, constraint=bound, calls=None if tools is None else tools.form)
+
         return make
 
     def ask(self, prompt: Prompt, params: SamplingParams, wishes: Wishes, client: str) -> Answer:
