@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from device.api.aside import in_thread
 from device.api.errors import ApiError
 from device.api.messages import Message, Tool, render, usable_tools
 from device.api.metrics import Metrics
@@ -166,7 +166,7 @@ class Service:
             return grammar
 
         try:
-            grammar = await asyncio.to_thread(compiled)
+            grammar = await in_thread(compiled)
         except EngineError as error:
             raise ApiError(400, str(error), param=param) from error
 
