@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 LONG_BYTES: Final = 1 << 14
 """Work on so many bytes takes milliseconds; less is done where it is asked for."""
 NAME: Final = "aside"
-_POOL: Final = ThreadPoolExecutor(2, thread_name_prefix=NAME)
+WORKERS: Final = 2
+_POOL: Final = ThreadPoolExecutor(WORKERS, thread_name_prefix=NAME)
 T = TypeVar("T")
 
 
