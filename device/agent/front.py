@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -25,6 +25,9 @@ from device.api.errors import ApiError, handlers
 from device.api.log import JsonLog, RequestLog
 from device.api.record import current
 from device.routing.header import RouteHeader
+
+if TYPE_CHECKING:  # NumPy comes with it
+    from device.api.service import Service
 
 BODY_TIMEOUT_S: Final = 60.0
 """In which a request's body has to come."""
@@ -60,6 +63,7 @@ def make_front(models: Models, log: JsonLog, *, vllm_metrics: bool = False) -> A
             Route("/readyz", front.ready),
             Route("/metrics", front.metrics),
             Route("/v1/models", front.models),
+            Route("/v1/models/{name:path}", front.model),
             Mount("/", front.ask),
         ],
         exception_handlers=handlers(refused),
@@ -108,19 +112,23 @@ class Front:
         self._identify(request.scope)
         try:
             async with self._models.lease(self._deadline_s()) as hosted:
-                service = hosted.service
-                model = {
-                    "id": service.name,
-                    "object": "model",
-                    "created": service.created,
-                    "owned_by": "edgekit",
-                    "max_model_len": service.model.session.max_context,
-                }
+                model = _described(hosted.service)
         except ApiError as error:
             if error.code != NO_MODEL:
                 raise
             return JSONResponse({"object": "list", "data": []})
         return JSONResponse({"object": "list", "data": [model]})
+
+    async def model(self, request: Request) -> Response:
+        """Tell of a model by its name.
+
+        Raises:
+            ApiError: It is not served.
+        """
+        self._identify(request.scope)
+        async with self._models.lease(self._deadline_s()) as hosted:
+            hosted.service.require_model(request.path_params["name"])
+            return JSONResponse(_described(hosted.service))
 
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to the model of the moment."""
@@ -154,6 +162,17 @@ class Front:
         record = current()
         if record is not None:
             record.client = client
+
+
+def _described(service: Service) -> dict[str, Any]:
+    """Return a model as OpenAI has it, and its context as vLLM names that."""
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "edgekit",
+        "max_model_len": service.model.session.max_context,
+    }
 
 
 class _Held:

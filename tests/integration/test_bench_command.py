@@ -175,7 +175,7 @@ def test_a_bundle_is_served_for_as_long_as_it_takes(bundle: Path, capsys: Captur
     assert found["bundle"]["digest"].startswith("sha256:")
     assert found["scenarios"][0]["finish_reasons"] == {"length": 3}
     assert found["scenarios"][0]["output_tokens"] == 72
-    assert set(found["workload"]["fields"]) == {"logit_bias"}
+    assert found["workload"]["fields"] == {"ignore_eos": True}
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{found['target']['url']}/models")
 

@@ -140,8 +140,13 @@ def test_answers_are_what_the_schemas_say(
 
 
 def test_models_are_what_the_schema_says(server: tuple[str, Service]) -> None:
-    """The list, and its items."""
-    check("ListModelsResponse", httpx.get(f"{server[0]}/v1/models").json())
+    """The list, and its items, which are found by name, too."""
+    listed = httpx.get(f"{server[0]}/v1/models").json()
+    check("ListModelsResponse", listed)
+    assert httpx.get(f"{server[0]}/v1/models/{NAME}").json() == listed["data"][0]
+    other = httpx.get(f"{server[0]}/v1/models/deepseek/r1")
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
+    check("ErrorResponse", other.json())
 
 
 def test_errors_are_what_the_schema_says(bundle: Path) -> None:

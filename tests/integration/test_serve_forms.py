@@ -131,6 +131,10 @@ def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:
     result = {"role": "tool", "content": "9", "tool_call_id": message["tool_calls"][0]["id"]}
     again = _ask(client, messages=[*SUM, message, result], tools=[WEATHER], max_tokens=8)
     assert again.usage.prompt_tokens > first.usage.prompt_tokens + 20
+    read = {**message, "parsed": None}  # as the client's parse() leaves them
+    read["tool_calls"][0]["function"]["parsed_arguments"] = {"city": "Kiel"}
+    same = _ask(client, messages=[*SUM, read, result], tools=[WEATHER], max_tokens=8)
+    assert same.usage.prompt_tokens == again.usage.prompt_tokens
 
 
 def test_log_probabilities(client: openai.OpenAI) -> None:
