@@ -53,9 +53,7 @@ class Agent:
         self._log = JsonLog(config.log, self._metrics.log_lost.inc)
         settings = config.settings()
         self._keys = settings.keys
-        self.models = Models(
-            config.bundle, config.load_options(), settings, self._metrics, self._log
-        )
+        self.models = Models(config.bundle, config, settings, self._metrics, self._log)
         self._energy = Energy(rails) if (rails := readable_rails()) else None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload = asyncio.Lock()

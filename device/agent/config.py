@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin, get_type_hints
 
+from device.agent.options import LoadOptions
 from device.limits import BODY_LIMIT_BYTES, QUEUE_LIMIT
 from device.routing.config import RoutingConfig, parse_routing
 from edgekit.errors import ConfigError
@@ -46,20 +47,14 @@ _POSITIVE: Final = (
 _MAX_PORT: Final = 65535
 
 
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """What an agent is told.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig(LoadOptions):
+    """What an agent is told; how it loads bundles is the base's.
 
     Attributes:
         bundle: The bundle, or a link to it; need not exist.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        provider: Where to run: ``cpu``, ``cuda``, ``tensorrt``, or what was chosen: ``auto``.
-        fallback: Where to run if TensorRT cannot.
-        dialect: Which of the bundle's graphs to run.
-        threads: CPU threads; None is all cores.
-        max_sequences: Requests that generate at once; None is the bundle's number.
-        digests: Check the bundle's bytes before it is loaded.
         queue: Requests that may wait.
         timeout_s: Seconds after which a request is given up.
         drain_s: Seconds that running requests have when the server or their model is to go.
@@ -79,12 +74,6 @@ class AgentConfig:
     bundle: Path = Path("/var/lib/edgekit/current")
     host: str = "127.0.0.1"
     port: int = 8000
-    provider: str = "cpu"
-    fallback: str | None = None
-    dialect: str | None = None
-    threads: int | None = None
-    max_sequences: int | None = None
-    digests: bool = True
     queue: int = QUEUE_LIMIT
     timeout_s: float = 600.0
     drain_s: float = 30.0
@@ -118,11 +107,6 @@ class AgentConfig:
             raise ConfigError("tls_certificate and tls_key go together", "Give both, or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ConfigError("tls_client_ca needs tls_certificate and tls_key")
-
-    def load_options(self) -> dict[str, Any]:
-        """Return the arguments of ``device.agent.loading.LoadOptions``."""
-        names = ("provider", "fallback", "dialect", "threads", "max_sequences", "digests")
-        return {name: getattr(self, name) for name in names}
 
     def settings(self) -> Settings:
         """Return how the server behaves.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from device.agent.background import beside
 from device.agent.hosted import Hosted, give_memory_back, host
+from device.agent.options import LoadOptions
 from device.api.errors import ApiError
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
@@ -29,7 +30,6 @@ from device.runtime.faults import DeadlinePassedError, QueueFullError
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:  # NumPy comes with them
-    from device.agent.loading import LoadOptions
     from device.agent.memory import Estimate
     from edgekit.bundle.reader import Bundle
     from edgekit.engine.load import LoadedModel
@@ -47,7 +47,7 @@ class Models:
 
     Args:
         path: The bundle, or a link to it; need not exist.
-        options: How bundles are loaded; made when the first one is, for it brings NumPy.
+        options: How bundles are loaded.
         settings: How the server behaves.
         metrics: Where it is counted.
         log: Where it is told.
@@ -60,7 +60,7 @@ class Models:
     def __init__(
         self,
         path: Path,
-        options: dict[str, Any],
+        options: LoadOptions,
         settings: Settings,
         metrics: Metrics,
         log: JsonLog,
@@ -226,7 +226,7 @@ class Models:
         """
         from edgekit.bundle.verify import check_digests  # noqa: PLC0415 - NumPy comes with it
 
-        if self._load_options().digests:  # while the old one can still stay
+        if self._options.digests:  # while the old one can still stay
             await beside(lambda: check_digests(bundle, threads=1), "digests")
         self._open.clear()
         own = old.bundle
@@ -235,15 +235,21 @@ class Models:
             self._place(await self._load(bundle, digests=False), old)
         except Exception:
             self._log.event("model_restore", model=own.manifest.name, digest=own.digest)
-            self._place(await self._load(own, digests=False))
+            self._place(await self._load(own, digests=False, memory_check=False))
             raise
 
-    async def _load(self, bundle: Bundle, *, digests: bool = True) -> Hosted:
+    async def _load(
+        self, bundle: Bundle, *, digests: bool = True, memory_check: bool = True
+    ) -> Hosted:
         from device.agent.loading import load_model  # noqa: PLC0415 - NumPy comes with it
 
         began_s = time.monotonic()
-        options = self._load_options()
-        options = replace(options, digests=options.digests and digests)
+        own = self._options
+        options = replace(
+            own,
+            digests=own.digests and digests,
+            memory_check=own.memory_check and memory_check,
+        )
         model = await beside(lambda: load_model(bundle, options), "load")
         for warning in model.warnings:
             self._log.event("model_warning", model=bundle.manifest.name, warning=warning)
@@ -275,17 +281,12 @@ class Models:
         from device.agent.loading import shares_memory  # noqa: PLC0415 - NumPy comes with them
         from device.agent.memory import Estimate, needed_bytes, read_memory  # noqa: PLC0415
 
-        options = self._load_options()
+        options = self._options
         return Estimate(
-            needed_bytes(bundle, options.slots(bundle)),
+            needed_bytes(bundle, options.slots(bundle), options.provider),
             read_memory().free_bytes,
             own_memory=shares_memory(options.provider),
         )
-
-    def _load_options(self) -> LoadOptions:
-        from device.agent.loading import LoadOptions  # noqa: PLC0415 - NumPy comes with it
-
-        return LoadOptions(**self._options)
 
     def _failed(self, error: Exception) -> Outcome:
         serving = None if self.current is None else self.current.name

@@ -15,14 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 from agent_cases import agent, wait_for_event, wait_for_port
-from serve_cases import NAME, SUM, build_example, renamed, running
+from serve_cases import NAME, SUM, renamed, running
 
 from device.api.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("agent"))
 
 
 def make_certificates(folder: Path) -> None:

@@ -13,14 +13,9 @@ import httpx
 import pytest
 from cloud_cases import KEY, MODEL, Cloud, Seen, refuse
 from routing_pair import LONG, SHORT, TOO_LONG, Pair, paired, route, series
-from serve_cases import NAME, SUM, build_example, post, served, settle, wait_until
+from serve_cases import NAME, SUM, post, served, settle, wait_until
 
 from device.routing.policy import Policy
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("routing"))
 
 
 @pytest.fixture

@@ -17,14 +17,9 @@ import httpx
 import pytest
 from cloud_cases import Cloud, Seen, refuse
 from routing_pair import TOO_LONG, Pair, paired, route, series
-from serve_cases import build_example, wait_until
+from serve_cases import wait_until
 
 from edgekit.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("routing"))
 
 
 @pytest.fixture

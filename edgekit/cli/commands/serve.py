@@ -114,6 +114,13 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     default=True,
     help="Start without checking the bundle's bytes.",
 )
+@click.option(
+    "--no-memory-check",
+    "memory_check",
+    flag_value=False,
+    default=True,
+    help="Load the bundle even if it seems to need more memory than is available.",
+)
 def command(bundle: Path, **options: Any) -> None:
     r"""Serve BUNDLE behind OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -133,7 +140,7 @@ def command(bundle: Path, **options: Any) -> None:
     try:
         from device.agent.agent import Agent  # noqa: PLC0415
         from device.agent.config import AgentConfig  # noqa: PLC0415
-        from device.agent.loading import LoadOptions, load_model, open_resolved  # noqa: PLC0415
+        from device.agent.loading import load_model, open_resolved  # noqa: PLC0415
         from device.agent.server import listen  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingExtraError("Serving", "serve") from error
@@ -146,7 +153,7 @@ def command(bundle: Path, **options: Any) -> None:
     listener = listen(config.host, config.port)  # before minutes of loading
     opened = open_resolved(bundle)
     with StageProgress() as progress:
-        model = load_model(opened, LoadOptions(**config.load_options()), progress)
+        model = load_model(opened, config, progress)
     _tell(config, model, listener.getsockname()[1])
     sys.exit(agent.run(listener, model))
 

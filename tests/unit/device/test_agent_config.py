@@ -51,7 +51,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.timeout_s == 5.0
     assert type(config.timeout_s) is float
     assert config.cors_origins == ("https://a.example",)
-    assert config.load_options()["fallback"] == "cpu"
+    assert config.fallback == "cpu"
     assert not config.digests
     assert config.queue == AgentConfig().queue == 64
 
@@ -61,7 +61,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     [
         ("[serv]", "unknown table serv. Is it serve"),
         ("[serve]\nprot = 1", "unknown key prot. Is it port"),
-        ("[serve]\nxyzzy = 1", "unknown key xyzzy. Known are: bundle"),
+        ("[serve]\nxyzzy = 1", "unknown key xyzzy. Known are: provider"),
         ("[serve]\nport = '8000'", "port is '8000', and must be a whole number"),
         ("[serve]\nport = true", "port is True"),
         ("[serve]\nport = 70000", "port 70000"),
