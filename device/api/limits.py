@@ -35,12 +35,14 @@ class Limits:
         request_s: Seconds that a request has to arrive; a connection that is kept open, to begin.
         bytes_per_s: A request of more bytes has more time: as if it came at this rate.
         unread_s: Seconds in which a client has to take 48 KiB of an answer that waits for it.
+        handshakes: Of TLS at once; each has ``request_s``.
     """
 
     connections: int = 512
     request_s: float = 10.0
     bytes_per_s: int = 4096
     unread_s: float = 30.0
+    handshakes: int = 64
 
 
 def guarded(limits: Limits = Limits()) -> type[H11Protocol]:
