@@ -15,6 +15,8 @@ import httpx
 import pytest
 from agent_cases import Agent, agent, make_certificates, tls_of, wait_for_port
 
+from device.api.limits import Limits
+
 HELLO = b"\x16\x03\x01\x02\x00\x01"
 """The beginning of a handshake."""
 FILES = 160
@@ -103,3 +105,17 @@ def test_it_ends_while_handshakes_stall(found: Agent) -> None:
         found.process.terminate()
         assert found.process.wait(20) == 0
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.slow
+def test_who_agrees_and_then_says_nothing_holds_no_place(found: Agent, tmp_path: Path) -> None:
+    """As many as there may be, who do not even answer TLS' farewell: others are served."""
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(Limits().connections):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", found.port)))
+            stack.enter_context(context.wrap_socket(one, server_hostname="localhost"))
+        stop = time.monotonic() + Limits().request_s + 3
+        while time.monotonic() < stop:
+            assert seconds(found, context) < 2
+            time.sleep(0.2)
