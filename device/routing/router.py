@@ -32,7 +32,7 @@ from device.routing.header import ROUTE_KEY
 from device.routing.metrics import RoutingMetrics
 from device.routing.policy import Policy
 from device.routing.rules import Decision, Facts, LocalReason, decide
-from device.routing.said import deadline_of, is_pinned, names_tokens
+from device.routing.said import is_pinned, names_tokens
 from device.routing.translate import outgoing
 from device.routing.wait import ServiceTimes
 from edgekit.errors import EdgekitError, StorageError
@@ -135,13 +135,11 @@ class Router:
         """Return the cloud's answer; None leaves the request to the engine.
 
         Raises:
-            ApiError: The prompt does not fit here, and the cloud failed or refused it; or the
-                request's headers are wrong.
+            ApiError: The prompt does not fit here, and the cloud failed or refused it.
             ClientLeftError: The client went away before the cloud answered.
         """
         now_s = time.monotonic()
-        deadline_s = deadline_of(asked.request, asked.engine, now_s)
-        parcel = self._parcel(asked, service.name, deadline_s)
+        parcel = self._parcel(asked, service.name)
         decision = decide(self._facts(asked, service, parcel, now_s), self._policy)
         if decision.route == "local":
             self._stays(asked, decision)
@@ -164,10 +162,11 @@ class Router:
         await self._cloud.close()
         self.budget.close()
 
-    def _parcel(self, asked: Asked, name: str, deadline_s: float) -> _Parcel:
+    def _parcel(self, asked: Asked, name: str) -> _Parcel:
         path, body = _PATHS[asked.kind], outgoing(asked.body, self._config.model)
         takes = self._cloud.sends(path, body) + self._config.answer_bytes
-        return _Parcel(path, body, name, takes, deadline_s)
+        ends = (one.deadline_s for one in asked.engine if one.deadline_s is not None)
+        return _Parcel(path, body, name, takes, min(ends, default=math.inf))
 
     def _facts(self, asked: Asked, service: Service, parcel: _Parcel, now_s: float) -> Facts:
         return Facts(
