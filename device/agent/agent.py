@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -101,10 +101,17 @@ class Agent:
         self._notifier.stopping()
         self.models.end()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # else it would kill what drains
         for task in list(self._tasks):
             task.cancel()
+        self._start(self._cut_off())
         if self._energy is not None:
             self._energy.stop()
+
+    async def _cut_off(self) -> None:
+        """End what outlasts its time, while there is a connection to tell so."""
+        await asyncio.sleep(self._config.drain_s)
+        await self.models.stop(drain_s=0.0)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -130,17 +137,28 @@ class Agent:
         """Do what SIGHUP asks for: log, keys, certificate and model are looked up again."""
         async with self._reload:
             self._notifier.reloading()
-            try:
-                self._log.reopen()
-                if self._config.api_keys is not None and isinstance(self._keys, dict):
-                    fresh = read_keys(self._config.api_keys)
-                    self._keys.clear()
-                    self._keys.update(fresh)
-                self._server.renew_certificate()
-            except EdgekitError as error:
-                self._log.event("reload_failed", error=type(error).__name__, message=str(error))
+            # One that fails keeps no other: a key that was taken out must be none.
+            for renew in (self._log.reopen, self._renew_keys, self._server.renew_certificate):
+                self._try(renew)
             await self.models.swap()
             self._notifier.ready()
+
+    def _try(self, renew: Callable[[], None]) -> None:
+        try:
+            renew()
+        except EdgekitError as error:
+            self._log.event("reload_failed", error=type(error).__name__, message=str(error))
+
+    def _renew_keys(self) -> None:
+        """Read the API keys again.
+
+        Raises:
+            StorageError: They cannot be read; the old ones stay.
+        """
+        if self._config.api_keys is not None and isinstance(self._keys, dict):
+            fresh = read_keys(self._config.api_keys)
+            self._keys.clear()
+            self._keys.update(fresh)
 
     async def _keep_loaded(self) -> None:
         """Load the bundle once it is there; one that does not load is tried when it changes."""

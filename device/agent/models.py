@@ -26,7 +26,7 @@ from device.api.errors import ApiError
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import Settings
-from device.runtime.faults import DeadlinePassedError, QueueFullError
+from device.runtime.faults import DeadlinePassedError, EngineStoppedError, QueueFullError
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:  # NumPy comes with them
@@ -72,7 +72,7 @@ class Models:
         self.retiring: Hosted | None = None
         self.settings, self.metrics = settings, metrics
         self._options, self._log = options, log
-        self._swap = asyncio.Lock()
+        self._swap, self._stop = asyncio.Lock(), asyncio.Lock()
         self._open = asyncio.Event()
         self._open.set()
         self._waiting = 0
@@ -124,12 +124,15 @@ class Models:
 
         Raises:
             ApiError: There is no model.
+            EngineStoppedError: There is none any more.
             QueueFullError: As many wait for it as may.
             DeadlinePassedError: It was not there in time.
         """
         if not self._open.is_set():
             await self._wait(deadline_s)
         hosted = self.current
+        if hosted is None and self._stopping:
+            raise EngineStoppedError("the server is being stopped", "Ask again in a moment")
         if hosted is None:
             what = "a model is being loaded" if self.state == "loading" else "no model is installed"
             raise ApiError(503, what, code=NO_MODEL, retry_s=NO_MODEL_RETRY_S)
@@ -166,13 +169,19 @@ class Models:
         """Be ready for no more requests: the server is about to stop."""
         self._stopping = True
 
-    async def stop(self) -> None:
-        """Take nothing more, let what runs end in its time, and free the engines."""
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Take nothing more, let what runs end in its time, and free the engines.
+
+        Args:
+            drain_s: Seconds that it has, after which it is told that it is cut off; None is what
+                the settings say.
+        """
         self.end()
-        held = [hosted for hosted in (self.current, self.retiring) if hosted is not None]
-        self.current = self.retiring = None
-        for hosted in held:
-            await hosted.drain(self.settings.drain_s)
+        async with self._stop:  # who comes second waits for the first
+            held = [hosted for hosted in (self.current, self.retiring) if hosted is not None]
+            self.current = self.retiring = None
+            for hosted in held:
+                await hosted.drain(self.settings.drain_s if drain_s is None else drain_s)
 
     async def _wait(self, deadline_s: float) -> None:
         if self._waiting >= self.settings.queue_limit:
@@ -269,11 +278,9 @@ class Models:
         """Let a model end what it has, and free it."""
         if self.current is old:
             self.current = None
-        self.retiring = old
-        try:
-            cut = await old.drain(self.settings.drain_s)
-        finally:
-            self.retiring = None
+        self.retiring = old  # where the agent ends meanwhile it is ``stop`` that frees it
+        cut = await old.drain(self.settings.drain_s)
+        self.retiring = None
         self._log.event("model_freed", model=old.name, digest=old.bundle.digest, cut_off=cut)
         await beside(give_memory_back, "free")
 

@@ -18,6 +18,8 @@ from device.agent.handshakes import Handshakes
 from device.api.limits import Limits, guarded
 from edgekit.errors import ConfigError, EngineError
 
+FAREWELL_S: Final = 5
+"""After ``drain_s`` requests are told that they are cut off, in this time."""
 TICK_S: Final = 0.25
 """After a signal the end begins this late at most."""
 
@@ -43,7 +45,7 @@ class AgentServer(uvicorn.Server):
                 lifespan="on",
                 http=guarded(),
                 ws="none",
-                timeout_graceful_shutdown=math.ceil(config.drain_s) + 1,
+                timeout_graceful_shutdown=math.ceil(config.drain_s) + FAREWELL_S,
             )
         )
         self._agent, self._begun, self._ending = config, begun, ending
