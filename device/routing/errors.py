@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.errors import ConfigError, EdgekitError
-
-
-class RoutingConfigError(ConfigError):
-    """A routing table has an unknown key, a wrong type or an impossible value."""
+from edgekit.errors import EdgekitError
 
 
 class CloudError(EdgekitError):

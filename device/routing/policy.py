@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from device.routing.errors import RoutingConfigError
-from device.routing.table import read_table
+from device.tables import read_table
+from edgekit.errors import ConfigError
 
 CloudReason = Literal["context", "queue"]
 """Why a request goes to the cloud: it does not fit the context here, or it would wait too long."""
@@ -80,7 +80,7 @@ def read_policy(table: Mapping[str, Any], source: str) -> Policy:
         source: What to call it in errors.
 
     Raises:
-        RoutingConfigError: An unknown key, a wrong type or an impossible value.
+        ConfigError: An unknown key, a wrong type or an impossible value.
     """
     read = read_table(_Table, table, source)
     return Policy(
@@ -96,11 +96,11 @@ def cloud_reasons(names: tuple[str, ...], source: str) -> frozenset[CloudReason]
     """Return reasons by their names.
 
     Raises:
-        RoutingConfigError: One is none.
+        ConfigError: One is none.
     """
     unknown = sorted(set(names) - CLOUD_REASONS)
     if unknown:
-        raise RoutingConfigError(
+        raise ConfigError(
             f"{source}: reasons has {unknown[0]!r}", f"Use: {', '.join(sorted(CLOUD_REASONS))}"
         )
     return frozenset(reason for reason in CLOUD_REASONS if reason in names)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routing_cases import FACTS, facts
 
-from device.routing.errors import RoutingConfigError
 from device.routing.policy import CLOUD_REASONS, Policy, read_policy
 from device.routing.rules import decide
+from edgekit.errors import ConfigError
 
 POLICIES = st.builds(
     Policy,
@@ -84,5 +84,5 @@ def test_a_remote_policy_is_read() -> None:
 )
 def test_what_is_not_understood_is_refused_whole(table: dict[str, Any], said: str) -> None:
     """It may have forbidden something."""
-    with pytest.raises(RoutingConfigError, match=said):
+    with pytest.raises(ConfigError, match=said):
         read_policy(table, "policy")
