@@ -140,7 +140,7 @@ class Cloud:
                 raise await _explained(response, deadline_s)
             kind = response.headers.get("content-type", "").partition(";")[0].strip()
             if kind != accept:
-                raise CloudError(f"the cloud answers with {kind or 'no type'}, not {accept}")
+                raise CloudError(f"the cloud does not answer with {accept}", f"but with {kind!r}")
             parts = response.aiter_raw()
             while True:
                 with _in_time(deadline_s):
@@ -170,7 +170,9 @@ def _in_time(deadline_s: float) -> Iterator[None]:
     except httpx.PoolTimeout as error:
         raise CloudBusyError("all connections to the cloud are in use") from error
     except httpx.HTTPError as error:
-        raise CloudError(f"the cloud failed: {_said(error)}") from error
+        # What a library says of an answer that it refuses may quote it, and that the prompt.
+        name = type(error).__name__
+        raise CloudError(f"the cloud failed: {name}", first_line(error)) from error
 
 
 async def _explained(response: httpx.Response, deadline_s: float) -> CloudError:

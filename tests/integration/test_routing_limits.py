@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,4 +226,31 @@ def test_the_log_has_no_word_of_the_prompt(pair: Pair, caplog: pytest.LogCapture
     got = pair.ask(TOO_LONG)
     assert "bad: my secret" in got.json()["error"]["message"]
     assert "the cloud answered 500" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def garbage(seen: Seen) -> None:
+    """Send the prompt back as what is no HTTP: as a status line, or where a chunk should begin."""
+    if seen.body.get("stream"):
+        seen.begin()
+        seen.say("first")
+    seen.send(b"my secret\r\n\r\n")
+    seen.connection.shutdown(socket.SHUT_RDWR)
+
+
+def typed(seen: Seen) -> None:
+    """Send the prompt back as a type."""
+    seen.send(b"HTTP/1.1 200 X\r\ncontent-type: my secret\r\ncontent-length: 2\r\n\r\n{}")
+
+
+@pytest.mark.parametrize("script", [garbage, typed])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_no_answer_is_not_quoted_in_the_log(
+    pair: Pair, caplog: pytest.LogCaptureFixture, script: Callable[[Seen], None], *, stream: bool
+) -> None:
+    """A broken endpoint may send the prompt back as anything: libraries quote what they refuse."""
+    pair.cloud.script = script
+    got = pair.ask({**TOO_LONG, "stream": stream})
+    assert "cloud_failed" in got.text
+    assert "the cloud" in caplog.text
     assert "secret" not in caplog.text
