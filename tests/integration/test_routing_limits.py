@@ -7,8 +7,10 @@ import json
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from cloud_cases import Cloud, Seen, refuse
 from routing_pair import TOO_LONG, Pair, paired, route, series
 from serve_cases import wait_until
 
+from device.routing.wire import WINDOW_BYTES
 from edgekit.errors import ConfigError
 
 
@@ -58,7 +61,7 @@ def test_a_budget_that_is_too_small_sends_nothing(bundle: Path, tmp_path: Path) 
 
 
 def test_an_answer_that_takes_all_of_the_budget_is_cut(bundle: Path, tmp_path: Path) -> None:
-    """Whole: an error. Streamed: an error event. No byte is used beyond the limit."""
+    """Whole: an error. Streamed: an error event. No more is taken than was on its way already."""
 
     def endless(seen: Seen) -> None:
         if seen.body.get("stream"):
@@ -80,7 +83,8 @@ def test_an_answer_that_takes_all_of_the_budget_is_cut(bundle: Path, tmp_path: P
             else:
                 assert (got.status_code, route(got)) == (400, "local; reason=budget")
             assert left(pair) == 0
-            assert series(pair, 'edgekit_cloud_bytes_total{direction="received"}') <= 50_000
+            received = series(pair, 'edgekit_cloud_bytes_total{direction="received"}')
+            assert received <= 50_000 + WINDOW_BYTES
             assert route(pair.ask(TOO_LONG)) == "local; reason=budget"
             assert pair.router.breaker.state() == "closed"
             assert cloud.connections == 1
@@ -254,3 +258,35 @@ def test_what_is_no_answer_is_not_quoted_in_the_log(
     assert "cloud_failed" in got.text
     assert "the cloud" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_what_a_link_carried_is_counted_even_unread(bundle: Path, tmp_path: Path) -> None:
+    """A client leaves a fast answer: what the kernel took in meanwhile went over the link, too."""
+    full, took = threading.Event(), list[int]()
+
+    def burst(seen: Seen) -> None:
+        seen.begin()
+        seen.say("first")
+        seen.connection.settimeout(1)
+        with contextlib.suppress(OSError):
+            for _ in range(400):
+                seen.say("word " * 2000)
+        full.set()
+        assert seen.was_left()
+        took.append(carried(seen.connection))
+
+    with paired(bundle, tmp_path, Cloud(burst)) as pair:
+        url = f"{pair.server[0]}/v1/chat/completions"
+        with httpx.stream("POST", url, json={**TOO_LONG, "stream": True}, timeout=30) as stream:
+            next(stream.iter_lines())
+            assert full.wait(20)  # nobody reads: what is on its way fills what there is
+        wait_until(lambda: bool(took))
+        received = series(pair, 'edgekit_cloud_bytes_total{direction="received"}')
+        assert took[0] <= received <= pair.cloud.sent
+        assert 10_000_000 - left(pair) >= received
+
+
+def carried(connection: socket.socket) -> int:
+    """Return how many bytes the other side's kernel has acknowledged."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    return int(struct.unpack_from("Q", info, 120)[0])
