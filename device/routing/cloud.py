@@ -113,6 +113,8 @@ class Cloud:
                 held += events.feed(part)
                 if events.error is not None:
                     raise CloudError("the cloud failed", events.error)
+                if events.is_done and events.events == 1:
+                    raise CloudError("the cloud's stream has no event")
                 if events.events and held:
                     yield held
                     held = b""

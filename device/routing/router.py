@@ -144,10 +144,12 @@ class Router:
         if decision.route == "local":
             self._stays(asked, decision)
             return None
+        ticket = self.breaker.begin()  # at once: another request may ask before this one is sent
         try:
             send = self._stream if asked.body.stream else self._whole
-            response = await send(asked.request, parcel)
+            response = await send(asked.request, parcel, ticket)
         except ClientLeftError:
+            self.breaker.abandoned(ticket)  # perhaps before anything was tried
             self.metrics.routed(decision)
             raise
         except (CloudError, StorageError) as error:
@@ -204,15 +206,15 @@ class Router:
             raise _told(error, "the prompt does not fit the context here, and ")
         self._stays(asked, Decision("local", reason, decision.wanted))
 
-    async def _whole(self, request: Request, parcel: _Parcel) -> Response:
-        async with self._attempt(parcel.takes):
+    async def _whole(self, request: Request, parcel: _Parcel, ticket: object) -> Response:
+        async with self._attempt(parcel.takes, ticket):
             asking = self._cloud.ask(parcel.path, parcel.body, parcel.name, parcel.deadline_s)
             data = await unless_left(request, asking)
         return Response(data, media_type="application/json")
 
-    async def _stream(self, request: Request, parcel: _Parcel) -> Response:
+    async def _stream(self, request: Request, parcel: _Parcel, ticket: object) -> Response:
         """Return a streaming response once its first event is there: until then all can change."""
-        pieces = self._pieces(parcel)
+        pieces = self._pieces(parcel, ticket)
         head = await first_of(request, pieces)
 
         async def events() -> AsyncIterator[bytes]:
@@ -227,17 +229,17 @@ class Router:
 
         return event_stream(events())
 
-    async def _pieces(self, parcel: _Parcel) -> AsyncGenerator[bytes, None]:
-        async with self._attempt(parcel.takes):
+    async def _pieces(self, parcel: _Parcel, ticket: object) -> AsyncGenerator[bytes, None]:
+        async with self._attempt(parcel.takes, ticket):
             stream = self._cloud.stream(parcel.path, parcel.body, parcel.name, parcel.deadline_s)
             async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
+                    self.breaker.answered(ticket)
                     yield piece
 
     @contextlib.asynccontextmanager
-    async def _attempt(self, takes: int) -> AsyncIterator[None]:
+    async def _attempt(self, takes: int, ticket: object) -> AsyncIterator[None]:
         """Set bytes aside for a request, and tell the breaker what became of it."""
-        self.breaker.begin()
         try:
             async with self.budget.reserved(takes):
                 yield
@@ -245,15 +247,15 @@ class Router:
             self.breaker.succeeded()
             raise
         except (BudgetSpentError, CloudBusyError):
-            self.breaker.abandoned()
+            self.breaker.abandoned(ticket)
             raise
         except CloudError as error:
             if isinstance(error, CloudUnreachableError):
                 self._unreachable_until_s = time.monotonic() + self._config.link_pause_s
-            self.breaker.failed(error.retry_after_s)
+            self.breaker.failed(ticket, error.retry_after_s)
             raise
         except BaseException:  # the client left, or the disk is full
-            self.breaker.abandoned()
+            self.breaker.abandoned(ticket)
             raise
         else:
             self.breaker.succeeded()

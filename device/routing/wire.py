@@ -22,7 +22,7 @@ from device.routing.errors import BudgetSpentError
 READ_BYTES: Final = 16 << 10
 """Most that is read at once."""
 WINDOW_BYTES: Final = 128 << 10
-"""Most that the kernel keeps unread: what an answer that is left may take beyond the budget."""
+"""Most that is on its way unread: what an answer that is left may take beyond the budget."""
 _TCP_INFO_BYTES: Final = 136
 _BYTES_RECEIVED: Final = 128
 """Where Linux' ``struct tcp_info`` has ``tcpi_bytes_received`` (include/uapi/linux/tcp.h, 4.1)."""
@@ -42,9 +42,9 @@ class CountedBytes(anyio.abc.ByteStream):
     def __init__(self, stream: anyio.abc.SocketStream, budget: Budget, counter: Counter) -> None:
         self._stream, self._budget, self._counter = stream, budget, counter
         self._received = 0
-        # What comes beyond the budget before the other side stops.
+        # Linux doubles it; asyncio reads all of it at once, while the kernel takes as much again.
         sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES // 2)  # Linux doubles it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES // 4)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cloud_cases import Cloud, Seen, refuse
+from cloud_cases import Cloud, Seen, answer, refuse
 from routing_pair import TOO_LONG, Pair, paired, route, series
 from serve_cases import wait_until
 
@@ -290,3 +291,45 @@ def carried(connection: socket.socket) -> int:
     """Return how many bytes the other side's kernel has acknowledged."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     return int(struct.unpack_from("Q", info, 120)[0])
+
+
+def test_one_request_probes_however_many_come(bundle: Path, tmp_path: Path) -> None:
+    """Thirty streams at once after the pause: one is sent; the others stay."""
+    release = threading.Event()
+
+    def slow(seen: Seen) -> None:
+        assert release.wait(20)
+        answer(seen)
+
+    config: dict[str, Any] = {"connections": 64, "read_timeout_s": 20.0}
+    with paired(bundle, tmp_path, Cloud(slow), **config) as pair:
+        for _ in range(3):
+            pair.router.breaker.failed(pair.router.breaker.begin())
+        pair.router.breaker._until_s = 0.0
+        body = {**TOO_LONG, "stream": True}
+
+        async def crowd() -> list[str]:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(timeout=30, limits=limits) as client:
+                url = f"{pair.server[0]}/v1/chat/completions"
+                asked = [asyncio.create_task(client.post(url, json=body)) for _ in range(30)]
+                done, _ = await asyncio.wait(asked, timeout=5)
+                assert len(done) == 29
+                release.set()
+                return [route(got) for got in await asyncio.gather(*asked)]
+
+        routes = asyncio.run(crowd())
+        assert sorted(set(routes)) == ["cloud; reason=context", "local; reason=circuit"]
+        assert len(pair.cloud.seen) == 1
+
+
+def test_a_stream_without_an_event_is_no_answer(pair: Pair) -> None:
+    """Only the end of one: the device may still answer, or says that the cloud failed."""
+
+    def script(seen: Seen) -> None:
+        seen.begin()
+        seen.end()
+
+    pair.cloud.script = script
+    got = pair.ask({**TOO_LONG, "stream": True})
+    assert (got.status_code, got.json()["error"]["code"]) == (502, "cloud_failed")
