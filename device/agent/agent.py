@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ from device.api.energy import Energy, readable_rails
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import read_keys
+from device.routing.remote import read_remote
 from edgekit import __version__
 from edgekit.bundle.layout import MANIFEST
 from edgekit.errors import EdgekitError
@@ -77,6 +78,24 @@ class Agent:
         self._log.event("stopped", exit_code=self.exit_code)
         self._log.close()
         return self.exit_code
+
+    def tighten(self, remote: Mapping[str, Any], source: str) -> None:
+        """Take away what a remote configuration forbids; the last one counts.
+
+        Nothing of it outlives the process: whoever keeps it says it again before ``run``, so that
+        no request leaves that it forbids. Later it is to be called in the event loop.
+
+        Args:
+            remote: See ``device.routing.remote``; its sender was checked.
+            source: What to call it in errors.
+
+        Raises:
+            ConfigError: It is not understood; what was said before stands.
+        """
+        policy = read_remote(remote, source)
+        if self.models.settings.router is not None:
+            self.models.settings.router.tighten(policy)
+        self._log.event("tightened", source=source)
 
     async def _begin(self) -> None:
         """Begin what goes on beside the server."""

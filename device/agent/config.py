@@ -112,15 +112,19 @@ class AgentConfig(LoadOptions):
 
         Raises:
             StorageError: The file of API keys, or one that routing needs, cannot be read.
+            ConfigError: Routing pins a client that there is not.
         """
         from device.api.settings import Settings, read_keys  # noqa: PLC0415 - see above
 
+        keys = None if self.api_keys is None else read_keys(self.api_keys)
+        if self.routing is not None:
+            self.routing.require_clients(None if keys is None else set(keys.values()))
         return Settings(
             queue_limit=self.queue,
             timeout_s=self.timeout_s,
             body_limit_bytes=self.body_limit_bytes,
             drain_s=self.drain_s,
-            keys=None if self.api_keys is None else read_keys(self.api_keys),
+            keys=keys,
             cors_origins=self.cors_origins,
             stall_s=self.stall_s,
             router=self._router(),

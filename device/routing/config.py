@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from device.routing.policy import Policy, cloud_reasons
+from device.routing.policy import Policy, cloud_reasons, is_address
 from device.tables import read_table, read_toml
 from edgekit.errors import ConfigError, StorageError
 
@@ -78,6 +78,29 @@ class RoutingConfig:
     def wait_limit_s(self) -> float:
         """``max_wait_s``, infinite where there is none."""
         return math.inf if self.max_wait_s is None else self.max_wait_s
+
+    def require_clients(self, named: Collection[str] | None) -> None:
+        """Refuse a client in ``local_clients`` that no request can come from.
+
+        It would pin nothing, and what is misspelt must not leave.
+
+        Args:
+            named: Clients that have API keys; None where clients are known by their address.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for client in self.local_clients:
+            if named is None and not is_address(client):
+                raise ConfigError(
+                    f"[routing] pins {client!r} in local_clients, which is no address",
+                    "Without api_keys clients are known by their IP address",
+                )
+            if named is not None and client not in named:
+                raise ConfigError(
+                    f"[routing] pins {client!r} in local_clients, which has no API key",
+                    f"With api_keys clients are: {', '.join(sorted(named))}",
+                )
 
     def api_key(self) -> str | None:
         """Return the key.

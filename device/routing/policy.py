@@ -6,6 +6,7 @@ that it does not matter how often or in which order a remote policy comes.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ class Policy:
     local_only: bool = False
     local_clients: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        if (
+            not self.daily_bytes >= 0
+        ):  # NaN would be no limit: whatever is compared with it is false
+            raise ConfigError(f"a policy's daily_bytes is {self.daily_bytes}", "Give 0 or more")
+        object.__setattr__(self, "local_clients", frozenset(map(client_name, self.local_clients)))
+
     def tightened_by(self, remote: Policy) -> Policy:
         """Return what both allow."""
         return Policy(
@@ -67,6 +75,20 @@ class _Table:
     daily_bytes: int | None = None
     local_only: bool = False
     local_clients: tuple[str, ...] = ()
+
+
+def client_name(name: str) -> str:
+    """Return a client's name as it is compared: an address in its one shortest form."""
+    return str(ipaddress.ip_address(name.strip())) if is_address(name) else name
+
+
+def is_address(name: str) -> bool:
+    """Return whether a client's name is an IP address."""
+    try:
+        ipaddress.ip_address(name.strip())
+    except ValueError:
+        return False
+    return True
 
 
 def read_policy(table: Mapping[str, Any], source: str) -> Policy:

@@ -31,6 +31,7 @@ from device.routing.errors import (
 from device.routing.header import ROUTE_KEY
 from device.routing.metrics import RoutingMetrics
 from device.routing.policy import Policy
+from device.routing.remote import tightened
 from device.routing.rules import Decision, Facts, LocalReason, decide
 from device.routing.said import is_pinned, names_tokens
 from device.routing.translate import outgoing
@@ -124,7 +125,7 @@ class Router:
 
         Call it in the server's event loop. Requests that are with the cloud already may end.
         """
-        self._policy = self._config.policy.tightened_by(remote)
+        self._policy = tightened(self._config, remote)
         self.budget.limit = self._policy.daily_bytes
 
     def served(self, request: EngineRequest) -> None:

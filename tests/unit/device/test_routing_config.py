@@ -139,3 +139,21 @@ def test_the_agents_file_has_the_same_table() -> None:
     for data in ({"serve": {"routing": LEAST}}, {"routing": {**LEAST, "x": 1}}, {"routing": 1}):
         with pytest.raises(ConfigError):
             parse_config(data)
+
+
+def test_who_is_pinned_must_be_someone(tmp_path: Path) -> None:
+    """A misspelt client would pin nothing: names need a key, and without keys it is an address."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"camera {'ab' * 32}\n")
+    routing = {**LEAST, "local_clients": ["camra"]}
+    told = {"serve": {"api_keys": str(keys)}, "routing": routing}
+    with pytest.raises(ConfigError, match=r"'camra'.*has no API key\. .*camera"):
+        parse_config(told).settings()
+    with pytest.raises(ConfigError, match=r"'camra'.*is no address"):
+        parse_config({"routing": routing}).settings()
+    routing["local_clients"] = ["10.0.0.1"]
+    with pytest.raises(ConfigError, match="has no API key"):
+        parse_config(told).settings()
+    assert parse_config({"routing": routing}).settings().router is None
+    routing["local_clients"] = ["camera"]
+    assert parse_config(told).settings().keys
