@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -64,22 +64,21 @@ def make_front(models: Models, log: JsonLog, *, vllm_metrics: bool = False) -> A
         exception_handlers=handlers(refused),
         lifespan=lifespan,
     )
-    app = RouteHeader(app)
-    if models.settings.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=models.settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=(
-                "authorization",
-                "content-type",
-                "x-request-id",
-                DEADLINE_HEADER,
-                PRIVACY_HEADER,
-            ),
-            expose_headers=("x-request-id", "x-edgekit-route", "retry-after"),
-        )
-    return RequestLog(app, log)
+    return RequestLog(_with_cors(RouteHeader(app), models.settings.cors_origins), log)
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Return an application that pages of some origins may ask, with each header it is told by."""
+    if not origins:
+        return app
+    asked = ("authorization", "content-type", "x-request-id", DEADLINE_HEADER, PRIVACY_HEADER)
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=asked,
+        expose_headers=("x-request-id", "x-edgekit-route", "retry-after"),
+    )
 
 
 class Front:

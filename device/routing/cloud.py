@@ -16,6 +16,7 @@ from device.routing.config import RoutingConfig
 from device.routing.errors import (
     CloudBusyError,
     CloudError,
+    CloudLateError,
     CloudRefusedError,
     CloudUnreachableError,
 )
@@ -166,7 +167,7 @@ def _in_time(deadline_s: float) -> Iterator[None]:
         with anyio.fail_after(max(deadline_s - time.monotonic(), 0)):
             yield
     except TimeoutError as error:
-        raise CloudError("the cloud did not answer before the deadline") from error
+        raise CloudLateError("the cloud did not answer before the deadline") from error
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise CloudUnreachableError(f"the cloud cannot be reached: {_said(error)}") from error
     except httpx.PoolTimeout as error:

@@ -49,3 +49,7 @@ class BudgetSpentError(CloudError):
 
 class CloudBusyError(CloudError):
     """All connections to the endpoint are in use."""
+
+
+class CloudLateError(CloudError):
+    """The request's own deadline passed, however short it was: nothing is known of the endpoint."""

@@ -25,6 +25,7 @@ from device.routing.errors import (
     BudgetSpentError,
     CloudBusyError,
     CloudError,
+    CloudLateError,
     CloudRefusedError,
     CloudUnreachableError,
 )
@@ -247,7 +248,7 @@ class Router:
         except CloudRefusedError:
             self.breaker.succeeded()
             raise
-        except (BudgetSpentError, CloudBusyError):
+        except (BudgetSpentError, CloudBusyError, CloudLateError):
             self.breaker.abandoned(ticket)
             raise
         except CloudError as error:

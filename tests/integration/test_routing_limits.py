@@ -333,3 +333,15 @@ def test_a_stream_without_an_event_is_no_answer(pair: Pair) -> None:
     pair.cloud.script = script
     got = pair.ask({**TOO_LONG, "stream": True})
     assert (got.status_code, got.json()["error"]["code"]) == (502, "cloud_failed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_in_a_hurry_opens_no_circuit(pair: Pair, *, stream: bool) -> None:
+    """Deadlines that no endpoint could keep say nothing of this one."""
+    pair.cloud.script = lambda seen: wait_until(seen.was_left)
+    for _ in range(4):
+        got = pair.ask({**TOO_LONG, "stream": stream}, x_edgekit_deadline_s="0.1")
+        assert (got.status_code, route(got)) == (502, "cloud; reason=context")
+    assert pair.router.breaker.state() == "closed"
+    pair.cloud.script = answer
+    assert pair.ask({**TOO_LONG, "stream": stream}).status_code == 200
