@@ -115,22 +115,26 @@ def slot_bytes(manifest: Manifest) -> int:
     return places * width * int(manifest.limits["max_context"])
 
 
-def require_room(bundle: Bundle, slots: int, provider: str) -> None:
+def require_room(bundle: Bundle, slots: int, provider: str, given_back_bytes: int = 0) -> None:
     """Refuse a bundle that needs more memory than it may take.
 
     Args:
         bundle: It.
         slots: Cache slots it is loaded with.
         provider: Where it runs; in the machine's own memory.
+        given_back_bytes: What another model that goes before gives back at most.
 
     Raises:
         NoMemoryError: It does; the message has both figures, the remedy what makes it fit.
     """
     memory, needed = read_memory(), needed_bytes(bundle, slots, provider)
-    over = needed - memory.admitted_bytes
+    over = needed - memory.admitted_bytes - given_back_bytes
     if over <= 0:
         return
     one, limits = slot_bytes(bundle.manifest), bundle.manifest.limits
+    gained = ""
+    if given_back_bytes:
+        gained = f" and {format_bytes(given_back_bytes)} are given back by the model before it"
     kept = f", {format_bytes(memory.reserve_bytes)} of which stay free" if memory.is_tight else ""
     fitting = slots - -(-over // one)
     advice = "End other programs, or build it with fewer bits or a smaller --max-context"
@@ -139,7 +143,7 @@ def require_room(bundle: Bundle, slots: int, provider: str) -> None:
     raise NoMemoryError(
         f"{bundle.manifest.name} needs {format_bytes(needed)} of memory "
         f"({format_bytes(slots * one)} of it caches: {slots} of {limits['max_context']} tokens), "
-        f"{format_bytes(max(memory.available_bytes, 0))} are available{kept}",
+        f"{format_bytes(max(memory.available_bytes, 0))} are available{gained}{kept}",
         f"{advice}; --no-memory-check (memory_check of [serve]) loads it all the same",
     )
 

@@ -235,7 +235,9 @@ class Models:
         """
         from edgekit.bundle.verify import check_digests  # noqa: PLC0415 - NumPy comes with it
 
-        if self._options.digests:  # while the old one can still stay
+        # While the old one can still stay.
+        await beside(lambda: self._require_room(bundle, old.bundle), "estimate")
+        if self._options.digests:
             await beside(lambda: check_digests(bundle, threads=1), "digests")
         self._open.clear()
         own = old.bundle
@@ -283,6 +285,20 @@ class Models:
         self.retiring = None
         self._log.event("model_freed", model=old.name, digest=old.bundle.digest, cut_off=cut)
         await beside(give_memory_back, "free")
+
+    def _require_room(self, bundle: Bundle, old: Bundle) -> None:
+        """Refuse a bundle that will not fit even once the old model has gone.
+
+        Raises:
+            NoMemoryError: It will not.
+        """
+        from device.agent.loading import shares_memory  # noqa: PLC0415 - NumPy comes with them
+        from device.agent.memory import needed_bytes, require_room  # noqa: PLC0415
+
+        options, provider = self._options, self._options.provider
+        if options.memory_check and shares_memory(provider):
+            given_back = needed_bytes(old, options.slots(old), provider)
+            require_room(bundle, options.slots(bundle), provider, given_back)
 
     def _estimate(self, bundle: Bundle) -> Estimate:
         from device.agent.loading import shares_memory  # noqa: PLC0415 - NumPy comes with them

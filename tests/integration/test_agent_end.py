@@ -6,6 +6,8 @@ import hashlib
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,3 +116,34 @@ def test_what_cannot_be_renewed_holds_up_nothing_else(tmp_path: Path) -> None:
         wait_until(lambda: "model_failed" in moved.read_text())  # the last thing it looks for
         assert "reload_failed" in moved.read_text()
         assert (status("old"), status("new")) == (401, 200)
+
+
+SLOW_TO_LOAD = """
+import pathlib, sys, time
+from device.agent import loading
+own, begun = loading.load_model, pathlib.Path(sys.argv[1], "loading")
+def load(*arguments):
+    begun.touch()
+    time.sleep(1)
+    return own(*arguments)
+loading.load_model = load
+sys.argv = ["edgekit", *sys.argv[2:]]
+from edgekit.cli.entry import main
+main()
+"""
+
+
+def test_sighup_while_it_loads_ends_nothing(bundle: Path, tmp_path: Path) -> None:
+    """Of `edgekit serve` without a terminal: what loads is the newest already."""
+    command = [sys.executable, "-c", SLOW_TO_LOAD, str(tmp_path), "serve", str(bundle)]
+    with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until((tmp_path / "loading").exists, 20)
+            process.send_signal(signal.SIGHUP)
+            assert process.stderr is not None
+            while f"{NAME}: " not in (line := process.stderr.readline()):
+                assert line, "it has ended"
+            process.terminate()
+            process.wait(20)
+        finally:
+            process.kill()

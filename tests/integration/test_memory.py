@@ -73,16 +73,23 @@ def test_the_agents_first_load_is_refused(bundle: Path, tmp_path: Path) -> None:
         assert found.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("seen", ["before", "after"])
 def test_one_that_does_not_fit_gives_way_to_the_old_one(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
 ) -> None:
-    """Even where the old one is gone already: loading it again is not refused."""
+    """Seen while the old one serves, it goes on; seen once it is gone, it is loaded again."""
     other = renamed(bundle, tmp_path / "other", "other")
-    with running(bundle) as server:
-        monkeypatch.setattr(memory, "read_memory", lambda: Memory(1 << 34, 100, is_tight=True))
+    # Where all that the old one gives back would do, its going has to be waited for.
+    reserved = seen == "before"
+    with running(bundle, log=str(tmp_path / "log")) as server:
+        monkeypatch.setattr(memory, "read_memory", lambda: Memory(1 << 34, 100, reserved))
         assert server.swap(other) == "failed"
         assert server.models.current is not None
         assert server.models.current.bundle.path == bundle
+    text = (tmp_path / "log").read_text()
+    assert '"error": "NoMemoryError"' in text
+    assert ("model_restore" in text, "model_freed" in text) == (not reserved, not reserved)
+    assert ("are given back by the model before it" in text) == reserved
 
 
 def test_the_flag_loads_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

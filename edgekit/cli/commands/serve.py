@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,8 @@ def command(bundle: Path, **options: Any) -> None:
     config = AgentConfig(bundle=bundle, **options)
     agent = Agent(config)
     listener = listen(config.host, config.port)  # before minutes of loading
+    if not sys.stderr.isatty():  # a terminal that closes ends it; nothing can be renewed yet
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     opened = open_resolved(bundle)
     with StageProgress() as progress:
         model = load_model(opened, config, progress)
