@@ -131,6 +131,8 @@ class Agent:
         """End what outlasts its time, while there is a connection to tell so."""
         await asyncio.sleep(self._config.drain_s)
         await self.models.stop(drain_s=0.0)
+        if self.models.settings.router is not None:
+            await self.models.settings.router.cut_off()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

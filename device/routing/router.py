@@ -161,6 +161,10 @@ class Router:
         asked.request.scope[ROUTE_KEY] = decision.header
         return response
 
+    async def cut_off(self) -> None:
+        """Close the connections: answers that are on their way end with an error."""
+        await self._cloud.close()
+
     async def close(self) -> None:
         """Close the connections and write down what was used."""
         await self._cloud.close()

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 from agent_cases import agent, start, wait_for_event
+from cloud_cases import Cloud, Seen, config_of
+from routing_pair import TOO_LONG
 from serve_cases import NAME, point, wait_until
 
 SLOW = """
@@ -116,6 +118,40 @@ def test_what_cannot_be_renewed_holds_up_nothing_else(tmp_path: Path) -> None:
         wait_until(lambda: "model_failed" in moved.read_text())  # the last thing it looks for
         assert "reload_failed" in moved.read_text()
         assert (status("old"), status("new")) == (401, 200)
+
+
+def test_an_answer_from_the_cloud_that_outlasts_it_is_told_so(bundle: Path, tmp_path: Path) -> None:
+    """As one of the engine's is: the last event is an error; what was used is remembered."""
+
+    def endless(seen: Seen) -> None:
+        seen.begin()
+        while True:  # until the device closes the connection
+            seen.say("word")
+            time.sleep(0.1)
+
+    point(tmp_path / "current", bundle)
+    with Cloud(endless).running() as url:
+        config = config_of(url, tmp_path)
+        table = f"""[routing]
+enabled = true
+base_url = "{url}"
+model = "big"
+state_file = "{config.state_file}"
+daily_bytes = 1000000
+"""
+        with agent(tmp_path, f"drain_s = 1.0\n{table}") as found:
+            found.wait("/readyz")
+            address = f"http://127.0.0.1:{found.port}/v1/chat/completions"
+            body = {**TOO_LONG, "stream": True}
+            with httpx.stream("POST", address, json=body, timeout=30) as stream:
+                lines = (line for line in stream.iter_lines() if line)
+                assert "word" in next(lines)
+                found.process.terminate()
+                *_, last = lines
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "cloud_failed"
+            assert found.process.wait(20) == 0
+    used = json.loads(Path(config.state_file).read_text())["used"]
+    assert 1000 < used < 60_000  # no longer what was written ahead
 
 
 SLOW_TO_LOAD = """
