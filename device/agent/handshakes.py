@@ -49,6 +49,11 @@ class Handshakes:
         listener.listen(backlog)
         self._accepting = asyncio.create_task(self._accept(listener))
 
+    def check(self) -> None:
+        """Raise what ended the accepting, if anything did: nobody could connect any more."""
+        if self._accepting is not None and self._accepting.done():
+            self._accepting.result()
+
     async def stop(self) -> None:
         """Accept no more, and leave those who are not done."""
         tasks = [*self._open] + ([] if self._accepting is None else [self._accepting])

@@ -62,7 +62,9 @@ class AgentServer(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Wait for the end; uvicorn's own loop wakes up ten times a second, most of an idle CPU."""
-        while not await self.on_tick(0):  # noqa: ASYNC110 - a signal sets no event of asyncio's
+        while not await self.on_tick(0):
+            if self._tls is not None:
+                self._tls.check()
             await asyncio.sleep(TICK_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
