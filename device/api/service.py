@@ -179,14 +179,14 @@ class Service:
     def ask(self, prompt: Prompt, params: SamplingParams, wishes: Wishes, client: str) -> Answer:
         """Return an answer that is yet to come; nothing runs before it is iterated over."""
         record = current()
-        since_s = time.monotonic() if record is None else record.arrived_s
+        deadline_s = None if record is None else record.deadline_s
         answer = Answer(
             prompt,
             params,
             self.model.tokenizer,
             self._ends,
             client=client,
-            deadline_s=since_s + self.settings.timeout_s,
+            deadline_s=deadline_s or time.monotonic() + self.settings.timeout_s,
             wishes=wishes,
         )
         if record is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from serve_cases import NAME, build_example, served, settle
+from serve_cases import NAME, served, settle
 
 from device.api.service import Service
 from device.api.settings import Settings, read_keys
@@ -24,11 +24,6 @@ from edgekit.cli.main import main
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/schemas/bench.schema.json").read_text())
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")

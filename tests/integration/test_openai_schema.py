@@ -16,7 +16,7 @@ import pytest
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from openai_schema import check, check_request, fields
-from serve_cases import NAME, SUM, build_example, post, raw, served
+from serve_cases import NAME, SUM, post, raw, served
 
 from device.api.service import Service
 from device.api.settings import Settings
@@ -77,11 +77,6 @@ NEEDS: dict[str, dict[str, Any]] = {
     "parallel_tool_calls": {"tools": [CLOCK]},
 }
 """What has to stand beside a field."""
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from chaos_clients import WAYS, crowd
-from serve_cases import NAME, SUM, build_example, connect, post, raw, served, settle, wait_until
+from serve_cases import NAME, SUM, connect, post, raw, served, settle, wait_until
 
 from device.api import aside
 from device.api.limits import Limits
 from device.api.service import Service
 
 LONG = "lorem ipsum dolor " * 150_000
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from serve_cases import NAME, SUM, build_example, post, served, settle
+from serve_cases import NAME, SUM, post, served, settle
 
 from device.api.service import Service
 
@@ -38,8 +39,8 @@ CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service]]:
-    with served(build_example(tmp_path_factory.mktemp("serve"))) as found:
+def server(bundle: Path) -> Iterator[tuple[str, Service]]:
+    with served(bundle) as found:
         yield found
 
 
