@@ -213,7 +213,6 @@ def test_no_body_is_an_error_of_the_server(caller: httpx.Client, path: str) -> N
 
     @settings(
         max_examples=150,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(body=_bodies(path))
@@ -229,7 +228,7 @@ def test_no_body_is_an_error_of_the_server(caller: httpx.Client, path: str) -> N
 
 
 @given(data=st.binary(max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_bytes_are_an_error_of_the_server(caller: httpx.Client, data: bytes) -> None:
     """What is no JSON is refused on every route that reads it."""
     for path in (CHAT, TEXT, "/tokenize", "/detokenize"):

@@ -115,7 +115,7 @@ def test_header_length_is_bounded(tmp_path: Path) -> None:
         read_header(tmp_path / "x.safetensors")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(position=st.integers(0, 200), value=st.integers(0, 255), cut=st.integers(0, 60))
 def test_a_damaged_file_is_an_error_or_stays_in_bounds(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int, cut: int

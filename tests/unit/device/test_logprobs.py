@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from device.runtime.logprobs import token_logprob
 
 
-@settings(deadline=None)  # a busy machine's first call is slow
 @given(st.lists(st.integers(-40, 40), min_size=3, max_size=60), st.integers(0, 3), st.data())
 def test_against_a_plain_softmax(values: list[int], count: int, data: st.DataObject) -> None:
     """The chosen one's, and the likeliest, lower ids first among equals."""

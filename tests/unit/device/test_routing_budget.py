@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from device.routing.budget import AHEAD_BYTES, DAY_S, Budget, Ledger
@@ -62,7 +62,6 @@ def test_a_day_begins_anew_only_when_one_has_passed(
         ledger = Ledger(found.day, found.used + used, found.age_s)
 
 
-@settings(deadline=None)  # the disk's time is not ours
 @given(
     st.lists(
         st.one_of(
@@ -203,7 +202,6 @@ def test_writes_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert 1_000_000 / AHEAD_BYTES <= len(writes) <= 3 + 1_000_000 / AHEAD_BYTES
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40_000)), min_size=6, max_size=60))
 def test_connections_at_once_are_all_written_before(steps: list[tuple[int, int]]) -> None:
     """Whatever six of them wait for, come in any order: within the limit, and in the file."""

@@ -29,7 +29,7 @@ def model(**options: Any) -> ReferenceModel:
 WHOLE = model(threads=1).logits(WINDOWS)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     strip_bytes=st.integers(4000, 100_000),
     activation_bytes=st.integers(1, 200_000),
@@ -65,7 +65,7 @@ def test_the_future_is_not_seen() -> None:
     assert np.abs(logits[8] - WHOLE[2][8]).max() > 1e-3
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(strip_bytes=st.integers(2000, 40_000), threads=st.integers(1, 2))
 def test_scores_are_those_of_whole_logits(strip_bytes: int, threads: int) -> None:
     """Streamed log-probabilities and best tokens are those of the softmax of whole logits."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import QuantizationError
@@ -17,7 +17,6 @@ Array = np.ndarray[Any, Any]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 20))
-@settings(deadline=None)
 def test_packing_round_trips(seed: int, rows: int, pairs: int) -> None:
     """Unpacking gives back every code, negative ones included."""
     codes = np.random.default_rng(seed).integers(-8, 8, (rows, 2 * pairs)).astype(np.int8)

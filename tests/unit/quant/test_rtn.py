@@ -132,7 +132,7 @@ def test_threads_do_not_change_the_bytes(scheme: QuantScheme) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1e-9, 1e-3, 1.0, 300.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_error_is_within_half_a_step(seed: int, size: float) -> None:
     """With absmax scales no weight moves by more than half a step, float16 rounding allowed."""
     values = weight(8, 64, seed) * np.float32(size)

@@ -55,7 +55,7 @@ def naive_gptq(
     return codes.to(torch.int8)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000), st.booleans())
 def test_codes_equal_the_naive_algorithm(seed: int, act_order: bool) -> None:  # noqa: FBT001
     """Blocks and Cholesky factors give the codes of optimal brain quantization, step by step."""
@@ -70,7 +70,7 @@ def test_codes_equal_the_naive_algorithm(seed: int, act_order: bool) -> None:  #
     assert (got.codes != want).float().mean() < 0.02
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_output_error_is_below_rounding(seed: int) -> None:
     """GPTQ's output error is below round-to-nearest's at the very same scales."""
@@ -171,7 +171,7 @@ def test_output_target_without_cross_is_the_weight() -> None:
     assert OutputTarget(InputMoments(hessian), 0.01)(weight) is weight
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000), st.sampled_from([SCHEME, QuantScheme(8, 0, "mse", "gptq")]))
 def test_refinement_only_descends(seed: int, scheme: QuantScheme) -> None:
     """Each sweep of codes and each refit of scales lowers the output error, or keeps it."""

@@ -143,7 +143,7 @@ def test_the_same_probes_come_every_time() -> None:
     assert "lm_head" not in first
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(4.4, 9.0))
 def test_the_budget_is_kept(seed: int, budget: float) -> None:
     """The mixed plan never exceeds its bits, and wastes less than one step."""

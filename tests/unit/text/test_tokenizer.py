@@ -23,7 +23,6 @@ def _stream(ids: list[int], *, skip_special: bool = True) -> list[str]:
 
 
 @given(st.text(max_size=40))
-@settings(deadline=None)
 def test_text_survives_the_round_trip(text: str) -> None:
     """Byte-level tokens lose nothing: decode(encode(text)) is the text."""
     ids = TOKENIZER.encode(text)
@@ -31,14 +30,13 @@ def test_text_survives_the_round_trip(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 4095), max_size=40), st.booleans())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_streamed_pieces_join_to_the_full_decode(ids: list[int], skip: bool) -> None:  # noqa: FBT001
     """Any token sequence, broken UTF-8 included, streams to exactly its full decode."""
     assert "".join(_stream(ids, skip_special=skip)) == TOKENIZER.decode(ids, skip_special=skip)
 
 
 @given(st.text(alphabet="aé中🙂\u0301 ", max_size=20))
-@settings(deadline=None)
 def test_no_piece_holds_half_a_character(text: str) -> None:
     """A character of several tokens comes out whole, with its last token."""
     pieces = _stream(TOKENIZER.encode(text))
