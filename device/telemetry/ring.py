@@ -158,9 +158,10 @@ class Ring:
         """
         with self._guarded() as db:
             now_ms = self._clock.monotonic_ms()
+            self._in_flight.forget_late(now_ms)
             found: list[Row] = []
             for boot, seq, time_ms, clock, payload in db.execute(_NEWEST[priority]):
-                if self._in_flight.holds(boot, seq, now_ms):
+                if self._in_flight.holds(boot, seq):
                     continue
                 kind = CLOCKS[clock]
                 if found and (found[0].boot, found[0].clock) != (boot, kind):
@@ -172,10 +173,16 @@ class Ring:
                 self._in_flight.add(row.boot, row.seq, now_ms)
             return found[::-1]
 
-    def published(self, boot: str, seq: Ranges) -> None:
-        """Note that the broker has rows (PUBACK): the store's time to answer runs from now."""
+    def published(self, boot: str, seq: Ranges, answer_ms: int | None = None) -> None:
+        """Note that the broker has rows (PUBACK): the store's time to answer runs from now.
+
+        Args:
+            boot: Whose.
+            seq: Which.
+            answer_ms: That time; None for the limits'.
+        """
         with self._lock:
-            self._in_flight.extend(boot, seq, self._clock.monotonic_ms())
+            self._in_flight.extend(boot, seq, self._clock.monotonic_ms(), answer_ms)
 
     def release(self, boot: str, seq: Ranges) -> None:
         """Note that rows were not sent after all: they may be taken again."""
@@ -209,6 +216,25 @@ class Ring:
             self._mark(db, self._next)
         self.release(boot, seq)
         return gone
+
+    def discard(self, row: Row, reason: str) -> None:
+        """Drop a row that cannot be sent; it counts as dropped.
+
+        Args:
+            row: It.
+            reason: Label of ``ring_dropped_total``.
+
+        Raises:
+            RingError: The disk fails.
+        """
+        with self._transaction() as db:
+            query = (
+                "SELECT row.id FROM row JOIN life ON life.id = row.id >> 40 "
+                "WHERE boot = ? AND row.id & 1099511627775 = ?"
+            )
+            if _drop(db, reason, query, (row.boot, row.seq)):
+                self._mark(db, self._next)
+        self.release(row.boot, ((row.seq, row.seq),))
 
     def redate(self) -> int:
         """Date the rows of this boot that an unsynced clock had dated; call it once it is synced.
@@ -342,7 +368,7 @@ def _row_id(life: int, seq: int) -> int:
     return life << SEQ_BITS | min(seq, _SEQ_MASK)
 
 
-def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int, ...]) -> int:
+def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int | str, ...]) -> int:
     """Delete the rows that a query names, and count them for good."""
     rows = db.execute(query, arguments).fetchall()
     if rows:
