@@ -34,7 +34,7 @@ class Collector:
         alarms: What is decided.
         ring: Where all goes.
         clock: The ring's.
-        sample_s: Time between two samples.
+        sample_s: Time between two samples; may be changed at any time.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Collector:
         self.sample_s = sample_s
         self._window = LossWindow()
         self._errors: Counter[str] = Counter()
-        self._sample_due_s = float("-inf")
+        self._sampled_s = float("-inf")
         self._synced = False  # what an agent before this one has kept may have to be dated, too
         self._unsaved: deque[bytes] = deque(maxlen=_UNSAVED)
 
@@ -79,9 +79,9 @@ class Collector:
             self._ring.put(list(self._unsaved), ALARM)
             self._unsaved.clear()
         self._redate()
-        if may_sample and now_s >= self._sample_due_s:
-            # Ticks come a little late or early: the next sample is that of the nearest one.
-            self._sample_due_s = now_s + self.sample_s - PERIOD_S / 2
+        # Ticks come a little late or early: the next sample is that of the nearest one.
+        if may_sample and now_s >= self._sampled_s + self.sample_s - PERIOD_S / 2:
+            self._sampled_s = now_s
             self._ring.put([sample_payload(values)], SAMPLE)
         return values, decisions
 

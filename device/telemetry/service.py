@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from device.telemetry.alarm_rules import PERIOD_S
 from device.telemetry.alarms import Alarms
 from device.telemetry.batch import compress
 from device.telemetry.clock import Clock, SystemClock, boot_id
@@ -37,7 +36,7 @@ from device.telemetry.sensors.sensor import Sensor
 from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
 from device.telemetry.sensors.tcp_info import Links
-from device.telemetry.station import Pace, Parts, Station
+from device.telemetry.station import TURN_S, Pace, Parts, Station
 from edgekit.contracts.series import Values
 from edgekit.errors import EdgekitError
 
@@ -60,7 +59,7 @@ class Telemetry:
         details: More facts for the birth, such as the model's name; called at every connect.
         on_notice: Called with notices of what is to be fetched; it must not wait.
         clock: Tells the time.
-        period_s: Between two looks at the sensors.
+        turn_s: Longest wait of a turn, in real seconds whatever the clock says.
         windows: Of the session's back-off.
         is_encrypted: False is for tests: no TLS.
 
@@ -76,7 +75,7 @@ class Telemetry:
         details: Callable[[], Details] | None = None,
         on_notice: Handler | None = None,
         clock: Clock | None = None,
-        period_s: float = PERIOD_S,
+        turn_s: float = TURN_S,
         windows: Windows | None = None,
         is_encrypted: bool = True,
     ) -> None:
@@ -85,7 +84,7 @@ class Telemetry:
         self._details = details or dict
         self._on_notice = on_notice
         self._clock = clock or SystemClock()
-        self._pace = Pace(period_s, config.sample_s, config.batch_s)
+        self._pace = Pace(config.sample_s, config.batch_s, turn_s)
         self._windows = windows or Windows()
         self._is_encrypted = is_encrypted
         self._stopping = threading.Event()

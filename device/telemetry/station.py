@@ -42,14 +42,14 @@ class Pace:
     """How often, while all is well.
 
     Attributes:
-        period_s: Between two looks at the sensors.
         sample_s: Between two samples.
         batch_s: Between two batches.
+        turn_s: Longest wait of a turn.
     """
 
-    period_s: float = PERIOD_S
     sample_s: float = 10.0
     batch_s: float = 600.0
+    turn_s: float = TURN_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +93,13 @@ class Station:
         if self._parts.probe is not None:
             self._parts.probe.tick(now_s)
         if now_s >= self._tick_due_s:
-            self._tick_due_s = max(self._tick_due_s + self._pace.period_s, now_s)
+            self._tick_due_s = max(self._tick_due_s + PERIOD_S, now_s)
             self._guarded("collecting", self._tick)
         self._parts.session.step()
         self._guarded("publishing", lambda: self._parts.publisher.step(now_s, self._plan))
-        event = self._parts.session.next_event(min(self._tick_due_s - self._now_s(), TURN_S))
+        event = self._parts.session.next_event(
+            min(self._tick_due_s - self._now_s(), self._pace.turn_s)
+        )
         if event is not None:
             self._guarded("the broker's message", lambda: self._take_in(event))
 
@@ -137,7 +139,7 @@ class Station:
         self._plan = self._make_plan()
         parts.live.is_affordable = self._plan.live
         is_live = parts.live.is_on
-        parts.collector.sample_s = self._pace.period_s if is_live else self._plan.sample_s
+        parts.collector.sample_s = PERIOD_S if is_live else self._plan.sample_s
         if is_live:
             parts.publisher.send_live(self._now_s())
 

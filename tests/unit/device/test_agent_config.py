@@ -112,7 +112,9 @@ def test_the_documentation_has_every_key() -> None:
     text = (ROOT / "docs/agent.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE)
     keys = [field.name for field in fields(AgentConfig)]
-    assert [name for name, _ in rows] == [key for key in keys if key not in {"routing", "telemetry"}]
+    assert [name for name, _ in rows] == [
+        key for key in keys if key not in {"routing", "telemetry"}
+    ]
     assert "`[routing]`" in text
     assert "`[telemetry]`" in text
     for name, default in rows:
