@@ -22,7 +22,15 @@ from pathlib import Path
 
 from device.telemetry.clock import Clock
 from device.telemetry.in_flight import InFlight
-from device.telemetry.ring_file import SEQ_BITS, failure, is_broken, open_file, put_aside
+from device.telemetry.ring_file import (
+    SEQ_BITS,
+    failure,
+    forget_lives,
+    is_broken,
+    open_file,
+    put_aside,
+    used_bytes,
+)
 from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.seq_ranges import Ranges
 from edgekit.errors import RingError
@@ -173,6 +181,17 @@ class Ring:
                 self._in_flight.add(row.boot, row.seq, now_ms)
             return found[::-1]
 
+    def has_waiting(self, priority: int = SAMPLE) -> bool:
+        """Whether there are rows that are not on their way.
+
+        Raises:
+            RingError: The disk fails.
+        """
+        with self._guarded() as db:
+            self._in_flight.forget_late(self._clock.monotonic_ms())
+            rows = db.execute(_NEWEST[priority])
+            return any(not self._in_flight.holds(boot, seq) for boot, seq, *_ in rows)
+
     def published(self, boot: str, seq: Ranges, answer_ms: int | None = None) -> None:
         """Note that the broker has rows (PUBACK): the store's time to answer runs from now.
 
@@ -263,7 +282,7 @@ class Ring:
             dropped = dict(db.execute("SELECT reason, rows FROM dropped").fetchall())
             return {
                 "ring_rows": db.execute("SELECT count(*) FROM row").fetchone()[0],
-                "ring_file_bytes": _used_bytes(db),
+                "ring_file_bytes": used_bytes(db),
                 **{f"ring_dropped_total.{reason}": rows for reason, rows in dropped.items()},
                 "ring_dropped_total.broken": len(self.moved_aside),
             }
@@ -290,7 +309,7 @@ class Ring:
                 )
                 self._life = db.execute("SELECT max(id) FROM life").fetchone()[0]
                 self.boot, self._next = boot, 1
-                _forget_lives(db)
+                forget_lives(db)
                 return
             self._life, self.boot, marked = life
             newest = db.execute(
@@ -310,7 +329,7 @@ class Ring:
             oldest_ms = self._clock.time_ms() - self._limits.age_ms
             dropped += _drop(db, "age", _AGED, (_DROPPED_AT_ONCE, UNSYNCED, oldest_ms))
         for query in _DROPPABLE:
-            while _used_bytes(db) > self._limits.file_bytes:
+            while used_bytes(db) > self._limits.file_bytes:
                 rows = _drop(db, "full", query, (_DROPPED_AT_ONCE,))
                 dropped += rows
                 if rows == 0:
@@ -379,20 +398,3 @@ def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int 
             (reason, len(rows)),
         )
     return len(rows)
-
-
-def _forget_lives(db: sqlite3.Connection) -> None:
-    """Delete the names of earlier boots that have no rows."""
-    db.execute(
-        "DELETE FROM life WHERE id < (SELECT max(id) FROM life) "
-        "AND id NOT IN (SELECT id >> 40 FROM row)"
-    )
-
-
-def _used_bytes(db: sqlite3.Connection) -> int:
-    """Return the bytes of the pages in use, those of this transaction included."""
-    pages, free, size = (
-        int(db.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    return (pages - free) * size

@@ -269,8 +269,11 @@ def test_a_later_connection_resumes_tls(broker: Broker, closing: list[Session]) 
     assert spent[1] < 0.75 * spent[0]
 
 
-def test_a_port_where_nobody_answers_is_given_up(broker: Broker, closing: list[Session]) -> None:
+def test_a_port_where_nobody_answers_is_given_up(
+    broker: Broker, closing: list[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that accepts and says nothing ends in a failure, and so does no server."""
+    monkeypatch.setattr("device.telemetry.mqtt.connection.CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         driven = Driven(broker, broker.device(ORIN), port=mute.getsockname()[1])
         closing.append(driven.session)

@@ -256,9 +256,11 @@ class Publisher:
         self.counts["batches"] += 1
         self.counts["samples"] += len(sent)
         self._sample_bytes += (len(packed.payload) / len(sent) - self._sample_bytes) / 4
-        # A full batch has more behind it, which has time; a short one ends at another life or kind
-        # of clock, and what is behind that follows at once: else new rows would always be first.
-        self._more_s = now_s + REPLAY_S if len(sent) < len(rows) or len(rows) == limit else now_s
+        if self._ring.has_waiting(SAMPLE):
+            # Behind a full batch there is more, which has time. A short one ends at another life or
+            # kind of clock; what is behind that follows at once, or new rows would always be first.
+            is_full = len(sent) < len(rows) or len(rows) == limit
+            self._more_s = now_s + REPLAY_S if is_full else now_s
 
     def _pack(self, rows: Sequence[Row]) -> tuple[Packed | None, Sequence[Row]]:
         """Return the largest batch that the broker takes, and its rows, the newest of those given.
