@@ -186,7 +186,7 @@ class Proxy:
         port: Where it listens.
         swallows: Whether what the server sends is lost on the way.
         accepted: Connections so far.
-        sent_bytes: Bytes from clients to the server.
+        relayed_bytes: Bytes that went either way.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -194,7 +194,7 @@ class Proxy:
         self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self.swallows = False
-        self.accepted = self.sent_bytes = 0
+        self.accepted = self.relayed_bytes = 0
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._begin(self._accept)
@@ -240,8 +240,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             source.settimeout(None)
             while data := source.recv(65536):
-                if up:
-                    self.sent_bytes += len(data)
+                self.relayed_bytes += len(data)
                 if up or not self.swallows:
                     sink.sendall(data)
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mqtt_client import Client
 from telemetry_cases import ORIN, FastClock, Proxy, Store, configuration, notice, telemetry
 
 from device.telemetry.clock import boot_id
+from device.telemetry.mqtt.day_bytes import HEADER_BYTES
 from device.telemetry.ring import Ring
 from edgekit.contracts.series import Values
 
@@ -192,6 +194,31 @@ def test_an_alarm_reaches_a_subscriber_in_15_seconds(
     assert max(taken_s) < 15
     states = [store.alarms[key].state for key in sorted(store.alarms)]
     assert states == ["raised", "cleared"] * 2
+
+
+def test_bytes_are_counted_as_they_go_over_the_wire(
+    broker: Broker, store: Store, tmp_path: Path
+) -> None:
+    """Handshakes, batches and acknowledgements: what a relay saw, and headers of each segment."""
+    proxy = Proxy(broker.device_port)
+    config = configuration(broker, tmp_path, port=proxy.port)
+    try:
+        with telemetry(config, FastClock(40.0)):
+            for connection in range(3):
+                least = len(store.samples) + 6
+                store.wait_until(lambda least=least: len(store.samples) >= least, "samples")
+                if connection < 2:
+                    proxy.cut()
+        relayed = proxy.relayed_bytes
+    finally:
+        proxy.close()
+    day = json.loads(config.ring.with_name("ring.db.bytes.json").read_text())
+    values = store.samples[max(store.samples)].values
+    segments = int(values["link_segments_sent_total.mqtt"] or 0)
+    assert proxy.accepted == 3
+    # The last look at the counters is some exchanges before the end.
+    assert 0.75 * relayed < day["used"] - 2 * HEADER_BYTES * segments < 1.25 * relayed
+    assert relayed > 3 * 2000
 
 
 def test_live_mode_ends_by_itself(broker: Broker, store: Store, tmp_path: Path) -> None:

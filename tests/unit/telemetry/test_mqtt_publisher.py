@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from telemetry_day import Day as Readings
 from telemetry_fakes import FakeClock
 
 from device.telemetry.alarms import Decision
 from device.telemetry.batch import decompress
+from device.telemetry.mqtt.day_bytes import DayBytes
 from device.telemetry.mqtt.events import Connected, Delivered
-from device.telemetry.mqtt.policy import Plan
-from device.telemetry.mqtt.publisher import BATCH_ROWS, Publisher
+from device.telemetry.mqtt.policy import Day, Link, Plan, plan
+from device.telemetry.mqtt.publisher import BATCH_ROWS, EXCHANGE_BYTES, Publisher
 from device.telemetry.ring import ALARM, SAMPLE, Ring
 from device.telemetry.rows import alarm_payload, sample_payload
 from edgekit.contracts.seq_ranges import ranges_of
@@ -49,10 +51,10 @@ class Outlet:
     def cut(self, why: str) -> None:
         self.cuts.append(why)
 
-    def batches(self) -> list[list[int]]:
+    def batches(self, first: int = 0) -> list[list[int]]:
         """Return the numbers of each batch."""
         found = []
-        for topic, payload, properties in self.sent:
+        for topic, payload, properties in self.sent[first:]:
             if topic.endswith("/m/batch"):
                 ((_, encoding),) = properties.UserProperty
                 batch = Batch.from_bytes(decompress(payload, encoding))
@@ -309,3 +311,36 @@ def test_no_more_is_under_way_than_the_broker_takes(bench: Bench) -> None:
     bench.puback()
     bench.step()
     assert len(bench.outlet.sent) == 8
+
+
+@pytest.mark.parametrize("limit", [150_000, 4_000_000])
+def test_a_day_of_samples_keeps_to_its_bytes(bench: Bench, limit: int) -> None:
+    """From sensors to messages, with a backlog of the day before: never more than the limit.
+
+    A made-up day of 62 readings; a message costs its payload and what is counted beside it.
+    """
+    bench.clock.wall_ms -= bench.clock.wall_ms % 86_400_000
+    budget = DayBytes(bench.folder / "day.json", limit, bench.clock)
+    readings = list(Readings(3).samples(8640))
+    bench.ring.put([sample_payload(values) for values in readings[:4000]])
+    total = sampled = 0
+    due_s = bench.now_s
+    for tick in range(17_279):
+        day = Day(limit, budget.left, budget.left_s)
+        found = plan(day, Link(), bench.publisher.cost, sample_s=10.0, batch_s=600.0)
+        if bench.now_s >= due_s:
+            bench.ring.put([sample_payload(readings[tick // 2])])
+            due_s, sampled = bench.now_s + found.sample_s, sampled + 1
+        before = len(bench.outlet.sent)
+        bench.step(found, passed_s=5)
+        bench.puback()
+        for numbers in bench.outlet.batches(before):
+            bench.store(*numbers)
+        total += sum(len(payload) + EXCHANGE_BYTES for _, payload, _ in bench.outlet.sent[before:])
+        budget.take_total(total)
+    assert budget.used <= limit
+    if limit > 10**6:
+        assert (sampled, bench.ring.values()["ring_rows"]) == (8640, 59)
+    else:
+        assert 500 < sampled < 8640
+        assert budget.used > 0.8 * limit
