@@ -36,6 +36,7 @@ from device.telemetry.sensors.sensor import Sensor
 from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
 from device.telemetry.sensors.tcp_info import Links
+from device.telemetry.sensors.tegrastats_process import Tegrastats
 from device.telemetry.station import TURN_S, Pace, Parts, Station
 from edgekit.contracts.series import Values
 from edgekit.errors import EdgekitError
@@ -48,6 +49,7 @@ STOP_S = 10.0
 FETCHED = ("config", "job", "logs")
 """Notices of something that is fetched."""
 _DAY_MS = 86_400_000
+_ROOT = Path("/")
 
 
 class Telemetry:
@@ -178,7 +180,13 @@ class Telemetry:
         return probe
 
     def _sensors(self, closing: contextlib.ExitStack, *ours: Sensor) -> list[Sensor]:
-        sensors: list[Sensor] = [Sysfs(), Proc(), Storage(), Board(), *ours]
+        sensors: list[Sensor] = []
+        if self._config.tegrastats:
+            tegrastats = Tegrastats()
+            closing.callback(tegrastats.close)
+            sensors.append(tegrastats)  # first: of two readings the later one counts
+        mounts = sorted({_ROOT, _mount_of(self._config.ring)})
+        sensors += [Sysfs(), Proc(), Storage(mounts), Board(), *ours]
         sensors += [Counters(name, source) for name, source in self._counters.items()]
         if self._config.modem:
             modem = Modem()
@@ -208,6 +216,14 @@ class Telemetry:
 
     def _facts(self) -> Details:
         return {**machine_details(), **self._details()}
+
+
+def _mount_of(path: Path) -> Path:
+    """Return where the file system of a file that may not be there yet is mounted."""
+    path = path.absolute()
+    while not path.is_mount():
+        path = path.parent
+    return path
 
 
 def _beside(ring: Path) -> Path:
