@@ -82,24 +82,24 @@ def test_a_broker_that_is_killed_loses_nothing(
 def test_a_device_that_is_killed_loses_nothing(
     broker: Broker, store: Store, tmp_path: Path
 ) -> None:
-    """The device's process is killed five times; its ring goes on where it was."""
+    """The device's process is killed three times; its ring goes on where it was."""
     config = configuration(broker, tmp_path)
     arguments = [config.ca, config.certificate, config.key, config.ring, config.port]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(CHILD.parent)])}
-    for life in range(6):
+    for life in range(4):
         with subprocess.Popen(
             [sys.executable, str(CHILD), *map(str, arguments)], env=environment
         ) as child:
             least = len(store.samples) + 6
             try:
                 store.wait_for_samples(least)
-                if life == 5:
-                    store.wait_until(lambda: is_whole(store, 36), "all samples")
+                if life == 3:
+                    store.wait_until(lambda: is_whole(store, 24), "all samples")
             finally:
                 child.kill()
     connections = [health.connection for health in store.healths if health.state == "up"]
     assert connections == sorted(set(connections))
-    assert len(connections) == 6
+    assert len(connections) == 4
 
 
 def test_a_lost_puback_is_a_double_and_no_loss(
@@ -158,6 +158,7 @@ def test_a_lost_store_acknowledgement_is_a_double_and_no_loss(
     assert oldest_left(tmp_path, clock) > seen
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_gets_all_when_it_is_back(
     broker: Broker, store: Store, tmp_path: Path
 ) -> None:
@@ -182,17 +183,13 @@ def test_an_alarm_reaches_a_subscriber_in_15_seconds(
     config = configuration(broker, tmp_path, batch_s=600.0, sample_s=10.0)
     with telemetry(config, clock, counters={"engine": engine}):
         store.wait_until(lambda: bool(store.healths), "the birth")
-        taken_s = []
-        for _ in range(2):
-            seen = len(store.alarms)
-            held[0], began_s = 0.95, clock.now_s()
-            store.wait_for_alarms(seen + 1)
-            taken_s.append(clock.now_s() - began_s)
-            held[0] = 0.5
-            store.wait_for_alarms(seen + 2)
-    assert max(taken_s) < 15
-    states = [store.alarms[key].state for key in sorted(store.alarms)]
-    assert states == ["raised", "cleared"] * 2
+        held[0], began_s = 0.95, clock.now_s()
+        store.wait_for_alarms(1)
+        taken_s = clock.now_s() - began_s
+        held[0] = 0.5
+        store.wait_for_alarms(2)
+    assert taken_s < 15
+    assert [store.alarms[key].state for key in sorted(store.alarms)] == ["raised", "cleared"]
 
 
 def test_bytes_are_counted_as_they_go_over_the_wire(
@@ -221,7 +218,7 @@ def test_bytes_are_counted_as_they_go_over_the_wire(
 
 def test_live_mode_ends_by_itself(broker: Broker, store: Store, tmp_path: Path) -> None:
     """A notice brings a sample every 5 s until it expires; a repeated one brings no more."""
-    clock = FastClock(10.0)
+    clock = FastClock(15.0)
     config = configuration(broker, tmp_path, batch_s=3600.0, sample_s=60.0)
     identity = broker.services.issue("fleet")
     with (
