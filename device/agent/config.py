@@ -1,4 +1,4 @@
-"""The agent's configuration: a TOML file, ``[serve]`` of it, key by key in ``docs/agent.md``.
+"""The agent's configuration: a TOML file; its keys are in ``docs/agent.md`` and what that names.
 
 Strict: an unknown key is an error, and so is a value of another type. What is not said is as
 ``edgekit serve`` has it.
@@ -16,6 +16,8 @@ from device.agent.options import LoadOptions
 from device.limits import BODY_LIMIT_BYTES, QUEUE_LIMIT
 from device.routing.config import RoutingConfig, parse_routing
 from device.tables import read_table, read_toml, refuse_unknown
+from device.telemetry.config import TABLE as TELEMETRY
+from device.telemetry.config import TelemetryConfig, parse_telemetry
 from edgekit.errors import ConfigError
 
 if TYPE_CHECKING:  # an extra's packages come with it
@@ -63,6 +65,7 @@ class AgentConfig(LoadOptions):
         log: ``stdout``, ``off`` or a file.
         vllm_metrics: Tell the metrics under vLLM's names, too.
         routing: The table ``[routing]``; None lets nothing go.
+        telemetry: The table ``[telemetry]``; None sends none.
     """
 
     bundle: Path = Path("/var/lib/edgekit/current")
@@ -82,6 +85,7 @@ class AgentConfig(LoadOptions):
     log: str = "stdout"
     vllm_metrics: bool = False
     routing: RoutingConfig | None = None
+    telemetry: TelemetryConfig | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -157,10 +161,11 @@ def parse_config(data: Mapping[str, Any]) -> AgentConfig:
     Raises:
         ConfigError: It says something that means nothing.
     """
-    refuse_unknown(data, (TABLE, ROUTING), "the file")
+    refuse_unknown(data, (TABLE, ROUTING, TELEMETRY), "the file")
     table = data.get(TABLE, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{TABLE} is no table", f"Write [{TABLE}] above its keys")
-    config = read_table(AgentConfig, table, f"[{TABLE}]", without=(ROUTING,))
+    config = read_table(AgentConfig, table, f"[{TABLE}]", without=(ROUTING, TELEMETRY))
     routing = parse_routing(data[ROUTING]) if ROUTING in data else None
-    return replace(config, routing=routing)
+    telemetry = parse_telemetry(data[TELEMETRY]) if TELEMETRY in data else None
+    return replace(config, routing=routing, telemetry=telemetry)
