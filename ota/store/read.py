@@ -17,7 +17,7 @@ import json
 import re
 from typing import Any
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import and_, func, select
 
 from edgekit.contracts.seq_ranges import Ranges
 from ota.store.database import Store
@@ -91,7 +91,7 @@ def devices(store: Store, tenant: str | None = None) -> list[StoredDevice]:
         query = query.where(DeviceTable.tenant == tenant)
     with store.reading() as connection:
         rows = connection.execute(query).all()
-    return [_device(*row) for row in rows]
+    return [_device(row) for row in rows]
 
 
 def find_device(store: Store, tenant: str, device: str) -> StoredDevice | None:
@@ -103,7 +103,7 @@ def find_device(store: Store, tenant: str, device: str) -> StoredDevice | None:
     query = _devices().where(DeviceTable.tenant == tenant, DeviceTable.device == device)
     with store.reading() as connection:
         row = connection.execute(query).one_or_none()
-    return None if row is None else _device(*row)
+    return None if row is None else _device(row)
 
 
 def active_alarms(store: Store, tenant: str | None = None) -> list[StoredAlarm]:
@@ -149,7 +149,7 @@ def ranges_of(text: str) -> Ranges:
     return tuple((first, last) for first, last in json.loads(text))
 
 
-def _devices() -> Select[Any]:
+def _devices() -> Any:  # SQLAlchemy 2.0 and 2.1 have unlike types for a select of many columns
     table = DeviceTable
     return select(
         table.tenant,
@@ -161,18 +161,16 @@ def _devices() -> Select[Any]:
         table.boot,
         table.connection,
         table.details,
-        table.encodings,
     ).order_by(table.tenant, table.device)
 
 
-def _device(*row: Any) -> StoredDevice:
-    *plain, details, encodings = row
-    return StoredDevice(
-        *plain, json.loads(details or "{}"), tuple(re.findall(r"[^\s,]+", encodings or ""))
-    )
+def _device(row: Any) -> StoredDevice:
+    details = json.loads(row.details or "{}")
+    encodings = re.findall(r"[^\s,]+", str(details.get("encodings", "")))
+    return StoredDevice(*row[:8], details=details, encodings=tuple(encodings))
 
 
-def _alarms() -> Select[Any]:
+def _alarms() -> Any:
     table = AlarmTable
     return select(
         DeviceTable.tenant,

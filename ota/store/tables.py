@@ -61,8 +61,6 @@ class DeviceTable(Base):
     """JSON list of ``ALARM:READING``: what the last birth said is raised."""
     details: Mapped[str | None] = mapped_column(Text)
     """JSON object: the details of the last birth."""
-    encodings: Mapped[str | None] = mapped_column(Text)
-    """Of these details, what the device writes batches in."""
 
 
 class BootTable(Base):

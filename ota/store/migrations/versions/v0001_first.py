@@ -38,7 +38,6 @@ def _devices() -> None:
         sa.Column("birth_ms", _BIG, nullable=True),
         sa.Column("birth_alarms", sa.Text(), nullable=True),
         sa.Column("details", sa.Text(), nullable=True),
-        sa.Column("encodings", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_devices")),
         sa.UniqueConstraint("tenant", "device", name=op.f("uq_devices_tenant_device")),
         sqlite_autoincrement=True,
