@@ -146,7 +146,7 @@ class Sender:
                 if answer.status_code in _SAMPLES_REFUSED or _is_of_samples(answer):
                     self._metrics.requests.labels("refused").inc()
                     return _Refusal(said)
-                if answer.is_client_error and answer.status_code not in _PASSING:
+                if not answer.is_server_error and answer.status_code not in _PASSING:
                     raise _needs_a_person(self._url, said)
                 asked_s = _retry_after_s(answer)
             self._metrics.requests.labels("failed").inc()
