@@ -179,16 +179,28 @@ class Writer:
             rows = [{"tenant": d.tenant, "device": d.device, "now": now} for d in unknown]
             connection.execute(_ADD_DEVICE, rows)
             ids |= _find_devices(connection, unknown)
-        wanted = sorted(ids.values())
-        table = DeviceTable
-        if connection.dialect.name == "postgresql":
-            query = select(table.id).where(table.id.in_(wanted)).order_by(table.id)
-            if len(connection.execute(query.with_for_update()).all()) != len(wanted):
-                raise StoreAwayError("a device's row has gone")
-        seen = update(table).where(table.id.in_(wanted)).values(last_received_ms=now)
-        if connection.execute(seen).rowcount != len(wanted):
-            raise StoreAwayError("a device's row has gone")
+        _lock_rows(connection, ids)
+        seen = update(DeviceTable).where(DeviceTable.id.in_(ids.values()))
+        connection.execute(seen.values(last_received_ms=now))
         return ids
+
+
+def _lock_rows(connection: Connection, ids: Mapping[Device, int]) -> None:
+    """Lock the devices' rows, and make sure that they are still those that were remembered.
+
+    Raises:
+        StoreAwayError: They are not: a backup was restored meanwhile.
+    """
+    table = DeviceTable
+    query = (
+        select(table.id, table.tenant, table.device)
+        .where(table.id.in_(sorted(ids.values())))
+        .order_by(table.id)
+        .with_for_update()  # SQLite, whose writers are alone, leaves it out
+    )
+    found = {Device(tenant, device): key for key, tenant, device in connection.execute(query)}
+    if found != ids:
+        raise StoreAwayError("devices have other rows than a moment ago", "Try again")
 
 
 def _find_devices(connection: Connection, devices: Sequence[Device]) -> dict[Device, int]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import and_, func, select
 
+from edgekit.contracts import seq_ranges
 from edgekit.contracts.seq_ranges import Ranges
 from ota.store.database import Store
 from ota.store.records import StoredAlarm, StoredBatch, StoredDevice
@@ -42,31 +43,34 @@ def batches_after(
     Raises:
         StoreError: The database refuses or does not answer.
     """
-    table = BatchTable
-    query = (
-        select(
-            table.id,
-            DeviceTable.tenant,
-            DeviceTable.device,
-            table.boot,
-            table.clock,
-            table.seq,
-            table.first_ms,
-            table.last_ms,
-            table.received_ms,
-            table.encoding,
-            table.payload,
-        )
-        .join(DeviceTable, DeviceTable.id == table.device_id)
-        .where(table.id > cursor)
-        .order_by(table.id)
-        .limit(min(limit, MAX_LIMIT))
-    )
+    query = _batches().where(BatchTable.id > cursor).order_by(BatchTable.id)
     if device is not None:
         query = query.where(DeviceTable.tenant == device[0], DeviceTable.device == device[1])
     with store.reading() as connection:
-        rows = connection.execute(query).all()
-    return [StoredBatch(*row[:5], ranges_of(row[5]), *row[6:]) for row in rows]
+        rows = connection.execute(query.limit(min(limit, MAX_LIMIT))).all()
+    return [_batch(row) for row in rows]
+
+
+def newest_batches(store: Store, tenant: str, device: str, samples: int) -> list[StoredBatch]:
+    """Return the batches of a device that came last, the newest first, with that many samples.
+
+    Raises:
+        StoreError: The database refuses or does not answer.
+    """
+    query = (
+        _batches()
+        .where(DeviceTable.tenant == tenant, DeviceTable.device == device)
+        .order_by(BatchTable.id.desc())
+        .limit(samples)
+    )
+    found, rows = 0, []
+    with store.reading() as connection, connection.execute(query) as result:
+        for row in result:
+            rows.append(_batch(row))
+            found += seq_ranges.count(rows[-1].seq)
+            if found >= samples:
+                break
+    return rows
 
 
 def last_cursor(store: Store) -> int:
@@ -149,6 +153,28 @@ def ranges_of(text: str) -> Ranges:
     return tuple((first, last) for first, last in json.loads(text))
 
 
+def _batches() -> Any:
+    table = BatchTable
+    return select(
+        table.id,
+        DeviceTable.tenant,
+        DeviceTable.device,
+        table.boot,
+        table.clock,
+        table.seq,
+        table.first_ms,
+        table.last_ms,
+        table.received_ms,
+        table.encoding,
+        table.payload,
+    ).join(DeviceTable, DeviceTable.id == table.device_id)
+
+
+def _batch(row: Any) -> StoredBatch:
+    found = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for a row's columns
+    return StoredBatch(cursor=found.pop("id"), **{**found, "seq": ranges_of(found["seq"])})
+
+
 def _devices() -> Any:  # SQLAlchemy 2.0 and 2.1 have unlike types for a select of many columns
     table = DeviceTable
     return select(
@@ -166,8 +192,18 @@ def _devices() -> Any:  # SQLAlchemy 2.0 and 2.1 have unlike types for a select 
 
 def _device(row: Any) -> StoredDevice:
     details = json.loads(row.details or "{}")
-    encodings = re.findall(r"[^\s,]+", str(details.get("encodings", "")))
-    return StoredDevice(*row[:8], details=details, encodings=tuple(encodings))
+    return StoredDevice(
+        tenant=row.tenant,
+        device=row.device,
+        first_seen_ms=row.first_received_ms,
+        last_seen_ms=row.last_received_ms,
+        state=row.state,
+        state_ms=row.state_received_ms,
+        boot=row.boot,
+        connection=row.connection,
+        details=details,
+        encodings=tuple(re.findall(r"[^\s,]+", str(details.get("encodings", "")))),
+    )
 
 
 def _alarms() -> Any:

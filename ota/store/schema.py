@@ -14,6 +14,7 @@ from edgekit.errors import StoreError
 from ota.store.database import Store, connect, lock_tables
 
 _FOLDER = Path(__file__).parent / "migrations"
+_MIGRATE = "Run: edgekit-fleet store migrate"
 
 
 def open_store(url: str) -> Store:
@@ -27,6 +28,9 @@ def open_store(url: str) -> Store:
         StoreError: The store does not answer, or its tables are of another version.
     """
     store = connect(url)
+    if store.is_sqlite and not Path(str(store.url.database)).exists():
+        # SQLite would make an empty one.
+        raise StoreError(f"the store {store.url.database} is not there", _MIGRATE)
     try:
         with store.reading() as connection:
             _check(version_of(connection))
@@ -48,7 +52,7 @@ def migrate(store: Store) -> tuple[str | None, str]:
     with store.writing() as connection:
         lock_tables(connection)
         before = version_of(connection)
-        if before is not None and before not in _known():
+        if before is not None and not is_known(before):
             _check(before)
         config = _config()
         config.attributes["connection"] = connection
@@ -66,6 +70,11 @@ def version_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def is_known(version: str) -> bool:
+    """Whether this release can read or migrate a version."""
+    return version in _known()
+
+
 def _check(version: str | None) -> None:
     """Refuse another version than this release's.
 
@@ -74,9 +83,9 @@ def _check(version: str | None) -> None:
     """
     if version == newest():
         return
-    if version is None or version in _known():
+    if version is None or is_known(version):
         found = "has no tables yet" if version is None else f"is of the older version {version}"
-        raise StoreError(f"the store {found}", "Run: edgekit-fleet store migrate")
+        raise StoreError(f"the store {found}", _MIGRATE)
     raise StoreError(
         f"the store is of version {version}, which this release ({newest()}) does not know",
         "Update edgekit, or restore a backup of before the migration",

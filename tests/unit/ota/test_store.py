@@ -339,7 +339,6 @@ def test_rejects_are_kept_cut_and_capped(store: Store, monkeypatch: pytest.Monke
     for number in range(12):
         topic = f"ek/\u0000{number}\ud800"
         writer.commit([], [Reject(topic, number, "topic", "no\nsuch\x00", b"\x00\xff" * 4000)])
-    from sqlalchemy import text  # noqa: PLC0415
 
     with store.reading() as connection:
         rows = connection.execute(
