@@ -93,7 +93,9 @@ class ListSource:
             raise StoreAwayError("the store does not answer: connection refused")
 
 
-def device_of(name: str, last_seen_ms: int, state: str | None = "up", **details: str) -> StoredDevice:
+def device_of(
+    name: str, last_seen_ms: int, state: str | None = "up", **details: str
+) -> StoredDevice:
     """Return a device of the store."""
     return StoredDevice(
         tenant="acme",

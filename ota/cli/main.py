@@ -15,8 +15,18 @@ COMMANDS = {
     "store": "Make, look after, back up and restore the store.",
     "devices": "List the devices, or show one.",
     "samples": "Show what a device measured.",
+    "export": "Write what the store gets to Prometheus.",
 }
-NEEDED = ("alembic", "msgspec", "paho", "prometheus_client", "psycopg", "sqlalchemy")
+NEEDED = (
+    "alembic",
+    "cramjam",
+    "httpx",
+    "msgspec",
+    "paho",
+    "prometheus_client",
+    "psycopg",
+    "sqlalchemy",
+)
 """Packages of the extra ``fleet`` that these commands import."""
 
 

@@ -139,10 +139,11 @@ class Exporter:
         self._metrics.success.set(self._now_ms() / 1000)
         return len(batches)
 
-    def run(self, poll_s: float = POLL_S) -> None:
+    def run(self, *, once: bool = False, poll_s: float = POLL_S) -> None:
         """Deliver until told to stop; wait out a store that is away.
 
         Args:
+            once: End when there is nothing left.
             poll_s: See :data:`POLL_S`.
 
         Raises:
@@ -151,14 +152,19 @@ class Exporter:
             StorageError: The cursor or the rejects cannot be written.
         """
         while not self._stop.is_set():
-            self._stop.wait(self._pause_s(poll_s))
+            done = self._try_step()
+            if done == 0:
+                if once:
+                    return
+                self._stop.wait(poll_s)
 
-    def _pause_s(self, poll_s: float) -> float:
-        """Deliver the next batches; return how long to wait before those that follow."""
+    def _try_step(self) -> int | None:
+        """Deliver the next batches; return how many they were, None if they must wait."""
         try:
-            return 0 if self.step() else poll_s
+            return self.step()
         except StoreAwayError as error:
             log(logging.WARNING, "store away", said=error.message)
-            return _AWAY_S
+            self._stop.wait(_AWAY_S)
         except StoppedError:
-            return 0
+            log(logging.INFO, "stopped before all was delivered", cursor=self._cursor)
+        return None

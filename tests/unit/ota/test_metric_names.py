@@ -67,14 +67,17 @@ def test_units_are_converted() -> None:
         ("memory_total_bytes", 65_868_398_592),
     ]
     found = {name: METRICS[name].value(number) for name, number in readings}
-    assert found == pytest.approx({
-        "cpu_load_percent": 0.173,
-        "cpu_mhz": 729_600_000.0,
-        "power_mw": -0.398,
-        "link_rtt_ms": 0.048123,
-        "uptime_s": 86_400.0,
-        "memory_total_bytes": 65_868_398_592.0,
-    }, rel=1e-15)
+    assert found == pytest.approx(
+        {
+            "cpu_load_percent": 0.173,
+            "cpu_mhz": 729_600_000.0,
+            "power_mw": -0.398,
+            "link_rtt_ms": 0.048123,
+            "uptime_s": 86_400.0,
+            "memory_total_bytes": 65_868_398_592.0,
+        },
+        rel=1e-15,
+    )
 
 
 def test_no_series_takes_two_paths() -> None:
