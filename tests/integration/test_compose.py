@@ -20,27 +20,11 @@ COMPOSE = ROOT / "ota/compose/compose.yml"
 DOCUMENT: dict[str, Any] = read_yaml(COMPOSE)
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 OURS = ("migrate", "ingest", "export")
-KEYS = set(
-    [
-        "image",
-        "build",
-        "restart",
-        "read_only",
-        "cap_drop",
-        "security_opt",
-        "environment",
-        "secrets",
-        "logging",
-        "ports",
-        "networks",
-        "volumes",
-        "healthcheck",
-        "shm_size",
-        "stop_grace_period",
-        "command",
-        "depends_on",
-    ]
-)
+KEYS = {
+    *("image", "build", "restart", "command", "environment", "depends_on", "healthcheck"),
+    *("read_only", "cap_drop", "security_opt", "secrets", "logging", "ports", "networks"),
+    *("volumes", "shm_size", "stop_grace_period"),
+}
 """Of a service in the Compose Specification: those that this file uses."""
 
 
