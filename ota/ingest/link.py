@@ -26,7 +26,7 @@ from ota.ingest.inbox import Inbox
 from ota.ingest.messages import Arrived
 from ota.ingest.metrics import Metrics
 from ota.ingest.settings import Settings
-from ota.logs import log
+from ota.logs import LOGGER, log
 
 _SHORT_S = 5.0
 _TAKEN_OVER_AFTER = 3
@@ -105,12 +105,27 @@ class Link:
         if context is not None:
             client.tls_set_context(context)
         client.reconnect_delay_set(1, _MAX_RECONNECT_S)
-        client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_subscribe = self._on_subscribe
+        client.on_connect = self._guarded(self._on_connect)
+        client.on_connect_fail = self._guarded(self._on_connect_fail)
+        client.on_disconnect = self._guarded(self._on_disconnect)
+        client.on_message = self._guarded(self._on_message)
+        client.on_subscribe = self._guarded(self._on_subscribe)
         return client
+
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Return a callback that ends the worker if it fails: paho's thread would end in silence."""
+
+        def guarded(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception as error:
+                said = f"internal error, {type(error).__name__}: {error}"
+                self.failure = FleetError(said, "Please report it, with the log")
+                LOGGER.exception("a callback of the connection failed")
+                self._failed()
+                raise
+
+        return guarded
 
     def _on_connect(
         self, client: Client, _: Any, flags: ConnectFlags, code: ReasonCode, __: Properties | None

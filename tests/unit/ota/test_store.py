@@ -318,6 +318,7 @@ def test_a_will_takes_a_device_down(store: Store) -> None:
     [device] = devices(store)
     assert (device.state, device.state_ms, device.connection) == ("down", START_MS + 77, 1)
     assert device.encodings == ("zstd-ek1", "zstd", "json")
+    assert device.last_seen_ms == START_MS
     assert len(raised(store)) == 1
 
 
