@@ -101,7 +101,7 @@ def _checked(data: bytes) -> _Facts | None:
     """Return the facts of a batch that is right beyond doubt; None for all others."""
     try:
         wire = _DECODER.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     times = tuple(accumulate(wire.times_ms))
     rows = len(times)

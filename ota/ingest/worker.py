@@ -28,7 +28,7 @@ from ota.ingest.messages import Arrived, read_message
 from ota.ingest.metrics import Metrics
 from ota.ingest.rejects import RejectLimit
 from ota.ingest.settings import Settings
-from ota.logs import log
+from ota.logs import LOGGER, log
 from ota.store.commit import Committed, Writer
 from ota.store.database import Store
 from ota.store.items import NewItem, Reject
@@ -57,7 +57,8 @@ class Worker:
         self._limit = RejectLimit()
         self._stopped = threading.Event()
         self._inbox = Inbox()
-        metrics.held.set_function(self._inbox.__len__)
+        self._taken = 0
+        metrics.held.set_function(lambda: len(self._inbox) + self._taken)
         self._link = Link(settings, self._inbox, metrics, self.stop)
 
     def stop(self) -> None:
@@ -88,10 +89,12 @@ class Worker:
 
     def _take(self, group: Sequence[Arrived]) -> None:
         """Store a group and acknowledge it; nothing of it if the worker is stopped meanwhile."""
+        self._taken = len(group)
         items, rejects = self._read(group)
         if not self._commit_until_done(items, rejects):
             return
         self._link.acknowledge(group)
+        self._taken = 0
         waited_ms = time.time_ns() // 1_000_000 - group[0].received_ms
         self._metrics.oldest_s.set(max(waited_ms, 0) / 1000)
 
@@ -102,7 +105,7 @@ class Worker:
         for arrived in group:
             channel = arrived.topic.split("/", 5)[4:5]
             self._metrics.messages.labels(_channel(channel)).inc()
-            read = read_message(arrived)
+            read = _read_any(arrived)
             if not isinstance(read, Reject):
                 items.append(read)
                 continue
@@ -190,6 +193,16 @@ class Worker:
             done = self._writer.commit(items, rejects)
         self._metrics.committed(done)
         self._link.publish(_acknowledgements(done))
+
+
+def _read_any(arrived: Arrived) -> NewItem | Reject:
+    """Return what a message says; a fault of ours in reading it is this message's alone."""
+    try:
+        return read_message(arrived)
+    except Exception as error:  # noqa: BLE001 - ended by it, a worker would be given it again
+        LOGGER.exception("reading a message failed", extra={"fields": {"topic": arrived.topic}})
+        why = f"internal error, {type(error).__name__}: {error}"
+        return Reject(arrived.topic, arrived.received_ms, "fault", why, arrived.payload)
 
 
 def _channel(levels: Sequence[str]) -> str:

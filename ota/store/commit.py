@@ -140,6 +140,9 @@ class Writer:
     ) -> dict[Device, int]:
         now = max(item.received_ms for item in items)
         ids = self._lock(connection, {item.device for item in items}, now)
+        heard = {ids[item.device] for item in items if not _is_down(item)}
+        seen = update(DeviceTable).where(DeviceTable.id.in_(heard))
+        connection.execute(seen.values(last_received_ms=now))
         boots = _boots(connection, ids, items)
         batches: list[dict[str, Any]] = []
         alarms: list[NewAlarm] = []
@@ -180,8 +183,6 @@ class Writer:
             connection.execute(_ADD_DEVICE, rows)
             ids |= _find_devices(connection, unknown)
         _lock_rows(connection, ids)
-        seen = update(DeviceTable).where(DeviceTable.id.in_(ids.values()))
-        connection.execute(seen.values(last_received_ms=now))
         return ids
 
 
@@ -210,6 +211,11 @@ def _find_devices(connection: Connection, devices: Sequence[Device]) -> dict[Dev
     )
     found = {Device(tenant, device): key for key, tenant, device in connection.execute(query)}
     return {device: found[device] for device in devices}
+
+
+def _is_down(item: NewItem) -> bool:
+    """Whether a message may be a will: the broker's, long after the device was heard of."""
+    return isinstance(item, NewHealth) and item.health.state == "down"
 
 
 def _boot_of(item: NewItem) -> str:

@@ -85,9 +85,9 @@ class Reject:
     payload: bytes
 
 
-REASONS = ("topic", "encoding", "message", "ranges", "store")
+REASONS = ("topic", "encoding", "message", "ranges", "store", "fault")
 """Why messages are refused: the topic is none of ours; the payload cannot be decompressed; what is
 in it is no such message; it would tear a boot's numbers into too many ranges; the database will not
-have it."""
+have it; edgekit fails to read it, and the log has the traceback."""
 
 NewItem = NewBatch | NewAlarm | NewHealth
