@@ -73,6 +73,7 @@ def test_everything_mounted_exists_or_is_declared() -> None:
         assert secret["file"].startswith("secrets/")
         ignored = ["git", "check-ignore", "-q", f"ota/compose/{secret['file']}"]
         assert subprocess.run(ignored, cwd=ROOT, check=False).returncode == 0, secret["file"]
+    assert (ROOT / ".dockerignore").read_text().splitlines()[-1] == "ota/compose/secrets"
 
 
 def test_no_secret_is_in_the_text() -> None:
