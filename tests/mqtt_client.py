@@ -36,6 +36,7 @@ class Client:
         messages: What came, in order.
         reason: Of the last CONNACK, or of how the connection ended; None before.
         was_accepted: Whether a CONNACK has accepted it.
+        take: Called with each message in the client's thread, before it is kept.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Client:
         self.messages: list[mqtt.MQTTMessage] = []
         self.reason: ReasonCode | None = None
         self.was_accepted = False
+        self.take: Callable[[mqtt.MQTTMessage], None] | None = None
         self.published: dict[int, ReasonCode] = {}
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, protocol=mqtt.MQTTv5)
         self.client.reconnect_delay_set(1, 1)
@@ -141,6 +143,8 @@ class Client:
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
         with self._changed:
+            if self.take is not None:
+                self.take(message)
             self.messages.append(message)
             self._changed.notify_all()
 

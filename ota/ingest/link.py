@@ -30,6 +30,9 @@ from ota.logs import LOGGER, log
 
 _SHORT_S = 5.0
 _TAKEN_OVER_AFTER = 3
+_MAX_UNSENT = 200
+"""Acknowledgements that the broker has not taken, beyond which no group more is published."""
+_PATIENCE_S = 30.0
 _MAX_RECONNECT_S = 30
 
 
@@ -56,6 +59,8 @@ class Link:
         self._connected = False
         self._connected_at = 0.0
         self._short_connections = 0
+        self._unsent = 0
+        self._sent = threading.Condition()
         self._expiring = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         self._expiring.MessageExpiryInterval = settings.acknowledgement_expiry_s
         self._client = self._make_client()
@@ -82,8 +87,15 @@ class Link:
         self._client.loop_stop()
 
     def publish(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        """Publish store acknowledgements, topic and payload; what cannot be sent now is kept."""
+        """Publish store acknowledgements, topic and payload; what cannot be sent now is kept.
+
+        Waits while the broker is behind with those of before, for they are in memory.
+        """
+        with self._sent:
+            self._sent.wait_for(lambda: self._unsent < _MAX_UNSENT, _PATIENCE_S)
         for topic, payload in messages:
+            with self._sent:
+                self._unsent += 1
             self._client.publish(topic, payload, qos=1, properties=self._expiring)
             self._metrics.acknowledgements.inc()
 
@@ -108,12 +120,13 @@ class Link:
         client.on_connect = self._guarded(self._on_connect)
         client.on_connect_fail = self._guarded(self._on_connect_fail)
         client.on_disconnect = self._guarded(self._on_disconnect)
+        client.on_publish = self._guarded(self._on_publish)
         client.on_message = self._guarded(self._on_message)
         client.on_subscribe = self._guarded(self._on_subscribe)
         return client
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """Return a callback that ends the worker if it fails: paho's thread would end in silence."""
+        """Return a callback that ends the worker if it fails: paho would end its thread alone."""
 
         def guarded(*arguments: Any) -> None:
             try:
@@ -175,6 +188,11 @@ class Link:
                 "Give the worker's user the right to read them (ota/broker/services.acl)",
             )
             self._failed()
+
+    def _on_publish(self, *_: Any) -> None:
+        with self._sent:
+            self._unsent -= 1
+            self._sent.notify()
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         named = dict(getattr(message.properties, "UserProperty", ()))

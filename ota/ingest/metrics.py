@@ -18,7 +18,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        counter, gauge = (partial(kind, registry=self.registry) for kind in (Counter, Gauge))
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
         self.messages = counter(f"{_P}_messages_total", "Messages received.", ["channel"])
         self.payload_bytes = counter(f"{_P}_payload_bytes_total", "Their payloads.")
         self.rejects = counter(f"{_P}_rejects_total", "Messages refused.", ["reason"])

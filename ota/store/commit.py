@@ -33,6 +33,9 @@ MAX_REJECTS = 10_000
 MAX_REJECT_BYTES = 1024
 """Most that is kept of a payload that was refused."""
 
+MAX_REMEMBERED = 200_000
+"""Most devices whose ids a worker remembers; some 300 bytes each."""
+
 _ADD_DEVICE = text(
     "INSERT INTO devices (tenant, device, first_received_ms, last_received_ms)"
     " VALUES (:tenant, :device, :now, :now) ON CONFLICT (tenant, device) DO NOTHING"
@@ -132,6 +135,8 @@ class Writer:
             # A row that is not where it was is looked for again.
             self._ids.clear()
             raise
+        if len(self._ids) > MAX_REMEMBERED:
+            self._ids.clear()
         self._ids.update(added)
         return done
 
