@@ -118,9 +118,9 @@ def _source(folder: Path) -> ListSource:
         *device_batches(folder, "orin-2", now_ms, hot=False, first=1001),
     ]
     known = [
-        device_of("orin-1", now_ms, site="north", version="1.4.0"),
-        device_of("orin-2", now_ms, site="north", version="1.4.0"),
-        device_of("orin-3", now_ms - 50 * 60_000, "down", site="south", version="1.3.2"),
+        device_of("orin-1", now_ms, site="north", edgekit="1.4.0"),
+        device_of("orin-2", now_ms, site="north", edgekit="1.4.0"),
+        device_of("orin-3", now_ms - 50 * 60_000, "down", site="south", edgekit="1.3.2"),
     ]
     alarms = [
         alarm_of("orin-1", "temperature", "temperature_celsius.gpu"),

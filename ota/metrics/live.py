@@ -21,6 +21,8 @@ PREFIX = "edgekit_fleet"
 KEEP_S = 5.0
 """How old an answer of the store may be."""
 _DEVICE = ("tenant", "device")
+_INFO = {"site": "site", "version": "edgekit", "board": "board"}
+"""Label to the detail of a birth that it shows."""
 
 
 class FleetCollector(Collector):
@@ -88,14 +90,14 @@ def _devices(devices: Sequence[StoredDevice]) -> Iterable[Metric]:
         f"{PREFIX}_device_up", "1 after its birth, 0 after its will.", labels=_DEVICE
     )
     info = GaugeMetricFamily(
-        f"{PREFIX}_device_info", "What its last birth said.", labels=(*_DEVICE, "site", "version")
+        f"{PREFIX}_device_info", "What its last birth said.", labels=(*_DEVICE, *_INFO)
     )
     for one in devices:
         key = (one.tenant, one.device)
         seen.add_metric(key, one.last_seen_ms / 1000)
         if one.state is not None:
             up.add_metric(key, float(one.state == "up"))
-        details = [str(one.details.get(name) or "") for name in ("site", "version")]
+        details = [str(one.details.get(name) or "") for name in _INFO.values()]
         info.add_metric((*key, *details), 1.0)
     return seen, up, info
 

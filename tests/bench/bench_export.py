@@ -84,7 +84,7 @@ def export(batches: list[StoredBatch], every_s: int) -> dict[str, Any]:
 def scrape(devices: int) -> dict[str, Any]:
     """Return what a scrape of the fleet takes, the store's answer not counted."""
     names = [f"orin-{n}" for n in range(devices)]
-    known = [device_of(name, 1_784_970_508_000, site="north", version="1.4") for name in names]
+    known = [device_of(name, 1_784_970_508_000, site="north", edgekit="1.4") for name in names]
     source = ListSource(known=known)
     registry = CollectorRegistry()
     registry.register(FleetCollector(source))

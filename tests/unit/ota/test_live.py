@@ -25,7 +25,7 @@ def registry_of(
 def test_devices_are_told() -> None:
     """When each was heard by our clock, whether it is connected, its site and version."""
     source = ListSource(known=[
-        device_of("orin-1", 1_784_970_508_123, site="north", version="1.4"),
+        device_of("orin-1", 1_784_970_508_123, site="north", edgekit="1.4"),
         device_of("orin-2", 1_784_970_000_000, "down"),
         device_of("orin-3", 1_784_970_000_000, None),
     ])  # fmt: skip
@@ -34,9 +34,9 @@ def test_devices_are_told() -> None:
     assert get("edgekit_fleet_device_last_seen_timestamp_seconds", ORIN_1) == 1_784_970_508.123
     up = [get("edgekit_fleet_device_up", {**ORIN_1, "device": f"orin-{n}"}) for n in (1, 2, 3)]
     assert up == [1, 0, None]
-    info = {**ORIN_1, "site": "north", "version": "1.4"}
+    info = {**ORIN_1, "site": "north", "version": "1.4", "board": ""}
     assert get("edgekit_fleet_device_info", info) == 1
-    assert b'device="orin-3",site="",tenant="acme",version=""' in generate_latest(registry)
+    assert b'board="",device="orin-3",site="",tenant="acme",version=""' in generate_latest(registry)
 
 
 def test_an_alarm_of_two_boots_is_one() -> None:
