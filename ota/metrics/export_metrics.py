@@ -15,6 +15,11 @@ from ota.logs import log
 from ota.metrics.points import Series
 
 PREFIX = "edgekit_fleet_export"
+REASONS = (
+    *("clock", "future", "too_old", "name", "damaged"),
+    *("conflict", "out_of_order", "refused"),
+)
+"""Why points are not in Prometheus: left out before sending, and refused."""
 MAX_REJECTS_BYTES = 16 * 1024 * 1024
 """Size at which the file of rejects becomes its own predecessor; one of these is kept."""
 
@@ -32,6 +37,8 @@ class ExportMetrics:
             ["reason"],
             registry=registry,
         )
+        for reason in REASONS:  # a series that begins above 0 has no increase
+            self.rejected.labels(reason)
         self.requests = Counter(
             f"{PREFIX}_requests_total", "Requests, by outcome.", ["outcome"], registry=registry
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_remote_write import read
+from test_wire import read
 
 from edgekit.errors import ConfigError, ExportError, StorageError
 from ota.metrics import sender as module
@@ -74,7 +74,7 @@ def rejected(metrics: ExportMetrics) -> dict[str, float]:
         sample.labels["reason"]: sample.value
         for family in metrics.rejected.collect()
         for sample in family.samples
-        if sample.name.endswith("_total")
+        if sample.name.endswith("_total") and sample.value
     }
 
 
