@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from metrics_cases import ListSource, alarm_of, device_of
+from prometheus_client import CollectorRegistry
+from prometheus_client import Metric as MetricFamily
+from prometheus_client.samples import Sample
 from yaml_files import read_yaml
 
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.loss_window import DEVIATIONS, MIN_PROBES, WINDOW_S, wilson_lower_bound
+from ota.ingest import metrics as ingest
+from ota.metrics.export_metrics import ExportMetrics
+from ota.metrics.live import FleetCollector
+from ota.metrics.names import METRICS
+from ota.metrics.source import Facts, Validity
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = Path(str(files("ota") / "prometheus"))
@@ -135,6 +144,33 @@ def test_loss_is_what_the_device_computes(sent: int, lost: int, tmp_path: Path) 
         "        exp_samples: [{labels: '{device=\"d\"}', value: 1}]\n"
     )
     assert "SUCCESS" in tool("promtool", "test", "rules", case)
+
+
+def test_every_metric_exists() -> None:
+    """Rules and dashboards ask for nothing that neither exporter, ingest nor a rule provides."""
+    registry = CollectorRegistry()
+    validity = Validity(0, 1)
+    facts = Facts({("t", "d"): validity}, {"root": validity}, {("t", "d"): 0})
+    source = ListSource(known=[device_of("d", 0)], alarms=[alarm_of("d", "disk", "uptime_s")])
+    registry.register(FleetCollector(source, lambda: facts))
+    scraped = {
+        sample.name
+        for one in (registry, ExportMetrics().registry, ingest.Metrics().registry)
+        for family in one.collect()
+        for sample in (*family.samples, _family_sample(family))
+    }
+    known = scraped | {metric.name for metric in METRICS.values()}
+    shipped = [*SHIPPED.glob("*.rules.yml"), *(ROOT / "ota/grafana/dashboards").glob("*.json")]
+    text = "".join(path.read_text() for path in shipped)
+    asked = set(re.findall(r"(?<![\w:])edgekit_(?:device|fleet|ingest)_\w+", text))
+    assert asked <= known, asked - known
+    assert set(re.findall(r"\w+:edgekit_\w+:\w+", text)) <= set(records())
+
+
+def _family_sample(family: MetricFamily) -> Sample:
+    """Return what a family that nothing was counted in yet will be called."""
+    counts = family.type == "counter"
+    return Sample(f"{family.name}_total" if counts else family.name, {}, 0)
 
 
 def test_runbooks_are_there() -> None:
