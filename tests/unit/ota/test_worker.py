@@ -22,7 +22,7 @@ from edgekit.contracts.telemetry import StoreAcknowledgement
 from ota.ingest import worker as worker_module
 from ota.ingest.inbox import Inbox
 from ota.ingest.link import Link
-from ota.ingest.messages import Arrived
+from ota.ingest.messages import Arrived, read_message
 from ota.ingest.metrics import Metrics
 from ota.ingest.settings import Settings
 from ota.ingest.worker import Worker
@@ -102,12 +102,11 @@ def test_a_fault_in_reading_is_one_messages_alone(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message that makes edgekit fail is rejected with the fault; the next one is stored."""
-    read = worker_module.read_message
 
     def faulty(message: Arrived) -> Any:
         if message.topic.endswith("sample"):
             raise ZeroDivisionError
-        return read(message)
+        return read_message(message)
 
     monkeypatch.setattr(worker_module, "read_message", faulty)
     worker = Worker(SETTINGS, store, Metrics())
