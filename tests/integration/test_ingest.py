@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -102,6 +103,39 @@ def test_a_kill_at_each_step_loses_and_repeats_nothing(
             assert device.wait_until_stored(12, again_s=60) == 0
             assert worker.stop() == 0
     stored_once(store, {DEVICE: 12})
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_hold_the_others_up(
+    tmp_path: Path, broker: Broker, postgres: Postgres
+) -> None:
+    """The server ends its transaction after a while; when it goes on, it repeats nothing."""
+    store = postgres.database()
+    with closing(connect(store)) as plain:
+        migrate(plain)
+    with (
+        WorkerProcess(tmp_path, store, url(broker), program=(str(CHILD), "frozen")) as frozen,
+        SendingDevice(broker.plain_port, DEVICE) as device,
+    ):
+        device.send(1, 5)
+        wait_until_stopped(frozen.pid)
+        with WorkerProcess(tmp_path, store, url(broker), "w2") as other:
+            for first in range(1, 100, 5):
+                device.send(first, first + 4)
+            device.client.wait_for(1, 60)
+            assert device.stored
+            os.kill(frozen.pid, signal.SIGCONT)
+            device.wait_until_stored(100, again_s=60)
+            assert (frozen.stop(), other.stop()) == (0, 0)
+    stored_once(store, {DEVICE: 100})
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait until a process is stopped by a signal."""
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
