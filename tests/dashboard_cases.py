@@ -25,6 +25,7 @@ from device.telemetry.batch import pack
 from device.telemetry.collector import Collector
 from device.telemetry.ring import Ring
 from device.telemetry.sensors.counters import Counters
+from device.telemetry.sensors.sensor import Sensor
 from edgekit.contracts.series import Values
 from edgekit.errors import SensorError
 from ota.ingest.metrics import Metrics
@@ -94,7 +95,7 @@ def device_batches(
         return values
 
     ring = Ring(folder / f"{device}.db", "1f0a52c3d4e5b6a7", clock)
-    sensors = [Counters("day", readings), _Flaky()]
+    sensors: list[Sensor] = [Counters("day", readings), _Flaky()]
     collector = Collector(sensors, Alarms(DEFAULTS), ring, clock)
     for _ in range(ticks):
         clock.elapsed_ms += TICK_MS

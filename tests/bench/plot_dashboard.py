@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from dashboard_cases import HOURS, watched_fleet
-from matplotlib import dates
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
@@ -51,11 +48,11 @@ def draw(panel: dict[str, Any], server: Prometheus, axes: Axes) -> None:
     scale = 100 if defaults["unit"] == _PERCENT else 1
     for target in panel["targets"]:
         for one in series(server, target["expr"]):
-            legend = re.sub(
-                r"\{\{(\w+)\}\}", lambda m, o=one: o["metric"].get(m[1], ""), target["legendFormat"]
-            )
-            times = [datetime.fromtimestamp(at, timezone.utc) for at, _ in one["values"]]
-            axes.plot(times, [scale * float(v) for _, v in one["values"]], lw=0.9, label=legend)
+            legend = target["legendFormat"]
+            for label, value in one["metric"].items():
+                legend = legend.replace(f"{{{{{label}}}}}", value)
+            hours_ago = [(at - time.time()) / 3600 for at, _ in one["values"]]
+            axes.plot(hours_ago, [scale * float(v) for _, v in one["values"]], lw=0.9, label=legend)
     top = axes.get_ylim()[1]
     for step in defaults["thresholds"]["steps"]:
         if step["value"] is not None and scale * step["value"] < 1.5 * max(top, 1e-9):
@@ -63,7 +60,7 @@ def draw(panel: dict[str, Any], server: Prometheus, axes: Axes) -> None:
     unit = "%" if scale == 100 else defaults["unit"]
     axes.set_title(f"{panel['title']} [{unit}]", fontsize=9, loc="left")
     axes.tick_params(labelsize=7)
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
+    axes.set_xlabel("hours", fontsize=7)
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=6, ncols=3, loc="best", framealpha=0.6)

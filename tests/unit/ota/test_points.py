@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from metrics_cases import stored
 
+from edgekit.contracts.series import Number
 from ota.metrics.points import AHEAD_MS, MARGIN_MS, Selection, Series, read_chunk
 
 NOW = 1_784_970_600_000
@@ -18,7 +20,10 @@ def by_reading(series: list[Series]) -> dict[str, list[tuple[int, float]]]:
 
 def test_missing_readings_are_no_points() -> None:
     """A null makes neither a point nor a marker of staleness."""
-    rows = {NOW - 20_000: {"gpu_mhz": 306.0, "emc_mhz": None}, NOW - 10_000: {"gpu_mhz": None}}
+    rows: dict[int, Mapping[str, Number | None]] = {
+        NOW - 20_000: {"gpu_mhz": 306.0, "emc_mhz": None},
+        NOW - 10_000: {"gpu_mhz": None},
+    }
     chunk = read_chunk([stored(1, rows)], Selection(), NOW)
     assert by_reading(chunk.series) == {"gpu_mhz": [(NOW - 20_000, 306e6)]}
     assert chunk.left_out.total() == 0

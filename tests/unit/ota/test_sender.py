@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_wire import read
+from write_request import read_request
 
 from edgekit.errors import ConfigError, ExportError, StorageError
 from ota.metrics import sender as module
@@ -53,7 +53,9 @@ class Receiver:
             return answer
         assert request.headers["Content-Encoding"] == "snappy"
         assert request.headers["X-Prometheus-Remote-Write-Version"] == "0.1.0"
-        found = [(s["__name__"], at) for s, points in read(request.content) for at, _ in points]
+        found = [
+            (s["__name__"], at) for s, points in read_request(request.content) for at, _ in points
+        ]
         if self.bad & set(found):
             return httpx.Response(self.status, text=self.text)
         self.taken += found
@@ -112,7 +114,12 @@ def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> No
         httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
     ]
     with sending(receiver) as (sender, _, stop):
-        monkeypatch.setattr(stop, "wait", lambda seconds: bool(waits.append(seconds)))
+
+        def wait(seconds: float) -> bool:
+            waits.append(seconds)
+            return False
+
+        monkeypatch.setattr(stop, "wait", wait)
         sender.send([series("a", 1)])
     assert waits[:2] == [7, 60]
     assert 0 < waits[2] <= 2
@@ -183,7 +190,7 @@ def test_long_series_go_over_several_requests_in_order() -> None:
     receiver = Receiver()
 
     def sized(request: httpx.Request) -> httpx.Response:
-        sizes.append(sum(len(points) for _, points in read(request.content)))
+        sizes.append(sum(len(points) for _, points in read_request(request.content)))
         return receiver(request)
 
     with sending(sized, max_points=10) as (sender, _, _):
