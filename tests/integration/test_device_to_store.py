@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from fleet_workers import WorkerProcess
 from mosquitto_broker import Broker
 from telemetry_cases import ORIN, FastClock, configuration, telemetry
@@ -43,6 +44,7 @@ def is_whole(store: Store, at_least: int) -> bool:
     return len(found) >= at_least and set(found) == set(range(1, len(found) + 1))
 
 
+@pytest.mark.slow
 def test_what_a_device_measures_is_stored_once(tmp_path: Path, store_url: str) -> None:
     """Worker and broker are killed meanwhile; each number is stored once and leaves the ring."""
     clock = FastClock(40.0)
