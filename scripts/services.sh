@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests start on loopback, from Debian or Ubuntu: mosquitto, Prometheus (with
-# promtool), PostgreSQL. Does nothing for what is there; starts nothing.
+# promtool), Alertmanager (with amtool), PostgreSQL. Does nothing for what is there; starts nothing.
 set -euo pipefail
 missing=()
 command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing+=(mosquitto)
 { command -v prometheus && command -v promtool; } >/dev/null || missing+=(prometheus)
+{ command -v prometheus-alertmanager && command -v amtool; } >/dev/null || missing+=(prometheus-alertmanager)
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from device.telemetry.alarms import Alarms
-from device.telemetry.batch import compress
 from device.telemetry.clock import Clock, SystemClock, boot_id
 from device.telemetry.collector import Collector
 from device.telemetry.config import TelemetryConfig
@@ -38,6 +37,7 @@ from device.telemetry.sensors.sysfs import Sysfs
 from device.telemetry.sensors.tcp_info import Links
 from device.telemetry.sensors.tegrastats_process import Tegrastats
 from device.telemetry.station import TURN_S, Pace, Parts, Station
+from edgekit.batch_encoding import compress
 from edgekit.contracts.series import Values
 from edgekit.errors import EdgekitError
 

@@ -1,0 +1,1 @@
+"""From the store to Prometheus: samples by remote write, what only the cloud knows by scraping."""
