@@ -20,6 +20,7 @@
     │   ├── MessageError             a message that crosses the air breaks its contract
     │   ├── SensorError              a reading cannot be understood
     │   └── RingError                the store of unsent telemetry fails
+    ├── TrustError               a signed document or a key is not to be trusted
     ├── MissingExtraError        an optional dependency is not installed
     └── MissingInterpreterError  a tool that needs another Python is not set up
 
@@ -190,6 +191,12 @@ class SensorError(TelemetryError):
 
 class RingError(TelemetryError):
     """The ring of unsent telemetry cannot be opened or written."""
+
+
+class TrustError(EdgekitError):
+    """A signature, a key, or a document that should have been signed, is not to be trusted."""
+
+    exit_code = 17
 
 
 class MissingExtraError(EdgekitError):

@@ -1,0 +1,160 @@
+"""What holds: the owner's configuration with documents from afar laid over it.
+
+Two kinds of settings are told apart. What can let a prompt leave the device or be written down
+(``Leaks``) is the greatest lower bound of the owner's word and of every document: no document, and
+no order of them, makes it looser than the owner has it. The rest replaces, key by key, what the
+owner said: cohorts in the order of their names, then the device's own document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from device.routing.policy import Policy, read_policy
+from device.telemetry.alarm_rules import DEFAULTS, Rule, rules_from_config
+from edgekit.contracts.remote_settings import ALARMS, check_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """What may leave the device, or be written down, of what is asked and answered.
+
+    Attributes:
+        policy: What may go to a cloud endpoint.
+        log_prompts: Whether prompts and answers may stand in a log.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    log_prompts: bool = True
+
+    def tightened_by(self, remote: Leaks) -> Leaks:
+        """Return what both allow."""
+        return Leaks(
+            self.policy.tightened_by(remote.policy), self.log_prompts and remote.log_prompts
+        )
+
+    def allows_no_more_than(self, other: Leaks) -> bool:
+        """Return whether everything that this allows is allowed by the other, too."""
+        return (
+            self.policy.allows_no_more_than(other.policy) and self.log_prompts <= other.log_prompts
+        )
+
+
+CLOSED: Final = Leaks(Policy(cloud=False, reasons=frozenset(), daily_bytes=0), log_prompts=False)
+"""Nothing leaves: what holds while it is not known what was forbidden."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The owner's word, as far as documents may change it.
+
+    Attributes:
+        leaks: What may leave; by default nothing.
+        alarms: The table ``alarms`` of the owner's file.
+    """
+
+    leaks: Leaks = CLOSED
+    alarms: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """What holds. None leaves a setting to the owner's file, or its default.
+
+    Attributes:
+        leaks: What may leave.
+        rules: The alarms.
+        sample_s: Between two samples.
+        batch_s: Between two batches.
+        telemetry_daily_bytes: What telemetry may send in a day.
+        probe_interval_s: Between two probes of the link.
+        probe_daily_bytes: What they may take in a day.
+        log_level: Of the log.
+    """
+
+    leaks: Leaks = CLOSED
+    rules: Mapping[str, Rule] = field(default_factory=lambda: DEFAULTS)
+    sample_s: float | None = None
+    batch_s: float | None = None
+    telemetry_daily_bytes: int | None = None
+    probe_interval_s: float | None = None
+    probe_daily_bytes: int | None = None
+    log_level: str | None = None
+
+
+_REPLACED: Final = (
+    "sample_s",
+    "batch_s",
+    "telemetry_daily_bytes",
+    "probe_interval_s",
+    "probe_daily_bytes",
+    "log_level",
+)
+
+
+def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
+    """Return what holds.
+
+    Args:
+        local: The owner's word.
+        documents: Settings of each document, the one that counts most last.
+
+    Raises:
+        MessageError: A setting may not be set from afar, or is not what it may be.
+        RoutingConfigError: A policy is none.
+        TelemetryError: A rule cannot work, with what the owner says of it.
+    """
+    leaks, alarms = local.leaks, dict(local.alarms)
+    said: dict[str, dict[str, Any]] = {}
+    for settings in documents:
+        check_settings(settings)
+        leaks = leaks.tightened_by(_leaks_of(settings))
+        for table, values in settings.items():
+            if table == ALARMS:
+                alarms |= {name: _changed(alarms.get(name), new) for name, new in values.items()}
+            else:
+                said.setdefault(table, {}).update(values)
+    telemetry, probe = said.get("telemetry", {}), said.get("probe", {})
+    return Effective(
+        leaks,
+        rules_from_config(alarms),
+        sample_s=telemetry.get("sample_s"),
+        batch_s=telemetry.get("batch_s"),
+        telemetry_daily_bytes=telemetry.get("daily_bytes"),
+        probe_interval_s=probe.get("interval_s"),
+        probe_daily_bytes=probe.get("daily_bytes"),
+        log_level=said.get("log", {}).get("level"),
+    )
+
+
+def describe(effective: Effective) -> dict[str, Any]:
+    """Return what holds in JSON's types, for people to read."""
+    policy = effective.leaks.policy
+    limit = policy.daily_bytes
+    return {
+        "routing": {
+            "cloud": policy.cloud,
+            "reasons": sorted(policy.reasons),
+            "daily_bytes": None if limit == float("inf") else int(limit),
+            "local_only": policy.local_only,
+            "local_clients": sorted(policy.local_clients),
+        },
+        "log_prompts": effective.leaks.log_prompts,
+        **{name: getattr(effective, name) for name in _REPLACED},
+        "alarms": {
+            name: {"raise_above": rule.raise_above, "clear_below": rule.clear_below}
+            for name, rule in effective.rules.items()
+        },
+    }
+
+
+def _leaks_of(settings: Mapping[str, Any]) -> Leaks:
+    policy = read_policy(settings.get("routing", {}), "routing of a signed configuration")
+    return Leaks(policy, log_prompts=settings.get("log", {}).get("prompts", True))
+
+
+def _changed(rule: Any, new: Any) -> Any:
+    """Return a rule with what a document says of it; false switches it off."""
+    return {**rule, **new} if isinstance(rule, Mapping) and new is not False else new
