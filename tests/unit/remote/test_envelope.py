@@ -14,7 +14,7 @@ from remote_cases import KEY, SECOND, command, configuration, signed
 from edgekit.contracts.command_arguments import check_arguments
 from edgekit.contracts.envelope import MAX_SIGNATURES, Envelope, Signature, pae
 from edgekit.contracts.remote_settings import check_settings
-from edgekit.contracts.signed import Audience, Command, Configuration
+from edgekit.contracts.signed import Audience, Command, Configuration, Document
 from edgekit.errors import MessageError
 
 GOLDEN = Path(__file__).parents[2] / "data" / "contracts" / "v1"
@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "routing": {"cloud": False, "local_clients": ["camera"], "reasons": ["context"]},
     "telemetry": {"batch_s": 600, "daily_bytes": 10_000_000, "sample_s": 10},
 }
-CASES = {
+CASES: dict[str, Document] = {
     "configuration": configuration(SETTINGS, 7),
     "configuration_of_a_cohort": configuration({}, 8, audience=Audience("cohort", "eu")),
     "command_live": command("live", {"minutes": 10}),

@@ -1,4 +1,4 @@
-"""What leaks is never looser than the owner has it, whatever is signed; nonsense disturbs nothing."""
+"""No document makes what leaks looser than the owner has it; nonsense changes nothing."""
 
 from __future__ import annotations
 
