@@ -111,7 +111,12 @@ def test_a_revoked_certificate_is_refused(tmp_path: Path) -> None:
 
 def test_without_tls_nobody_is_a_device() -> None:
     """Under a server that proves nothing, each request is refused."""
-    for scope in ({}, {"extensions": {"tls": {}}}, {"extensions": {"tls": _failed()}}):
+    scopes: list[dict[str, Any]] = [
+        {},
+        {"extensions": {"tls": {}}},
+        {"extensions": {"tls": _failed()}},
+    ]
+    for scope in scopes:
         with pytest.raises(TrustError, match="no certificate"):
             device_of({"type": "http", **scope})
     assert device_named("acme/device/x").tenant == "acme"
@@ -244,7 +249,7 @@ def test_tls_files_that_are_none_are_told(tmp_path: Path) -> None:
         }
         with pytest.raises(ConfigError, match="TLS cannot use"):
             server_config(
-                lambda *_: None,  # type: ignore[arg-type,return-value]  # never asked
+                lambda *_: None,  # type: ignore[arg-type]  # never asked
                 **{**files, broken: tmp_path / "none"},
                 host="127.0.0.1",
                 port=0,
