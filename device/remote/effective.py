@@ -9,12 +9,13 @@ owner said: cohorts in the order of their names, then the device's own document.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from device.routing.policy import Policy, read_policy
 from device.telemetry.alarm_rules import DEFAULTS, Rule, rules_from_config
 from edgekit.contracts.remote_settings import ALARMS, check_settings
+from edgekit.errors import TelemetryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,15 @@ class Local:
 
     Attributes:
         leaks: What may leave; by default nothing.
-        alarms: The table ``alarms`` of the owner's file.
+        alarms: The table ``alarms`` of the owner's file; :func:`alarm_table` makes it of rules.
+        sample_s: Between two samples.
+        batch_s: Between two batches.
     """
 
     leaks: Leaks = CLOSED
     alarms: Mapping[str, Any] = field(default_factory=dict)
+    sample_s: float = 10.0
+    batch_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,8 @@ class Effective:
         rules: The alarms.
         sample_s: Between two samples.
         batch_s: Between two batches.
-        telemetry_daily_bytes: What telemetry may send in a day.
-        probe_interval_s: Between two probes of the link.
-        probe_daily_bytes: What they may take in a day.
+        daily_bytes: What telemetry may send in a day.
+        probe_daily_bytes: What probes of the link may take in a day.
         log_level: Of the log.
     """
 
@@ -78,20 +82,12 @@ class Effective:
     rules: Mapping[str, Rule] = field(default_factory=lambda: DEFAULTS)
     sample_s: float | None = None
     batch_s: float | None = None
-    telemetry_daily_bytes: int | None = None
-    probe_interval_s: float | None = None
+    daily_bytes: int | None = None
     probe_daily_bytes: int | None = None
     log_level: str | None = None
 
 
-_REPLACED: Final = (
-    "sample_s",
-    "batch_s",
-    "telemetry_daily_bytes",
-    "probe_interval_s",
-    "probe_daily_bytes",
-    "log_level",
-)
+_TELEMETRY: Final = ("sample_s", "batch_s", "daily_bytes", "probe_daily_bytes")
 
 
 def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
@@ -104,7 +100,8 @@ def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
     Raises:
         MessageError: A setting may not be set from afar, or is not what it may be.
         RoutingConfigError: A policy is none.
-        TelemetryError: A rule cannot work, with what the owner says of it.
+        TelemetryError: A rule cannot work, with what the owner says of it, nor batches that come
+            more often than samples.
     """
     leaks, alarms = local.leaks, dict(local.alarms)
     said: dict[str, dict[str, Any]] = {}
@@ -116,17 +113,24 @@ def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
                 alarms |= {name: _changed(alarms.get(name), new) for name, new in values.items()}
             else:
                 said.setdefault(table, {}).update(values)
-    telemetry, probe = said.get("telemetry", {}), said.get("probe", {})
-    return Effective(
+    telemetry = said.get("telemetry", {})
+    effective = Effective(
         leaks,
         rules_from_config(alarms),
-        sample_s=telemetry.get("sample_s"),
-        batch_s=telemetry.get("batch_s"),
-        telemetry_daily_bytes=telemetry.get("daily_bytes"),
-        probe_interval_s=probe.get("interval_s"),
-        probe_daily_bytes=probe.get("daily_bytes"),
+        **{name: telemetry.get(name) for name in _TELEMETRY},
         log_level=said.get("log", {}).get("level"),
     )
+    if (effective.batch_s or local.batch_s) < (effective.sample_s or local.sample_s):
+        raise TelemetryError(
+            "batch_s would be below sample_s, counting what the owner has set", "Set both"
+        )
+    return effective
+
+
+def alarm_table(rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Return the table ``alarms`` that says what some rules say."""
+    table: dict[str, Any] = {name: False for name in DEFAULTS if name not in rules}
+    return table | {name: asdict(rule) for name, rule in rules.items()}
 
 
 def describe(effective: Effective) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def describe(effective: Effective) -> dict[str, Any]:
             "local_clients": sorted(policy.local_clients),
         },
         "log_prompts": effective.leaks.log_prompts,
-        **{name: getattr(effective, name) for name in _REPLACED},
+        **{name: getattr(effective, name) for name in (*_TELEMETRY, "log_level")},
         "alarms": {
             name: {"raise_above": rule.raise_above, "clear_below": rule.clear_below}
             for name, rule in effective.rules.items()

@@ -69,9 +69,9 @@ SETTINGS: Final[Mapping[str, Mapping[str, Setting]]] = {
     "telemetry": {
         "sample_s": _between(5, 3600),
         "batch_s": _between(10, 86_400),
-        "daily_bytes": _BYTES,
+        "daily_bytes": _between(100_000, 2**53, whole=True),
+        "probe_daily_bytes": _BYTES,
     },
-    "probe": {"interval_s": _between(0.1, 3600), "daily_bytes": _BYTES},
     "log": {"level": _one_of(*LOG_LEVELS), "prompts": _one_of(False)},
     "routing": {
         "cloud": _one_of(True, False),

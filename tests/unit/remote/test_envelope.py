@@ -21,9 +21,13 @@ GOLDEN = Path(__file__).parents[2] / "data" / "contracts" / "v1"
 SETTINGS: dict[str, Any] = {
     "alarms": {"temperature": {"raise_above": 95, "clear_below": 88.5}, "storage_life": False},
     "log": {"level": "info", "prompts": False},
-    "probe": {"daily_bytes": 2_000_000, "interval_s": 4},
     "routing": {"cloud": False, "local_clients": ["camera"], "reasons": ["context"]},
-    "telemetry": {"batch_s": 600, "daily_bytes": 10_000_000, "sample_s": 10},
+    "telemetry": {
+        "batch_s": 600,
+        "daily_bytes": 10_000_000,
+        "probe_daily_bytes": 0,
+        "sample_s": 10,
+    },
 }
 CASES: dict[str, Document] = {
     "configuration": configuration(SETTINGS, 7),
@@ -152,7 +156,7 @@ def test_commands_that_make_no_sense_are_refused() -> None:
         ({"routing": {"reasons": ["whim"]}}, "a list of context and queue"),
         ({"telemetry": {"sample_s": True}}, "a number from 5 to 3600"),
         ({"telemetry": {"sample_s": 4.9}}, "a number from 5 to 3600"),
-        ({"telemetry": {"daily_bytes": 1.5}}, "an integer from 0"),
+        ({"telemetry": {"daily_bytes": 1e6}}, "an integer from 100000"),
         ({"telemetry": 3}, "telemetry is not an object"),
         ({"alarms": {"disk": {"series": []}}}, "alarms.disk.series must be a string"),
         ({"alarms": {"disk": True}}, "alarms.disk is not an object"),

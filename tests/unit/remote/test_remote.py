@@ -23,7 +23,7 @@ from remote_cases import (
     trusting,
 )
 
-from device.remote.effective import CLOSED, merge
+from device.remote.effective import CLOSED, alarm_table, merge
 from device.remote.state import StateFile
 from edgekit.contracts.envelope import Envelope
 from edgekit.contracts.signed import Audience, Document
@@ -81,6 +81,8 @@ REFUSED: dict[str, tuple[str, Document]] = {
     "of an unknown setting": ("setting", configuration({**HOT, "serve": {"port": 80}})),
     "that would loosen": ("setting", configuration({**HOT, "log": {"prompts": True}})),
     "of a rule that cannot work": ("setting", configuration({"alarms": {"disk": {"hold_s": 60}}})),
+    "of batches within a sample": ("setting", configuration({"telemetry": {"batch_s": 10}})),
+    "of samples beyond a batch": ("setting", configuration({"telemetry": {"sample_s": 601}})),
     "of a rule on nothing": (
         "setting",
         configuration({"alarms": {"x": {"series": "x", "raise_above": 2, "clear_below": 1}}}),
@@ -91,6 +93,7 @@ REFUSED: dict[str, tuple[str, Document]] = {
 @pytest.mark.parametrize("case", sorted(REFUSED))
 def test_what_is_not_for_now_and_us_is_refused(device: Device1, case: str) -> None:
     """It is counted under its reason, and neither file nor configuration changes."""
+    device.local = type(device.local)(device.local.leaks, sample_s=11.0)
     remote = device.start()
     remote.take(answer(signed(configuration(COOL))))
     before, held = device.path.read_bytes(), list(device.agent.held)
@@ -360,6 +363,14 @@ def test_the_owners_table_of_alarms_is_changed_by_name(device: Device1) -> None:
     rules = device.agent.held[-1].rules
     assert (rules["disk"].raise_above, rules["disk"].clear_below) == (0.95, 0.7)
     assert "throttling" not in rules
+
+
+def test_rules_are_the_table_that_makes_them(device: Device1) -> None:
+    """The owner's rules, written as a table again, make the same rules."""
+    rules = merge(device.local, [{"alarms": {"disk": False, **HOT["alarms"]}}]).rules
+    table = alarm_table(rules)
+    assert merge(type(device.local)(alarms=table), []).rules == rules
+    assert table["disk"] is False
 
 
 def test_a_rule_that_no_longer_works_beside_the_owners_is_told(device: Device1) -> None:
