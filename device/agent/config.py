@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin, get_type_hints
 
 from device.limits import BODY_LIMIT_BYTES, QUEUE_LIMIT
+from device.remote.config import FleetConfig, parse_fleet
 from device.routing.config import RoutingConfig, parse_routing
 from edgekit.errors import ConfigError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # an extra's packages come with it
 DEFAULT_PATH: Final = Path("/etc/edgekit/agent.toml")
 TABLE: Final = "serve"
 ROUTING: Final = "routing"
+FLEET: Final = "fleet"
 _CHOICES: Final = {
     "provider": ("cpu", "cuda", "tensorrt", "auto"),
     "fallback": ("cpu", "cuda"),
@@ -74,6 +76,7 @@ class AgentConfig:
         log: ``stdout``, ``off`` or a file.
         vllm_metrics: Tell the metrics under vLLM's names, too.
         routing: The table ``[routing]``; None lets nothing go.
+        fleet: The table ``[fleet]``; None takes nobody's word from afar.
     """
 
     bundle: Path = Path("/var/lib/edgekit/current")
@@ -99,6 +102,7 @@ class AgentConfig:
     log: str = "stdout"
     vllm_metrics: bool = False
     routing: RoutingConfig | None = None
+    fleet: FleetConfig | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -175,16 +179,17 @@ def parse_config(data: Mapping[str, Any]) -> AgentConfig:
     Raises:
         ConfigError: It says something that means nothing.
     """
-    _refuse_unknown(data, (TABLE, ROUTING), "table")
+    _refuse_unknown(data, (TABLE, ROUTING, FLEET), "table")
     table = data.get(TABLE, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{TABLE} is no table", f"Write [{TABLE}] above its keys")
     routing = parse_routing(data[ROUTING]) if ROUTING in data else None
+    fleet = parse_fleet(data[FLEET]) if FLEET in data else None
     kinds = get_type_hints(AgentConfig)
-    del kinds[ROUTING]
+    del kinds[ROUTING], kinds[FLEET]
     _refuse_unknown(table, tuple(kinds), "key")
     said = {name: _convert(name, kinds[name], table[name]) for name in table}
-    return AgentConfig(**said, routing=routing)
+    return AgentConfig(**said, routing=routing, fleet=fleet)
 
 
 def _refuse_unknown(data: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
