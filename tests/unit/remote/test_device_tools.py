@@ -12,7 +12,7 @@ from remote_cases import KEY, STRANGER, Device1, FakeClock, answer, configuratio
 from device.__main__ import main
 from device.agent.config import parse_config, read_config
 from device.remote.assembly import bundle_parts, local_of, make_puller, make_remote
-from device.remote.effective import CLOSED
+from device.remote.effective import CLOSED, Effective
 from edgekit.errors import ConfigError
 
 
@@ -114,7 +114,7 @@ def test_the_parts_fit_together(agent_file: Path, tmp_path: Path) -> None:
     local = local_of(config, {"disk": False})
     assert local.leaks.policy.cloud
     assert local_of(parse_config({}), {}).leaks == CLOSED
-    held = []
+    held: list[Effective] = []
     remote = make_remote(config.fleet, local, FakeClock(), held.append)
     assert not held[0].leaks.policy.cloud
     assert "disk" not in held[0].rules
