@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,15 +164,27 @@ def test_a_bundle_that_is_too_large_is_refused(service: Service) -> None:
         for _ in range(MAX_DIAGNOSTIC_BYTES // len(piece) + 1):
             yield piece
 
-    with service.client(service.identity()) as client:
-        told = client.put("/v1/diagnostics/c-1", content=piece * 9)
-        assert told.status_code == 413
+    head = f"PUT /v1/diagnostics/c-1 HTTP/1.1\r\nhost: a\r\ncontent-length: {9 << 20}\r\n\r\n"
+    assert said_to(service, head).startswith(b"HTTP/1.1 413 ")
     with service.client(service.identity()) as client:
         assert _status_of(client, pieces()) in {413, None}
     folder = service.folder / "store/acme/diagnostics/orin-1"
     assert not list(folder.iterdir())
     with service.client(service.identity()) as client:
         assert client.put("/v1/diagnostics/c-1", content=b"small").status_code == 201
+
+
+def said_to(service: Service, head: str) -> bytes:
+    """Return the beginning of what is answered to a request's head, without its body."""
+    identity = service.identity()
+    context = ssl.create_default_context(cafile=service.authority.certificate)
+    context.load_cert_chain(identity.certificate, identity.key)
+    with (
+        socket.create_connection(("127.0.0.1", service.port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+    ):
+        connection.sendall(head.encode())
+        return connection.recv(4096)
 
 
 def _status_of(client: httpx.Client, pieces: Iterator[bytes]) -> int | None:
