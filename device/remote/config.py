@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from device.routing.errors import RoutingConfigError
 from device.routing.table import read_table
 from edgekit.contracts.topics import Device, check_segment
 from edgekit.errors import ConfigError, MessageError
@@ -101,8 +100,8 @@ def parse_fleet(table: Mapping[str, Any], source: str = SOURCE) -> FleetConfig:
         raise ConfigError(f"{source} is no table", f"Write {SOURCE} above its keys")
     try:
         config = read_table(FleetConfig, table, source)
-    except RoutingConfigError as error:
-        raise ConfigError(error.message, _REMEDY) from error
+    except ConfigError as error:
+        raise ConfigError(error.message, error.remedy or _REMEDY) from error
     _check_names(config, source)
     _check_url(config.url, "url", source)
     for host in config.upload_hosts:

@@ -99,7 +99,7 @@ def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
 
     Raises:
         MessageError: A setting may not be set from afar, or is not what it may be.
-        RoutingConfigError: A policy is none.
+        ConfigError: A policy is none.
         TelemetryError: A rule cannot work, with what the owner says of it, nor batches that come
             more often than samples.
     """

@@ -53,6 +53,13 @@ class Gate:
         self._check_addressee(document)
         return document
 
+    def signers(self, envelope: Envelope) -> frozenset[str]:
+        """Return which trusted keys have signed an envelope; none if too few have."""
+        try:
+            return frozenset(verify(envelope, self._keys))
+        except TrustError:
+            return frozenset()
+
     def _check_addressee(self, document: Document) -> None:
         if document.tenant != self._identity.tenant:
             raise RefusedError("tenant", f"it is for tenant {document.tenant}", _OTHER)

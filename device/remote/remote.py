@@ -148,8 +148,18 @@ class Remote:
         if isinstance(envelope, RefusedError):
             raise envelope
         digest = digest_of(envelope)
-        if digest in self._state.seen or self._holds(digest):
+        name = self._name_of(digest)
+        if name is not None and name in self._unproven:
+            # The file that holds is signed anew: it is not of yesterday, but the one of today.
+            document = self._gate.prove(envelope)
+            if isinstance(document, Configuration):
+                self._hold(document, envelope)
+            self._counts["applied"] += 1
+            return None
+        if digest in self._state.seen or name is not None:
             self._counts["unchanged"] += 1
+            if name is not None:
+                self._countersign(name, envelope)
             return None
         document = self._gate.prove(envelope)
         check_fresh(document, self._state.floors, self._time)
@@ -160,9 +170,21 @@ class Remote:
         self._counts["applied"] += 1
         return document
 
-    def _holds(self, digest: str) -> bool:
+    def _name_of(self, digest: str) -> str | None:
+        """Return under what a configuration is held; None if it is not."""
         held = self._state.held
-        return any(digest_of(held[name]) == digest for name in self._proven)
+        return next((name for name in held if digest_of(held[name]) == digest), None)
+
+    def _countersign(self, name: str, envelope: Envelope) -> None:
+        """Keep what holds with more signatures: one of its keys may go out of use.
+
+        Fewer, or a stranger's, write nothing, so that nobody wears the flash out by them.
+        """
+        if self._gate.signers(envelope) > self._gate.signers(self._state.held[name]):
+            try:
+                self._keep(replace(self._state, held={**self._state.held, name: envelope}))
+            except EdgekitError as error:
+                raise RefusedError("failed", error.message, error.remedy) from error
 
     def _hold(self, document: Configuration, envelope: Envelope) -> None:
         """Let a configuration hold, all of it or nothing."""
@@ -195,7 +217,8 @@ class Remote:
 
     def _advance(self, document: Configuration | Command, **changes: Any) -> None:
         self._time.raise_to(document.issued_ms)
-        floors = {**self._state.floors, document.scope: document.counter}
+        floor = max(document.counter, self._state.floors.get(document.scope, 0))
+        floors = {**self._state.floors, document.scope: floor}
         self._keep(replace(self._state, floors=floors, **changes))
 
     def _keep(self, state: State) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -24,9 +25,10 @@ from edgekit.contracts.envelope import MAX_ENVELOPE_BYTES, Envelope
 from edgekit.contracts.remote_settings import check_settings
 from edgekit.contracts.signed import DOCUMENTS, Audience, Command, Configuration, Document
 from edgekit.contracts.topics import Device, check_segment
-from edgekit.errors import TrustError
+from edgekit.errors import BundleError, MessageError, TrustError
 from edgekit.signing import KeySource, verify
 
+_LOG = logging.getLogger(__name__)
 MAX_COMMANDS: Final = 32
 """Of a device, unexpired; with the configurations that is below what a device reads at once."""
 MAX_COHORTS: Final = 16
@@ -50,7 +52,8 @@ class DocumentStore:
     def publish(self, envelope: Envelope, keys: KeySource, now_ms: int) -> Document:
         """Put a document where its devices find it.
 
-        What no device would take up is refused here, so that who publishes is told.
+        What no device would take up is refused here, so that who publishes is told. A configuration
+        may be published again with other signatures.
 
         Args:
             envelope: The document.
@@ -68,13 +71,20 @@ class DocumentStore:
             raise TrustError("the document has expired", "Sign it anew")
         with self._locked(document.tenant):
             highest = self.highest_counter(document)
-            if document.counter <= highest:
+            if document.counter <= highest and not self._is_published(document, envelope):
                 raise TrustError(
                     f"the counter is {document.counter}, and {highest} is published already",
                     "Sign it with a higher counter",
                 )
             write_atomic(self._place(document, now_ms), envelope.to_bytes(), option=_OPTION)
         return document
+
+    def _is_published(self, document: Document, envelope: Envelope) -> bool:
+        """Whether it is the one that is published, with other signatures: keys are changed so."""
+        if not isinstance(document, Configuration):
+            return False
+        found = _read(self._configuration(document.tenant, document.audience))
+        return found is not None and found.signed_bytes == envelope.signed_bytes
 
     def highest_counter(self, document: Document) -> int:
         """Return the highest counter that is published in a document's scope, 0 if none is."""
@@ -100,11 +110,7 @@ class DocumentStore:
         audiences.append(Audience("device", device.device))
         paths = [self._configuration(device.tenant, audience) for audience in audiences]
         found = [_read(path) for path in [*paths, *self._commands(device)]]
-        return [
-            envelope
-            for envelope in found
-            if envelope is not None and read_document(envelope).expires_ms > now_ms
-        ]
+        return [one for one in found if one is not None and _expires_ms(one) > now_ms]
 
     def upload_place(self, device: Device, command_id: str, now_ms: int) -> tuple[Use, Path]:
         """Return whether a device may send the bundle of a command, and where it goes.
@@ -175,10 +181,20 @@ def read_document(envelope: Envelope) -> Document:
 
 
 def _read(path: Path) -> Envelope | None:
+    """Return a file's document; None if it is gone, or damaged: the others are handed out."""
     try:
-        return Envelope.from_bytes(read_limited(path, MAX_ENVELOPE_BYTES))
+        envelope = Envelope.from_bytes(read_limited(path, MAX_ENVELOPE_BYTES))
+        read_document(envelope)
     except FileNotFoundError:
         return None
+    except (BundleError, MessageError, TrustError):
+        _LOG.exception("%s is damaged: publish it again", path)
+        return None
+    return envelope
+
+
+def _expires_ms(envelope: Envelope) -> int:
+    return read_document(envelope).expires_ms
 
 
 def _counter_of(path: Path) -> int:
@@ -187,4 +203,4 @@ def _counter_of(path: Path) -> int:
 
 def _has_expired(path: Path, now_ms: int) -> bool:
     envelope = _read(path)
-    return envelope is None or read_document(envelope).expires_ms <= now_ms
+    return envelope is None or _expires_ms(envelope) <= now_ms

@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device.remote.effective import Effective, Leaks, Local
+from device.remote.effective import CLOSED, Effective, Leaks, Local
 from device.remote.gate import Gate
 from device.remote.remote import Remote
 from device.remote.state import StateFile
@@ -24,6 +24,11 @@ NOW_MS = 1_764_000_000_000
 DAY_MS = 86_400_000
 ORIN = Device("acme", "orin-1")
 OWNER = Local(Leaks(Policy(daily_bytes=1_000_000), log_prompts=True))
+
+
+HOT: dict[str, Any] = {"alarms": {"temperature": {"raise_above": 95.0}}}
+COOL: dict[str, Any] = {"alarms": {"temperature": {"raise_above": 88.0}}}
+EU = Audience("cohort", "eu")
 
 
 def key_of(seed: int) -> SigningKey:
@@ -145,3 +150,13 @@ def outcomes(remote: Remote) -> dict[str, float]:
     """Return what became of documents, without what never happened."""
     prefix = "remote_documents_total."
     return {name.removeprefix(prefix): n for name, n in remote.readings().items() if n}
+
+
+def raised_above(device: Device1) -> float:
+    """Return the threshold of temperature that holds."""
+    return device.agent.held[-1].rules["temperature"].raise_above
+
+
+def closed_here(device: Device1) -> Leaks:
+    """Return what may leave a device that does not know what was forbidden."""
+    return device.local.leaks.tightened_by(CLOSED)

@@ -76,9 +76,10 @@ def test_from_keys_to_a_device(tmp_path: Path) -> None:
     assert "2 must" in said("publish", out, "--store", store, "--trusted", trust)
     run("sign", out, "--key", two, "--out", out)
     assert "1 is published" in run("publish", out, "--store", store, "--trusted", trust)
-    assert "already" in said("publish", out, "--store", store, "--trusted", trust)
+    old = out.rename(tmp_path / "old.json")
     run("sign", source, "--key", one, "--key", two, "--out", out, "--store", store)
     assert "2 is published" in run("publish", out, "--store", store, "--trusted", trust)
+    assert "already" in said("publish", old, "--store", store, "--trusted", trust)
     told = json.loads(run("show", out, "--trusted", trust))
     assert sorted(told["verified"]) == sorted([first, second])
     assert told["document"]["counter"] == 2

@@ -18,6 +18,7 @@ from service_cases import Service, fleet_service
 
 from edgekit.contracts.envelope import Envelope
 from edgekit.contracts.signed import Audience
+from edgekit.contracts.topics import Device
 from edgekit.errors import ConfigError, EdgekitError, MessageError, TrustError
 from ota.config.app import MAX_DIAGNOSTIC_BYTES
 from ota.config.peer import device_named, device_of
@@ -230,7 +231,7 @@ def test_only_what_devices_would_take_is_published(tmp_path: Path) -> None:
     cases: list[tuple[Envelope, type[EdgekitError], str]] = [
         (unsigned, TrustError, "1 must"),
         (signed(configuration({}, 6), STRANGER), TrustError, "1 must"),
-        (signed(configuration({}, 5)), TrustError, "5 is published already"),
+        (signed(configuration({}, 5, issued_ms=1)), TrustError, "5 is published already"),
         (signed(configuration({}, 6, expires_ms=NOW_MS)), TrustError, "has expired"),
         (signed(configuration({"serve": {}}, 6)), MessageError, "may not be set"),
         (signed(command("live", {}, 6)), MessageError, "takes minutes"),
@@ -241,6 +242,30 @@ def test_only_what_devices_would_take_is_published(tmp_path: Path) -> None:
         with pytest.raises(kind, match=said):
             store.publish(envelope, keys, NOW_MS)
     assert store.publish(signed(configuration({}, 6)), keys, NOW_MS).counter == 6
+
+
+def test_a_configuration_is_published_again_with_other_signatures(tmp_path: Path) -> None:
+    """So keys are changed; another document of the same counter is refused."""
+    store, keys = DocumentStore(tmp_path), trusting(KEY, STRANGER)
+    document = configuration({}, 5)
+    store.publish(signed(document), keys, NOW_MS)
+    store.publish(signed(document, KEY, STRANGER), keys, NOW_MS)
+    (found,) = store.pending(Device("acme", "orin-1"), [], NOW_MS)
+    assert len(found.signatures) == 2
+    with pytest.raises(TrustError, match="5 is published"):
+        store.publish(signed(configuration({"log": {"level": "info"}}, 5)), keys, NOW_MS)
+
+
+def test_a_damaged_document_keeps_no_other_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told by its file, and devices are given the rest."""
+    store, keys = DocumentStore(tmp_path), trusting(KEY)
+    store.publish(signed(configuration({})), keys, NOW_MS)
+    store.publish(signed(configuration({}, audience=EU)), keys, NOW_MS)
+    (tmp_path / "acme/configuration/cohort/eu.json").write_bytes(b"{")
+    assert len(store.pending(Device("acme", "orin-1"), ["eu"], NOW_MS)) == 1
+    assert "eu.json is damaged" in caplog.text
 
 
 def test_commands_do_not_pile_up(tmp_path: Path) -> None:
