@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -126,3 +128,13 @@ def test_the_parts_fit_together(agent_file: Path, tmp_path: Path) -> None:
     (tmp_path / "trusted.json").write_bytes(trusting(STRANGER).to_bytes())
     closed = make_remote(config.fleet, local, FakeClock(), held.append)
     assert closed.effective.leaks == CLOSED
+
+
+def test_an_agent_that_takes_nobodys_word_loads_nothing_for_it() -> None:
+    """Without the table neither an HTTP client nor signatures take memory."""
+    code = "import sys, device.__main__, device.agent.agent; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "device.remote.config" in done.stdout.split()
+    assert not {"httpx", "cryptography", "numpy"} & set(done.stdout.split())
