@@ -196,7 +196,7 @@ class RingError(TelemetryError):
 class TrustError(EdgekitError):
     """A signature, a key, or a document that should have been signed, is not to be trusted."""
 
-    exit_code = 17
+    exit_code = 18
 
 
 class MissingExtraError(EdgekitError):

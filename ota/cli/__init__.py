@@ -1,1 +1,1 @@
-"""The command line of the fleet side, ``edgekit-fleet``."""
+"""The command line of the cloud's side: ``edgekit-fleet``."""

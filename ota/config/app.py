@@ -93,7 +93,7 @@ class _Service:
 
 async def _receive(request: Request, place: Path, device: Device) -> Response:
     """Write a body to a file that was not there: of two that come at once one is kept."""
-    with storage_errors(place, option="--store"):
+    with storage_errors(place, option="--documents"):
         file = await run_in_threadpool(_begin, place)
         try:
             async for piece in request.stream():

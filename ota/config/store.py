@@ -34,7 +34,7 @@ MAX_COMMANDS: Final = 32
 MAX_COHORTS: Final = 16
 UPLOAD_GRACE_MS: Final = 3_600_000
 """For so long after a command has expired its bundle is taken: it was begun in time."""
-_OPTION: Final = "--store"
+_OPTION: Final = "--documents"
 
 Use = Literal["unknown", "used", "open"]
 

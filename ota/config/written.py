@@ -3,7 +3,7 @@
     kind = "configuration"          # or "command"
     tenant = "acme"
     cohort = "eu"                   # or: device = "orin-1"
-    counter = 8                     # left out: the next one after what is published (--store)
+    counter = 8                     # left out: the next one after what is published (--documents)
     valid_hours = 720
 
     [settings.routing]
@@ -72,7 +72,7 @@ def document_of(
     if "counter" in said:
         return document
     if highest is None:
-        raise ConfigError(f"{where} has no counter", "Write one, or give --store")
+        raise ConfigError(f"{where} has no counter", "Write one, or give --documents")
     return replace(document, counter=highest(document) + 1)
 
 

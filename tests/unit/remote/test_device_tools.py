@@ -95,7 +95,7 @@ def test_an_agent_without_trusted_keys_says_so(
 ) -> None:
     """Keys come with the installation: they are never fetched."""
     (tmp_path / "trusted.json").unlink()
-    assert main(["config", "show", "--config", str(agent_file)]) == 17
+    assert main(["config", "show", "--config", str(agent_file)]) == 18
     assert "cannot read the trusted keys" in capsys.readouterr().err
 
 

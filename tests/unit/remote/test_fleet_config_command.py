@@ -23,7 +23,7 @@ from device.remote.state import StateFile
 from edgekit.contracts.topics import Device
 from edgekit.errors import EdgekitError
 from edgekit.signing import TrustedKeys
-from ota.cli.config import config
+from ota.cli.commands.config import command
 
 CONFIGURATION = """
 kind = "configuration"
@@ -50,7 +50,7 @@ arguments = { minutes = 5 }
 
 def run(*arguments: object) -> str:
     """Run a command that ends well; return what it prints."""
-    result: Result = CliRunner().invoke(config, [str(one) for one in arguments])
+    result: Result = CliRunner().invoke(command, [str(one) for one in arguments])
     if result.exception is not None:
         raise result.exception
     return result.output
@@ -72,14 +72,14 @@ def test_from_keys_to_a_device(tmp_path: Path) -> None:
     assert stat.S_IMODE(one.stat().st_mode) == 0o600
     source.write_text(CONFIGURATION)
     assert "no counter" in said("sign", source, "--key", one, "--out", out)
-    run("sign", source, "--key", one, "--out", out, "--store", store)
-    assert "2 must" in said("publish", out, "--store", store, "--trusted", trust)
+    run("sign", source, "--key", one, "--out", out, "--documents", store)
+    assert "2 must" in said("publish", out, "--documents", store, "--trusted", trust)
     run("sign", out, "--key", two, "--out", out)
-    assert "1 is published" in run("publish", out, "--store", store, "--trusted", trust)
+    assert "1 is published" in run("publish", out, "--documents", store, "--trusted", trust)
     old = out.rename(tmp_path / "old.json")
-    run("sign", source, "--key", one, "--key", two, "--out", out, "--store", store)
-    assert "2 is published" in run("publish", out, "--store", store, "--trusted", trust)
-    assert "already" in said("publish", old, "--store", store, "--trusted", trust)
+    run("sign", source, "--key", one, "--key", two, "--out", out, "--documents", store)
+    assert "2 is published" in run("publish", out, "--documents", store, "--trusted", trust)
+    assert "already" in said("publish", old, "--documents", store, "--trusted", trust)
     told = json.loads(run("show", out, "--trusted", trust))
     assert sorted(told["verified"]) == sorted([first, second])
     assert told["document"]["counter"] == 2
@@ -154,8 +154,8 @@ def test_the_service_runs_from_the_command_line(tmp_path: Path) -> None:
         port = listener.getsockname()[1]
     files = ["--certificate", server.certificate, "--key", server.key]
     files += ["--client-ca", authority.certificate, "--crl", authority.crl]
-    code = "from ota.cli.config import config; config()"
-    started = [sys.executable, "-c", code, "serve", "--store", tmp_path / "store", "--port"]
+    code = "from ota.cli.commands.config import command; command()"
+    started = [sys.executable, "-c", code, "serve", "--documents", tmp_path / "store", "--port"]
     table = {
         "url": f"https://127.0.0.1:{port}",
         "tenant": "acme",

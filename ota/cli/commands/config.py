@@ -30,11 +30,11 @@ def _now_ms() -> int:
 
 
 @click.group()
-def config() -> None:
+def command() -> None:
     """Sign configurations and commands for devices, and hand them out."""
 
 
-@config.command()
+@command.command()
 @click.argument("path", type=_FILE)
 @click.option("--trust", type=_FILE, help="add its public half to this file of trusted keys")
 @click.option(
@@ -56,11 +56,13 @@ def keygen(path: Path, trust: Path | None, roles: tuple[str, ...], threshold: in
     click.echo(key.public.keyid)
 
 
-@config.command()
+@command.command()
 @click.argument("source", type=_FILE)
 @click.option("--key", "keys", multiple=True, required=True, type=_FILE, help="PEM file of a key")
 @click.option("--out", type=_FILE, required=True, help="file of the signed document")
-@click.option("--store", type=_FOLDER, help="take the next counter after what is published here")
+@click.option(
+    "--documents", "store", type=_FOLDER, help="take the next counter after what is published here"
+)
 def sign(source: Path, keys: tuple[Path, ...], out: Path, store: Path | None) -> None:
     """Sign SOURCE: a TOML file, or a document that others have signed already."""
     data = _read(source)
@@ -78,9 +80,11 @@ def sign(source: Path, keys: tuple[Path, ...], out: Path, store: Path | None) ->
     click.echo(f"{out}: {len(envelope.signatures)} signatures")
 
 
-@config.command()
+@command.command()
 @click.argument("document", type=_FILE)
-@click.option("--store", type=_FOLDER, required=True, help="folder of published documents")
+@click.option(
+    "--documents", "store", type=_FOLDER, required=True, help="folder of published documents"
+)
 @click.option("--trusted", type=_FILE, required=True, help="file of trusted keys, as devices have")
 def publish(document: Path, store: Path, trusted: Path) -> None:
     """Put a signed DOCUMENT where its devices find it, if they would take it up."""
@@ -89,7 +93,7 @@ def publish(document: Path, store: Path, trusted: Path) -> None:
     click.echo(f"{found.NAME} {found.counter} is published")
 
 
-@config.command()
+@command.command()
 @click.argument("document", type=_FILE)
 @click.option("--trusted", type=_FILE, help="check the signatures against these keys")
 def show(document: Path, trusted: Path | None) -> None:
@@ -105,8 +109,10 @@ def show(document: Path, trusted: Path | None) -> None:
     click.echo(json.dumps(told, indent=2))
 
 
-@config.command()
-@click.option("--store", type=_FOLDER, required=True, help="folder of published documents")
+@command.command()
+@click.option(
+    "--documents", "store", type=_FOLDER, required=True, help="folder of published documents"
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option("--port", default=8443, show_default=True, type=int, help="port to listen on")
 @click.option("--certificate", type=_FILE, required=True, help="PEM file of the service's")
