@@ -12,6 +12,7 @@
     │   └── DigestMismatchError      the bytes are not those the manifest names
     ├── EngineError              an inference engine refuses or fails
     │   ├── ContextOverflowError     a prompt does not fit the cache
+    │   ├── NoMemoryError            a model needs more memory than it may take
     │   └── EndpointError            a server that is asked over HTTP refuses or fails
     ├── QualityError             a built bundle misses its recipe's acceptance limits
     ├── StorageError             disk full, no permission, not a folder
@@ -149,6 +150,10 @@ class EngineError(EdgekitError):
 
 class ContextOverflowError(EngineError):
     """Prompt and generation do not fit the cache."""
+
+
+class NoMemoryError(EngineError):
+    """A model needs more memory than it may take of this machine."""
 
 
 class EndpointError(EngineError):

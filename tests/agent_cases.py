@@ -1,4 +1,4 @@
-"""Agents as processes of their own, with a folder each."""
+"""Agents as processes of their own, with a folder each; and certificates for them."""
 
 from __future__ import annotations
 
@@ -124,3 +124,31 @@ def wait_for_event(found: Agent, name: str) -> None:
                 return
         time.sleep(0.02)
     raise AssertionError(f"no {name} in the log")
+
+
+def make_certificates(folder: Path) -> None:
+    """Make an authority, and certificates of a server and a client by it."""
+
+    def openssl(*arguments: str) -> None:
+        command = ["openssl", *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(
+        "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=edgekit test",
+        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign",
+    )  # fmt: skip
+    for name in ("server", "client"):
+        openssl(
+            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+            "-CAcreateserial", "-extfile", "names", "-out", f"{name}.pem",
+        )  # fmt: skip
+
+
+def tls_of(folder: Path) -> str:
+    """Return the configuration's lines that serve with the server's certificate."""
+    return f'tls_certificate = "{folder}/server.pem"\ntls_key = "{folder}/server.key"'

@@ -1,4 +1,4 @@
-"""Options of the tests; without any, nothing here changes what runs."""
+"""Options of the tests, and the bundle that many of them serve."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="hold the graphs of this checkpoint to transformers, too; may be given several times",
     )
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of the trained example, built once; who changes one makes a copy."""
+    from serve_cases import build_example  # what needs no server needs not its packages
+
+    return build_example(tmp_path_factory.mktemp("example"))
 
 
 def _checkpoint(text: str) -> Path:

@@ -21,8 +21,9 @@ import uvicorn
 from factories import EXAMPLE
 
 from device.agent.front import make_front
-from device.agent.loading import LoadOptions, load_model
+from device.agent.loading import load_model
 from device.agent.models import Models
+from device.agent.options import LoadOptions
 from device.agent.server import listen
 from device.api.limits import Limits, guarded
 from device.api.log import JsonLog
@@ -99,7 +100,7 @@ def running(
     """Serve a bundle as the agent does; yields the server, and stops it."""
     metrics = Metrics()
     lines = JsonLog(log, metrics.log_lost.inc)
-    options: dict[str, Any] = {"threads": 2, "max_sequences": slots, "digests": False}
+    options = LoadOptions(threads=2, max_sequences=slots, digests=False)
     models = Models(bundle, options, settings or Settings(drain_s=5.0), metrics, lines)
     front = make_front(models, lines, vllm_metrics=vllm_metrics)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -111,7 +112,7 @@ def running(
             front, http=guarded(limits), log_level="error", lifespan="on", ws="none"
         )
         server = uvicorn.Server(config)
-        models.adopt(load_model(open_bundle(bundle), LoadOptions(**options)))
+        models.adopt(load_model(open_bundle(bundle), options))
 
         async def serve() -> None:
             loops.append(asyncio.get_running_loop())

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ from device.api.energy import Energy, readable_rails
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import read_keys
+from device.routing.remote import read_remote
 from edgekit import __version__
 from edgekit.bundle.layout import MANIFEST
 from edgekit.errors import EdgekitError
@@ -53,9 +54,7 @@ class Agent:
         self._log = JsonLog(config.log, self._metrics.log_lost.inc)
         settings = config.settings()
         self._keys = settings.keys
-        self.models = Models(
-            config.bundle, config.load_options(), settings, self._metrics, self._log
-        )
+        self.models = Models(config.bundle, config, settings, self._metrics, self._log)
         self._energy = Energy(rails) if (rails := readable_rails()) else None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload = asyncio.Lock()
@@ -80,6 +79,24 @@ class Agent:
         self._log.close()
         return self.exit_code
 
+    def tighten(self, remote: Mapping[str, Any], source: str) -> None:
+        """Take away what a remote configuration forbids; the last one counts.
+
+        Nothing of it outlives the process: whoever keeps it says it again before ``run``, so that
+        no request leaves that it forbids. Later it is to be called in the event loop.
+
+        Args:
+            remote: See ``device.routing.remote``; its sender was checked.
+            source: What to call it in errors.
+
+        Raises:
+            ConfigError: It is not understood; what was said before stands.
+        """
+        policy = read_remote(remote, source)
+        if self.models.settings.router is not None:
+            self.models.settings.router.tighten(policy)
+        self._log.event("tightened", source=source)
+
     async def _begin(self) -> None:
         """Begin what goes on beside the server."""
         self._log.event(
@@ -103,10 +120,19 @@ class Agent:
         self._notifier.stopping()
         self.models.end()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # else it would kill what drains
         for task in list(self._tasks):
             task.cancel()
+        self._start(self._cut_off())
         if self._energy is not None:
             self._energy.stop()
+
+    async def _cut_off(self) -> None:
+        """End what outlasts its time, while there is a connection to tell so."""
+        await asyncio.sleep(self._config.drain_s)
+        await self.models.stop(drain_s=0.0)
+        if self.models.settings.router is not None:
+            await self.models.settings.router.cut_off()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -132,17 +158,28 @@ class Agent:
         """Do what SIGHUP asks for: log, keys, certificate and model are looked up again."""
         async with self._reload:
             self._notifier.reloading()
-            try:
-                self._log.reopen()
-                if self._config.api_keys is not None and isinstance(self._keys, dict):
-                    fresh = read_keys(self._config.api_keys)
-                    self._keys.clear()
-                    self._keys.update(fresh)
-                self._server.renew_certificate()
-            except EdgekitError as error:
-                self._log.event("reload_failed", error=type(error).__name__, message=str(error))
+            # One that fails keeps no other: a key that was taken out must be none.
+            for renew in (self._log.reopen, self._renew_keys, self._server.renew_certificate):
+                self._try(renew)
             await self.models.swap()
             self._notifier.ready()
+
+    def _try(self, renew: Callable[[], None]) -> None:
+        try:
+            renew()
+        except EdgekitError as error:
+            self._log.event("reload_failed", error=type(error).__name__, message=str(error))
+
+    def _renew_keys(self) -> None:
+        """Read the API keys again.
+
+        Raises:
+            StorageError: They cannot be read; the old ones stay.
+        """
+        if self._config.api_keys is not None and isinstance(self._keys, dict):
+            fresh = read_keys(self._config.api_keys)
+            self._keys.clear()
+            self._keys.update(fresh)
 
     async def _keep_loaded(self) -> None:
         """Load the bundle once it is there; one that does not load is tried when it changes."""

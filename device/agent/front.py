@@ -6,14 +6,14 @@ its body is there, to the model of the moment. Light: no model, no NumPy.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,13 +21,16 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from device.agent.models import NO_MODEL, Models
+from device.api.deadline import DEADLINE_HEADER, deadline_of
 from device.api.errors import ApiError, handlers
 from device.api.log import JsonLog, RequestLog
 from device.api.record import current
+from device.api.watch import ClientLeftError
 from device.routing.header import RouteHeader
+from device.routing.said import PRIVACY_HEADER
 
-BODY_TIMEOUT_S: Final = 60.0
-"""In which a request's body has to come."""
+if TYPE_CHECKING:  # NumPy comes with it
+    from device.api.service import Service
 
 
 def make_front(models: Models, log: JsonLog, *, vllm_metrics: bool = False) -> ASGIApp:
@@ -60,21 +63,27 @@ def make_front(models: Models, log: JsonLog, *, vllm_metrics: bool = False) -> A
             Route("/readyz", front.ready),
             Route("/metrics", front.metrics),
             Route("/v1/models", front.models),
+            Route("/v1/models/{name:path}", front.model),
             Mount("/", front.ask),
         ],
         exception_handlers=handlers(refused),
         lifespan=lifespan,
     )
-    app = RouteHeader(app)
-    if models.settings.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=models.settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type", "x-request-id"),
-            expose_headers=("x-request-id", "x-edgekit-route", "retry-after"),
-        )
-    return RequestLog(app, log)
+    return RequestLog(_with_cors(RouteHeader(app), models.settings.cors_origins), log)
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Return an application that pages of some origins may ask, with each header it is told by."""
+    if not origins:
+        return app
+    asked = ("authorization", "content-type", "x-request-id", DEADLINE_HEADER, PRIVACY_HEADER)
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=asked,
+        expose_headers=("x-request-id", "x-edgekit-route", "retry-after"),
+    )
 
 
 class Front:
@@ -107,39 +116,47 @@ class Front:
         """List the one model, the next while they change in turn; none if there is none."""
         self._identify(request.scope)
         try:
-            async with self._models.lease(self._deadline_s()) as hosted:
-                service = hosted.service
-                model = {
-                    "id": service.name,
-                    "object": "model",
-                    "created": service.created,
-                    "owned_by": "edgekit",
-                    "max_model_len": service.model.session.max_context,
-                }
+            async with self._models.lease(self._deadline_s(request.scope)) as hosted:
+                model = _described(hosted.service)
         except ApiError as error:
             if error.code != NO_MODEL:
                 raise
             return JSONResponse({"object": "list", "data": []})
         return JSONResponse({"object": "list", "data": [model]})
 
+    async def model(self, request: Request) -> Response:
+        """Tell of a model by its name.
+
+        Raises:
+            ApiError: It is not served.
+        """
+        self._identify(request.scope)
+        async with self._models.lease(self._deadline_s()) as hosted:
+            hosted.service.require_model(request.path_params["name"])
+            return JSONResponse(_described(hosted.service))
+
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to the model of the moment."""
         self._identify(scope)
-        deadline_s = self._deadline_s()
-        held = _Held(receive)
-        try:
-            # A body that comes byte by byte must not keep a model from being changed.
-            limit = self._models.settings.body_limit_bytes
-            there = await asyncio.wait_for(held.read(limit), BODY_TIMEOUT_S)
-        except asyncio.TimeoutError as error:
-            raise ApiError(408, "the body did not come in time") from error
-        if not there:
-            return  # nobody is left to be answered
-        async with self._models.lease(deadline_s) as hosted:
-            await hosted.app(scope, held.receive, send)
+        deadline_s = self._deadline_s(scope)
+        # Before a model is taken: who sends its body byte by byte must keep none from being
+        # changed. For how long it may come is a matter of its connection (``device.api.limits``).
+        body = await _body(receive, self._models.settings.body_limit_bytes)
 
-    def _deadline_s(self) -> float:
-        return time.monotonic() + self._models.settings.timeout_s
+        async def told() -> Message:
+            return body.pop() if body else await receive()
+
+        async with self._models.lease(deadline_s) as hosted:
+            await hosted.app(scope, told, send)
+
+    def _deadline_s(self, scope: Scope) -> float:
+        """Return when a request is given up, and note it."""
+        record, timeout_s = current(), self._models.settings.timeout_s
+        arrived_s = time.monotonic() if record is None else record.arrived_s
+        deadline_s = deadline_of(Headers(scope=scope), arrived_s, timeout_s)
+        if record is not None:
+            record.deadline_s = deadline_s
+        return deadline_s
 
     def _identify(self, scope: Scope) -> None:
         """Note whose a request is.
@@ -156,30 +173,28 @@ class Front:
             record.client = client
 
 
-class _Held:
-    """What came of a request, to be given on.
+def _described(service: Service) -> dict[str, Any]:
+    """Return a model as OpenAI has it, and its context as vLLM names that."""
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "edgekit",
+        "max_model_len": service.model.session.max_context,
+    }
 
-    Args:
-        receive: Where it comes from.
+
+async def _body(receive: Receive, limit_bytes: int) -> list[Message]:
+    """Return a whole body in one message, or the beginning of one that is larger than is served.
+
+    Raises:
+        ClientLeftError: The client went away.
     """
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._messages: list[Message] = []
-
-    async def read(self, limit_bytes: int) -> bool:
-        """Wait for the whole body, or for more of it than is served; False if the client left."""
-        size = 0
-        while size <= limit_bytes:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                return False
-            self._messages.append(message)
-            size += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                break
-        return True
-
-    async def receive(self) -> Message:
-        """Return the next message, of those that were read first."""
-        return self._messages.pop(0) if self._messages else await self._receive()
+    data, more = bytearray(), True
+    while more and len(data) <= limit_bytes:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        data += message.get("body", b"")
+        more = message.get("more_body", False)
+    return [{"type": "http.request", "body": bytes(data), "more_body": more}]

@@ -6,32 +6,18 @@ bundle to load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from device.agent.memory import require_room
+from device.agent.options import LoadOptions
 from edgekit.bundle.reader import Bundle, open_bundle
 from edgekit.choice.kept import chosen_options
 from edgekit.engine.load import LoadedModel, load_bundle
 from edgekit.power import Jetson, read_machine
 from edgekit.progress import SILENT, Progress
 from edgekit.trt.engine_cache import default_folder
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """Where and how a bundle runs; see ``edgekit serve --help``."""
-
-    provider: str = "cpu"
-    fallback: str | None = None
-    dialect: str | None = None
-    threads: int | None = None
-    max_sequences: int | None = None
-    digests: bool = True
-
-    def slots(self, bundle: Bundle) -> int:
-        """Return the cache slots that a bundle gets."""
-        return self.max_sequences or int(bundle.manifest.limits["max_sequences"])
 
 
 def open_resolved(path: Path) -> Bundle:
@@ -47,6 +33,7 @@ def load_model(bundle: Bundle, options: LoadOptions, progress: Progress = SILENT
     """Load a bundle and run one token, so that what cannot run is found before it serves.
 
     Raises:
+        NoMemoryError: It needs more memory than it may take.
         EdgekitError: It is damaged, or does not run here.
     """
     chosen: dict[str, Any] = {
@@ -59,6 +46,8 @@ def load_model(bundle: Bundle, options: LoadOptions, progress: Progress = SILENT
     if options.provider == "auto":
         own, warnings = chosen_options(default_folder(), bundle, options.threads)
         chosen |= own
+    if options.memory_check and shares_memory(chosen["provider"]):
+        require_room(bundle, options.slots(bundle), chosen["provider"])
     model = load_bundle(
         bundle,
         max_sequences=options.slots(bundle),

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from device.agent.background import beside
 from device.agent.hosted import Hosted, give_memory_back, host
+from device.agent.options import LoadOptions
 from device.api.errors import ApiError
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import Settings
-from device.runtime.faults import DeadlinePassedError, QueueFullError
+from device.runtime.faults import DeadlinePassedError, EngineStoppedError, QueueFullError
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:  # NumPy comes with them
-    from device.agent.loading import LoadOptions
     from device.agent.memory import Estimate
     from edgekit.bundle.reader import Bundle
     from edgekit.engine.load import LoadedModel
@@ -47,7 +47,7 @@ class Models:
 
     Args:
         path: The bundle, or a link to it; need not exist.
-        options: How bundles are loaded; made when the first one is, for it brings NumPy.
+        options: How bundles are loaded.
         settings: How the server behaves.
         metrics: Where it is counted.
         log: Where it is told.
@@ -60,7 +60,7 @@ class Models:
     def __init__(
         self,
         path: Path,
-        options: dict[str, Any],
+        options: LoadOptions,
         settings: Settings,
         metrics: Metrics,
         log: JsonLog,
@@ -72,7 +72,7 @@ class Models:
         self.retiring: Hosted | None = None
         self.settings, self.metrics = settings, metrics
         self._options, self._log = options, log
-        self._swap = asyncio.Lock()
+        self._swap, self._stop = asyncio.Lock(), asyncio.Lock()
         self._open = asyncio.Event()
         self._open.set()
         self._waiting = 0
@@ -124,12 +124,15 @@ class Models:
 
         Raises:
             ApiError: There is no model.
+            EngineStoppedError: There is none any more.
             QueueFullError: As many wait for it as may.
             DeadlinePassedError: It was not there in time.
         """
         if not self._open.is_set():
             await self._wait(deadline_s)
         hosted = self.current
+        if hosted is None and self._stopping:
+            raise EngineStoppedError("the server is being stopped", "Ask again in a moment")
         if hosted is None:
             what = "a model is being loaded" if self.state == "loading" else "no model is installed"
             raise ApiError(503, what, code=NO_MODEL, retry_s=NO_MODEL_RETRY_S)
@@ -166,13 +169,19 @@ class Models:
         """Be ready for no more requests: the server is about to stop."""
         self._stopping = True
 
-    async def stop(self) -> None:
-        """Take nothing more, let what runs end in its time, and free the engines."""
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Take nothing more, let what runs end in its time, and free the engines.
+
+        Args:
+            drain_s: Seconds that it has, after which it is told that it is cut off; None is what
+                the settings say.
+        """
         self.end()
-        held = [hosted for hosted in (self.current, self.retiring) if hosted is not None]
-        self.current = self.retiring = None
-        for hosted in held:
-            await hosted.drain(self.settings.drain_s)
+        async with self._stop:  # who comes second waits for the first
+            held = [hosted for hosted in (self.current, self.retiring) if hosted is not None]
+            self.current = self.retiring = None
+            for hosted in held:
+                await hosted.drain(self.settings.drain_s if drain_s is None else drain_s)
 
     async def _wait(self, deadline_s: float) -> None:
         if self._waiting >= self.settings.queue_limit:
@@ -226,7 +235,9 @@ class Models:
         """
         from edgekit.bundle.verify import check_digests  # noqa: PLC0415 - NumPy comes with it
 
-        if self._load_options().digests:  # while the old one can still stay
+        # While the old one can still stay.
+        await beside(lambda: self._require_room(bundle, old.bundle), "estimate")
+        if self._options.digests:
             await beside(lambda: check_digests(bundle, threads=1), "digests")
         self._open.clear()
         own = old.bundle
@@ -235,15 +246,21 @@ class Models:
             self._place(await self._load(bundle, digests=False), old)
         except Exception:
             self._log.event("model_restore", model=own.manifest.name, digest=own.digest)
-            self._place(await self._load(own, digests=False))
+            self._place(await self._load(own, digests=False, memory_check=False))
             raise
 
-    async def _load(self, bundle: Bundle, *, digests: bool = True) -> Hosted:
+    async def _load(
+        self, bundle: Bundle, *, digests: bool = True, memory_check: bool = True
+    ) -> Hosted:
         from device.agent.loading import load_model  # noqa: PLC0415 - NumPy comes with it
 
         began_s = time.monotonic()
-        options = self._load_options()
-        options = replace(options, digests=options.digests and digests)
+        own = self._options
+        options = replace(
+            own,
+            digests=own.digests and digests,
+            memory_check=own.memory_check and memory_check,
+        )
         model = await beside(lambda: load_model(bundle, options), "load")
         for warning in model.warnings:
             self._log.event("model_warning", model=bundle.manifest.name, warning=warning)
@@ -263,29 +280,36 @@ class Models:
         """Let a model end what it has, and free it."""
         if self.current is old:
             self.current = None
-        self.retiring = old
-        try:
-            cut = await old.drain(self.settings.drain_s)
-        finally:
-            self.retiring = None
+        self.retiring = old  # where the agent ends meanwhile it is ``stop`` that frees it
+        cut = await old.drain(self.settings.drain_s)
+        self.retiring = None
         self._log.event("model_freed", model=old.name, digest=old.bundle.digest, cut_off=cut)
         await beside(give_memory_back, "free")
+
+    def _require_room(self, bundle: Bundle, old: Bundle) -> None:
+        """Refuse a bundle that will not fit even once the old model has gone.
+
+        Raises:
+            NoMemoryError: It will not.
+        """
+        from device.agent.loading import shares_memory  # noqa: PLC0415 - NumPy comes with them
+        from device.agent.memory import needed_bytes, require_room  # noqa: PLC0415
+
+        options, provider = self._options, self._options.provider
+        if options.memory_check and shares_memory(provider):
+            given_back = needed_bytes(old, options.slots(old), provider)
+            require_room(bundle, options.slots(bundle), provider, given_back)
 
     def _estimate(self, bundle: Bundle) -> Estimate:
         from device.agent.loading import shares_memory  # noqa: PLC0415 - NumPy comes with them
         from device.agent.memory import Estimate, needed_bytes, read_memory  # noqa: PLC0415
 
-        options = self._load_options()
+        options = self._options
         return Estimate(
-            needed_bytes(bundle, options.slots(bundle)),
+            needed_bytes(bundle, options.slots(bundle), options.provider),
             read_memory().free_bytes,
             own_memory=shares_memory(options.provider),
         )
-
-    def _load_options(self) -> LoadOptions:
-        from device.agent.loading import LoadOptions  # noqa: PLC0415 - NumPy comes with it
-
-        return LoadOptions(**self._options)
 
     def _failed(self, error: Exception) -> Outcome:
         serving = None if self.current is None else self.current.name

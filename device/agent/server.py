@@ -1,4 +1,4 @@
-"""uvicorn with what the agent adds: TLS checked early, a hook before it ends."""
+"""uvicorn with what the agent adds: TLS of its own, hooks when it begins and before it ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from device.agent.config import AgentConfig
-from device.api.limits import guarded
+from device.agent.handshakes import Handshakes
+from device.api.limits import Limits, guarded
 from edgekit.errors import ConfigError, EngineError
 
+FAREWELL_S: Final = 5
+"""After ``drain_s`` requests are told that they are cut off, in this time."""
 TICK_S: Final = 0.25
 """After a signal the end begins this late at most."""
 
@@ -42,25 +45,33 @@ class AgentServer(uvicorn.Server):
                 lifespan="on",
                 http=guarded(),
                 ws="none",
-                timeout_graceful_shutdown=math.ceil(config.drain_s) + 1,
-                **_tls(config),
+                timeout_graceful_shutdown=math.ceil(config.drain_s) + FAREWELL_S,
             )
         )
         self._agent, self._begun, self._ending = config, begun, ending
+        context = tls_context(config)
+        self._tls = None if context is None else Handshakes(self._protocol, context, Limits())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
-        await super().startup(sockets)
+        await super().startup(sockets if self._tls is None else [])
+        for listener in sockets or []:
+            if self._tls is not None:
+                self._tls.start(listener, self.config.backlog)
         await self._begun()
 
     async def main_loop(self) -> None:
         """Wait for the end; uvicorn's own loop wakes up ten times a second, most of an idle CPU."""
-        while not await self.on_tick(0):  # noqa: ASYNC110 - a signal sets no event of asyncio's
+        while not await self.on_tick(0):
+            if self._tls is not None:
+                self._tls.check()
             await asyncio.sleep(TICK_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs end."""
         await self._ending()
+        if self._tls is not None:
+            await self._tls.stop()
         await super().shutdown(sockets)
 
     def serve_on(self, listener: socket.socket) -> None:
@@ -70,49 +81,44 @@ class AgentServer(uvicorn.Server):
             self.run(sockets=[listener])
 
     def renew_certificate(self) -> None:
-        """Read the certificate again, for connections to come.
+        """Read certificate, key and authorities again, for connections to come.
 
         Raises:
-            ConfigError: It cannot be read; the old one stays.
+            ConfigError: One cannot be read; the old ones stay.
         """
-        context = self.config.ssl
-        if context is not None and self._agent.tls_certificate and self._agent.tls_key:
-            check_tls(self._agent)
-            context.load_cert_chain(self._agent.tls_certificate, self._agent.tls_key)
+        context = tls_context(self._agent)
+        if self._tls is not None and context is not None:
+            self._tls.context = context
+
+    def _protocol(self) -> asyncio.Protocol:
+        """Return what a connection is handed to, as uvicorn's own ``startup`` makes it."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
 
-def _tls(config: AgentConfig) -> dict[str, Any]:
-    if config.tls_certificate is None:
-        return {}
-    check_tls(config)
-    found: dict[str, Any] = {
-        "ssl_certfile": config.tls_certificate,
-        "ssl_keyfile": config.tls_key,
-    }
-    if config.tls_client_ca is not None:
-        found |= {"ssl_ca_certs": config.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return found
-
-
-def check_tls(config: AgentConfig) -> None:
-    """Read what TLS needs, so that a wrong file is told before a model is loaded.
+def tls_context(config: AgentConfig) -> ssl.SSLContext | None:
+    """Return what a configuration says of TLS; None where it wants none.
 
     Raises:
         ConfigError: A file cannot be read, is none, or the key is another certificate's.
     """
     if config.tls_certificate is None or config.tls_key is None:
-        return
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(config.tls_certificate, config.tls_key, password=_no_password)
         if config.tls_client_ca is not None:
             context.load_verify_locations(config.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = [config.tls_certificate, config.tls_key, config.tls_client_ca]
         named = ", ".join(str(file) for file in files if file is not None)
         raise ConfigError(
             f"TLS cannot use {named}: {error}", "Give PEM files, the key without a password"
         ) from error
+    return context
 
 
 def _no_password() -> str:

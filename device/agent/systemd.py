@@ -28,7 +28,8 @@ class Notifier:
         self._address = environment.get("NOTIFY_SOCKET", "")
         usec = environment.get("WATCHDOG_USEC", "")
         for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self.watchdog_s = int(usec) / 1e6 if usec.isdecimal() and for_us else None
+        wanted = for_us and usec.isdecimal() and int(usec) > 0  # 0 is none, too
+        self.watchdog_s = int(usec) / 1e6 if wanted else None
         self._status = ""
 
     def ready(self) -> None:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from device.api.aside import aside
 from device.api.deliver import stream, whole
 from device.api.errors import ApiError, handlers
 from device.api.replies import Kind, Reply
@@ -18,12 +19,13 @@ from device.api.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    StreamOptions,
     TokenizeRequest,
     read_body,
     seeded,
 )
 from device.api.service import Service
-from device.runtime.answer import Answer, Piece, Wishes
+from device.runtime.answer import Answer, Piece
 
 
 def make_app(service: Service) -> Starlette:
@@ -49,11 +51,14 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         client, service = self._client(request), self._service
-        body = read_body(await self._body(request), ChatRequest)
+        data = await self._body(request)
+        body = read_body(data, ChatRequest)
         service.require_model(body.model)
         params = body.params(service.own, body.max_completion_tokens or body.max_tokens)
         told = () if body.tool_choice == "none" else body.tools or ()
-        prompt = service.render(body.messages, told, **body.chat_template_kwargs or {})
+        prompt = await aside(
+            len(data), lambda: service.render(body.messages, told, body.chat_template_kwargs)
+        )
         wishes = await service.wishes(body, prompt)
         answers = [
             service.ask(prompt, one, wishes(), client) for one in seeded(params, body.n or 1)
@@ -63,13 +68,18 @@ class Routes:
     async def completions(self, request: Request) -> Response:
         """Continue a text, or some."""
         client, service = self._client(request), self._service
-        body = read_body(await self._body(request), CompletionRequest)
+        data = await self._body(request)
+        body = read_body(data, CompletionRequest)
         service.require_model(body.model)
         params = body.params(service.own, body.max_tokens or 16)  # OpenAI's default
-        adjustment = body.adjustment(service.model.session.vocab_size)
+        wishes = body.wishes(service.model.session.vocab_size)
+        texts = body.prompts
+        prompts = await aside(len(data), lambda: [service.continue_text(text) for text in texts])
+        if not all(prompt.tokens for prompt in prompts):
+            raise ApiError(400, "a prompt has no tokens: give at least one", param="prompt")
         answers = [
-            service.ask(prompt, one, Wishes(adjustment, body.logprobs), client)
-            for prompt in map(service.continue_text, body.prompts)
+            service.ask(prompt, one, wishes, client)
+            for prompt in prompts
             for one in seeded(params, body.n or 1)
         ]
         return await self._reply("completion", request, body, answers)
@@ -77,21 +87,28 @@ class Routes:
     async def tokenize(self, request: Request) -> Response:
         """Return the tokens of a text or a conversation."""
         self._client(request)
-        body, service = read_body(await self._body(request), TokenizeRequest), self._service
-        if body.messages is None:
-            prompt = service.continue_text(body.prompt or "")
-        else:
-            prompt = service.render(body.messages)
-        limit = service.model.session.max_context
-        tokens = list(prompt.tokens)
-        return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+        data, service = await self._body(request), self._service
+        body = read_body(data, TokenizeRequest)
+
+        def answer() -> Response:
+            if body.messages is None:
+                prompt = service.continue_text(body.prompt or "")
+            else:
+                prompt = service.render(body.messages)
+            limit = service.model.session.max_context
+            tokens = list(prompt.tokens)
+            return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+
+        return await aside(len(data), answer)
 
     async def detokenize(self, request: Request) -> Response:
         """Return the text of tokens."""
         self._client(request)
-        body = read_body(await self._body(request), DetokenizeRequest)
-        self._service.require_tokens(body.tokens, "tokens")
-        return JSONResponse({"prompt": self._service.model.tokenizer.decode(body.tokens)})
+        data, service = await self._body(request), self._service
+        body = read_body(data, DetokenizeRequest)
+        service.require_tokens(body.tokens, "tokens")
+        text = await aside(len(data), lambda: service.model.tokenizer.decode(body.tokens))
+        return JSONResponse({"prompt": text})
 
     def _client(self, request: Request) -> str:
         host = "" if request.client is None else request.client.host
@@ -117,11 +134,18 @@ class Routes:
         if routed is not None:
             return routed
         service = self._service
-        reply = Reply(kind, service.name, service.model.tokenizer, answers)
+        options = body.stream_options or StreamOptions()
+        reply = Reply(
+            kind,
+            service.name,
+            service.model.tokenizer,
+            answers,
+            streams_usage=options.include_usage,
+            counts_on=options.continuous_usage_stats,
+        )
         pieces = [self._pieces(answer) for answer in answers]
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return await stream(request, reply, pieces, usage=usage)
+            return await stream(request, reply, pieces)
         return await whole(request, reply, pieces)
 
     async def _elsewhere(

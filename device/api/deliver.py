@@ -10,6 +10,7 @@ from typing import TypeAlias
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from device.api.aside import aside
 from device.api.errors import explain
 from device.api.replies import Reply, event
 from device.api.watch import event_stream, first_of, unless_left
@@ -35,12 +36,10 @@ async def whole(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Re
                 del piece
 
     await unless_left(request, consume())
-    return JSONResponse(reply.whole())
+    return await aside(reply.size, lambda: JSONResponse(reply.whole()))
 
 
-async def stream(
-    request: Request, reply: Reply, answers: Sequence[Pieces], *, usage: bool
-) -> Response:
+async def stream(request: Request, reply: Reply, answers: Sequence[Pieces]) -> Response:
     """Return a streaming response; what fails before the first token has its own status.
 
     Until then the client is watched: who leaves the queue gives up its place in it.
@@ -64,7 +63,7 @@ async def stream(
                 # The status is out already: the error is the stream's last event.
                 yield event(explain(error).body())
                 return
-            yield reply.last(usage=usage)
+            yield reply.last()
 
     return event_stream(events())
 

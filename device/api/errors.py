@@ -11,7 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from device.api.record import current
 from device.api.watch import CLIENT_LEFT, ClientLeftError
-from device.runtime.faults import DeadlinePassedError, EngineStoppedError, QueueFullError
+from device.runtime.faults import (
+    DeadlinePassedError,
+    EngineStoppedError,
+    GrammarError,
+    QueueFullError,
+)
 from edgekit.errors import ContextOverflowError, EdgekitError
 
 RETRY_AFTER_S = 1
@@ -68,18 +73,25 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
-def explain(error: EdgekitError) -> ApiError:
-    """Return what a client is told of an error of edgekit's."""
+def explain(error: EdgekitError, asked: str = "messages") -> ApiError:
+    """Return what a client is told of an error of edgekit's.
+
+    Args:
+        error: Whose words are told.
+        asked: The field that has what is asked.
+    """
     said, fault = str(error), type(error).__name__
     if isinstance(error, ContextOverflowError):
         code = "context_length_exceeded"
-        return ApiError(400, said, param="messages", code=code, fault=fault)
+        return ApiError(400, said, param=asked, code=code, fault=fault)
     if isinstance(error, QueueFullError):
         return ApiError(429, said, code="queue_full", fault=fault)
     if isinstance(error, EngineStoppedError):
         return ApiError(503, said, code="engine_stopped", fault=fault)
     if isinstance(error, DeadlinePassedError):
         return ApiError(504, said, code="deadline_exceeded", fault=fault)
+    if isinstance(error, GrammarError):
+        return ApiError(400, said, code="schema_not_followed", fault=fault)
     return ApiError(500, said, code="engine_error", fault=fault)
 
 
@@ -93,12 +105,14 @@ def handlers(
     """
 
     async def fail(request: Request, error: Exception) -> Response:
-        del request
         known = error if isinstance(error, ApiError) else None
         if isinstance(error, EdgekitError):
-            known = explain(error)
+            asked = "prompt" if request.url.path == "/v1/completions" else "messages"
+            known = explain(error, asked)
         if isinstance(error, HTTPException):
             known = ApiError(error.status_code, str(error.detail))
+        if isinstance(error, RecursionError):  # nothing of ours recurses but over what was sent
+            known = ApiError(400, "the request is nested too deeply", fault="RecursionError")
         if known is None:
             known = ApiError(500, "internal error", fault=type(error).__name__)
         refused(known.status)
@@ -108,5 +122,5 @@ def handlers(
         del request, error
         return Response(status_code=CLIENT_LEFT)
 
-    failures = (ApiError, EdgekitError, HTTPException, Exception)
+    failures = (ApiError, EdgekitError, HTTPException, RecursionError, Exception)
     return {**dict.fromkeys(failures, fail), ClientLeftError: gone}

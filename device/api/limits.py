@@ -17,13 +17,16 @@ from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from device.api.errors import ApiError
+
+FAREWELL_S: Final = 1.0
+"""In which a client that was left has to take the rest of what it is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,14 @@ class Limits:
         request_s: Seconds that a request has to arrive; a connection that is kept open, to begin.
         bytes_per_s: A request of more bytes has more time: as if it came at this rate.
         unread_s: Seconds in which a client has to take 48 KiB of an answer that waits for it.
+        handshakes: Of TLS at once; each has ``request_s``.
     """
 
     connections: int = 512
     request_s: float = 10.0
     bytes_per_s: int = 4096
     unread_s: float = 30.0
+    handshakes: int = 64
 
 
 def guarded(limits: Limits = Limits()) -> type[H11Protocol]:
@@ -58,6 +63,7 @@ class Guarded(H11Protocol):
     Attributes:
         limits: Of all connections of a server.
         since_s: When the request that is waited for could begin to arrive.
+        was_left: Whether it was ended because no request came: nothing is lost with it.
     """
 
     limits = Limits()
@@ -67,6 +73,7 @@ class Guarded(H11Protocol):
         self.since_s = self.loop.time()
         self._received = 0
         self._unread_since_s: float | None = None
+        self.was_left = False
         self.host = (transport.get_extra_info("peername") or ("",))[0]
         if not self._make_room():
             self.app = busy
@@ -113,6 +120,10 @@ class Guarded(H11Protocol):
         if self._received:
             self._refuse(ApiError(408, "the request did not arrive in its time"))
         self.transport.close()
+        self.was_left = True
+        if self.transport.get_extra_info("ssl_object") is not None:
+            # TLS waits half a minute for the other side's farewell.
+            self.loop.call_later(FAREWELL_S, self.transport.abort)
 
     def _watch(self) -> None:
         """Leave a client that is late; look again soon."""
@@ -145,7 +156,11 @@ class Guarded(H11Protocol):
             return True
         idle = [one for one in self.connections if _is_idle(one)]
         if not idle:
-            return False
+            gone = (one for one in self.connections if isinstance(one, Guarded) and one.was_left)
+            ending = next(gone, None)
+            if ending is not None:
+                ending.transport.abort()
+            return ending is not None
         held = Counter(one.host for one in idle)
         max(idle, key=lambda one: (held[one.host], -one.since_s)).leave()
         return True

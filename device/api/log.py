@@ -27,11 +27,12 @@ if TYPE_CHECKING:  # NumPy comes with it
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 PROBES = ("/healthz", "/readyz", "/metrics")
 """Asked every few seconds: they are logged only when the server is at fault."""
+MODELS = "/v1/models"
 ROUTES = (
     *PROBES,
     "/v1/chat/completions",
     "/v1/completions",
-    "/v1/models",
+    MODELS,
     "/tokenize",
     "/detokenize",
 )
@@ -157,7 +158,7 @@ class RequestLog:
         finally:
             path = scope["path"]
             if path not in PROBES or record.status == 500:
-                self._log.request(record, path if path in ROUTES else "unknown")
+                self._log.request(record, _route_of(path))
 
 
 def _request_id(scope: Scope) -> str:
@@ -171,3 +172,10 @@ def _request_id(scope: Scope) -> str:
 def _end(request: Request) -> str:
     """Return how a request ended: as the engine says, or before it had it, or by leaving it."""
     return request.reason or ("refused" if request.queued_s is None else "cancelled")
+
+
+def _route_of(path: str) -> str:
+    """Return a path as the log has it: nothing that a client made up is written down."""
+    if path.startswith(f"{MODELS}/"):
+        return MODELS
+    return path if path in ROUTES else "unknown"

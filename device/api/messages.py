@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from device.api.errors import ApiError
 from device.runtime.grammar import Tools
 from edgekit.text.chat_template import ChatTemplate
-from edgekit.text.tool_calls import DEEPSEEK, as_text, describe_tools, form_of
+from edgekit.text.tool_calls import ToolForm, as_text, describe_tools, form_of
 
 Name = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -25,10 +24,15 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """What a call calls; ``arguments`` is a JSON object's text."""
+    """What a call calls; ``arguments`` is a JSON object's text, and so read by OpenAI's client."""
 
     name: Name
     arguments: str = "{}"
+    parsed_arguments: Any = None
+
+    def as_template(self) -> dict[str, str]:
+        """Return it as a chat template reads it; some clients write nothing for no arguments."""
+        return {"name": self.name, "arguments": self.arguments.strip() or "{}"}
 
 
 class CallMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,6 +56,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     reasoning: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
+    parsed: Any = None
     audio: None = None
     function_call: None = None
 
@@ -65,6 +70,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
         if isinstance(text, list):
             text = "".join(part.text or part.refusal for part in text)
         calls = self.tool_calls or []
+        thought = self.reasoning_content or self.reasoning
+        if text is None and self.role == "assistant" and (thought or self.refusal):
+            text = self.refusal or ""  # it was cut in its reasoning, or is all refusal
         if text is None and not (self.role == "assistant" and calls):
             raise ApiError(400, f"a message of role {self.role} has no content", param="messages")
         if calls and self.role != "assistant":
@@ -75,12 +83,12 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
         }
         if calls:
             made["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": msgspec.to_builtins(call.function)}
+                {"id": call.id, "type": "function", "function": call.function.as_template()}
                 for call in calls
             ]
         if self.tool_call_id is not None:
             made["tool_call_id"] = self.tool_call_id
-        if self.role == "assistant" and (thought := self.reasoning_content or self.reasoning):
+        if self.role == "assistant" and thought:
             made["reasoning_content"] = thought
         return made
 
@@ -159,7 +167,7 @@ def usable_tools(
             raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice")
     return Tools(
         all=tuple(msgspec.to_builtins(tool) for tool in kept),
-        form=form_of(template.source),
+        form=tool_form(template),
         is_required=choice not in {None, "auto"},
         is_parallel=parallel,
     )
@@ -169,7 +177,7 @@ def render(
     template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Tool],
-    variables: dict[str, Any],
+    variables: Mapping[str, Any],
 ) -> str:
     """Return a conversation as the model reads it, tools included.
 
@@ -179,21 +187,22 @@ def render(
         ApiError: A message lacks what its role has, or the template does not read a variable.
         EngineError: The template refuses the conversation.
     """
-    unread = sorted(set(variables) - template.variables)
+    unread = sorted(set(variables) - (template.variables - {"messages", "tools"}))
     if unread:
         raise ApiError(
-            400, f"the chat template reads no {unread[0]!r}", param="chat_template_kwargs"
+            400,
+            f"the chat template reads no {unread[0]!r:.80} from chat_template_kwargs",
+            param="chat_template_kwargs",
         )
-    form = form_of(template.source)
     plain = [message.as_template() for message in messages]
     described = [msgspec.to_builtins(tool) for tool in tools]
-    if not template.knows_tool_results:
-        plain = as_text(plain, form)
+    manner = template.manner
+    if manner is None:
+        plain = as_text(plain, tool_form(template))
     else:
-        for message in plain:
-            _write_calls(message, text=form is DEEPSEEK)
+        plain = [manner.hand_over(one) if "tool_calls" in one else one for one in plain]
     if described and "tools" not in template.variables:
-        words = describe_tools(described, form)
+        words = describe_tools(described, tool_form(template))
         if plain[0]["role"] == "system":
             plain[0] = {**plain[0], "content": f"{plain[0]['content']}\n\n{words}"}
         else:
@@ -202,15 +211,6 @@ def render(
     return template.render(plain, tools=described or None, **variables)
 
 
-def _write_calls(message: dict[str, Any], *, text: bool) -> None:
-    """Give calls their arguments as DeepSeek's templates join them (text), or as data."""
-    calls = message.get("tool_calls", [])
-    if text and calls:
-        message["content"] = None  # else those templates leave the calls out
-    for call in calls:
-        try:
-            value = json.loads(call["function"]["arguments"])
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, "the arguments of a call are not JSON", param="messages") from error
-        if not text:
-            call["function"]["arguments"] = value
+def tool_form(template: ChatTemplate) -> ToolForm:
+    """Return the form that a model writes calls in."""
+    return form_of(template.source) if template.manner is None else template.manner.form

@@ -22,6 +22,7 @@ class Record:
     Attributes:
         id: Its ``x-request-id``.
         arrived_s: When it came, of ``time.monotonic``.
+        deadline_s: When it is given up; None until that is known.
         client: Whose it is; empty until that is known.
         model: Name of the model that answers.
         requests: What the engine is asked for it.
@@ -31,6 +32,7 @@ class Record:
 
     id: str
     arrived_s: float = field(default_factory=time.monotonic)
+    deadline_s: float | None = None
     client: str = ""
     model: str = ""
     requests: list[Request] = field(default_factory=list)

@@ -1,11 +1,13 @@
 """Bodies of requests, checked field by field; what is not served yet is refused, never ignored.
 
 Source: OpenAI's published OpenAPI description (github.com/openai/openai-openapi), chat completions
-and completions; ``top_k`` and ``repetition_penalty`` as vLLM has them.
+and completions; ``top_k``, ``repetition_penalty``, ``ignore_eos`` and ``min_tokens`` as vLLM has
+them.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +17,7 @@ import msgspec
 from device.api.errors import ApiError
 from device.api.messages import Message, ResponseFormat, Tool, ToolChoice
 from device.runtime.adjust import Adjustment
+from device.runtime.answer import Wishes
 from device.runtime.grammar import ANY_OBJECT
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import EngineError
@@ -25,13 +28,15 @@ Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 MAX_STOPS = 4
 MAX_ANSWERS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_DIGITS = 10
 _UNKNOWN = "Object contains unknown field `"
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a streamed answer."""
+    """Of a streamed answer; ``continuous_usage_stats`` is vLLM's: usage so far in every chunk."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
 
 
@@ -44,7 +49,7 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: Tokens | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    top_k: int | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     user: str | None = None
@@ -52,8 +57,11 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_ANSWERS)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    # Less would divide logits beyond float32's range.
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=10)] | None = None
     logit_bias: dict[str, Bias] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def params(self, own: SamplingParams, limit: int | None) -> SamplingParams:
         """Return how to sample: what is asked, else what the bundle says.
@@ -64,6 +72,8 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MAX_STOPS or not all(stops):
             raise ApiError(400, f"stop takes 1 to {MAX_STOPS} strings, none empty", param="stop")
+        if limit is not None and (self.min_tokens or 0) > limit:
+            raise ApiError(400, f"min_tokens is more than max_tokens, {limit}", param="min_tokens")
         try:
             return SamplingParams(
                 temperature=own.temperature if self.temperature is None else self.temperature,
@@ -78,7 +88,22 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         except EngineError as error:
             raise ApiError(400, str(error)) from error
 
-    def adjustment(self, vocab_size: int) -> Adjustment:
+    def wishes(self, vocab_size: int) -> Wishes:
+        """Return what is asked of an answer besides its sampling and its form.
+
+        Args:
+            vocab_size: Width of the logits.
+
+        Raises:
+            ApiError: A biased token is none of the model's.
+        """
+        return Wishes(
+            self._adjustment(vocab_size),
+            min_tokens=self.min_tokens or 0,
+            ignores_end=bool(self.ignore_eos),
+        )
+
+    def _adjustment(self, vocab_size: int) -> Adjustment:
         """Return what is changed of the logits.
 
         Args:
@@ -89,8 +114,9 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """
         bias = {}
         for name, value in (self.logit_bias or {}).items():
-            if not (name.isdecimal() and name.isascii() and int(name) < vocab_size):
-                raise ApiError(400, f"{name!r} is no token of the model", param="logit_bias")
+            is_number = name.isdecimal() and name.isascii() and len(name) <= MAX_DIGITS
+            if not (is_number and int(name) < vocab_size):
+                raise ApiError(400, f"{name!r:.40} is no token of the model", param="logit_bias")
             bias[int(name)] = value
         return Adjustment(
             self.frequency_penalty or 0.0,
@@ -110,7 +136,7 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             if value not in harmless:
                 raise ApiError(
                     400,
-                    f"{name} {value!r} is not served by this version",
+                    f"{name} {reprlib.repr(value)} is not served by this version",
                     param=name,
                     code="unsupported_parameter",
                 )
@@ -165,10 +191,21 @@ class ChatRequest(_Common, kw_only=True):
             raise ApiError(400, "json_schema has no schema", param="response_format")
         return wanted.json_schema.schema
 
-    @property
-    def wanted_logprobs(self) -> int | None:
-        """How many likeliest tokens are told in each place; None: no log probabilities."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def wishes(self, vocab_size: int) -> Wishes:
+        """See the base; what binds the answer is yet to come."""
+        told = (self.top_logprobs or 0) if self.logprobs else None
+        return replace(super().wishes(vocab_size), top_logprobs=told)
+
+    def refuse_endless(self) -> None:
+        """Refuse to go on where a grammar says that the answer ends.
+
+        Raises:
+            ApiError: It is asked for.
+        """
+        for name in ("ignore_eos", "min_tokens"):
+            if getattr(self, name):
+                said = f"{name} is not kept beside tools or response_format, which end an answer"
+                raise ApiError(400, said, param=name)
 
     def refuse_unserved(self) -> None:
         """See the base; and tokens beside log probabilities that nobody asked for."""
@@ -198,6 +235,11 @@ class CompletionRequest(_Common, kw_only=True):
     suffix: str | None = None
     best_of: int | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    def wishes(self, vocab_size: int) -> Wishes:
+        """See the base; a continuation is text as the model writes it, tags of reasoning too."""
+        base = super().wishes(vocab_size)
+        return replace(base, top_logprobs=self.logprobs, is_plain=True)
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from device.api.aside import in_thread
 from device.api.errors import ApiError
 from device.api.messages import Message, Tool, render, usable_tools
 from device.api.metrics import Metrics
@@ -21,7 +22,7 @@ from device.runtime.scheduler import Scheduler
 from edgekit.engine.load import LoadedModel
 from edgekit.engine.sampler import SamplingParams
 from edgekit.errors import CheckpointError, EngineError
-from edgekit.text.reasoning import prompt_opens_reasoning
+from edgekit.text.reasoning import THINK_OPEN, prompt_opens_reasoning
 
 
 class Service:
@@ -84,14 +85,17 @@ class Service:
             )
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), **more: Any
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Return a conversation as the model's chat template writes it.
 
         Args:
             messages: The conversation.
             tools: What the model is told that it may call.
-            more: Further variables of the template.
+            variables: Further ones of the template.
 
         Raises:
             ApiError: The model has no template, or it refuses the conversation.
@@ -101,7 +105,7 @@ class Service:
                 400, f"{self.name} is a base model without a chat template: use /v1/completions"
             )
         try:
-            text = render(self.model.template, messages, tools, more)
+            text = render(self.model.template, messages, tools, variables or {})
         except (EngineError, CheckpointError) as error:
             raise ApiError(400, str(error), param="messages") from error
         return Prompt(text, tuple(self.model.tokenizer.encode(text)))
@@ -135,7 +139,7 @@ class Service:
         Raises:
             ApiError: A schema cannot be held to, or a tool has to be called that is not there.
         """
-        adjustment = body.adjustment(self.model.session.vocab_size)
+        free = body.wishes(self.model.session.vocab_size)
         tools = usable_tools(
             body.tools or (),
             body.tool_choice,
@@ -143,38 +147,46 @@ class Service:
             parallel=body.parallel_tool_calls is not False,
         )
         schema, thinks = body.answer_schema, prompt_opens_reasoning(prompt.text)
+        # Blank lines follow the reasoning, the model's own, too.
+        leading = thinks or self.model.tokenizer.token_id(THINK_OPEN) is not None
         if tools is None and schema is None:
-            return lambda: Wishes(adjustment, body.wanted_logprobs)
+            return lambda: free
+        body.refuse_endless()
+        param = "tools" if schema is None else "response_format"
         trigger = ""
-        if tools is not None:
-            trigger = tools.form.trigger if is_triggered(tools, schema) else ""
-            grammar = calls_grammar(tools, self.model.tokenizer, leading=thinks, schema=schema)
-        else:
-            grammar = json_grammar(schema or ANY_OBJECT, leading=thinks)
+        if tools is not None and is_triggered(tools, schema):
+            trigger = tools.form.trigger
+
+        def compiled() -> str:
+            if tools is not None:
+                grammar = calls_grammar(tools, self.model.tokenizer, leading=leading, schema=schema)
+            else:
+                grammar = json_grammar(schema or ANY_OBJECT, leading=leading)
+            self.grammars.constrain(grammar)  # kept, or refused
+            return grammar
+
+        try:
+            grammar = await in_thread(compiled)
+        except EngineError as error:
+            raise ApiError(400, str(error), param=param) from error
 
         def make() -> Wishes:
             bound = self.grammars.constrain(grammar, in_reasoning=thinks, trigger=trigger)
-            form = None if tools is None else tools.form
-            return Wishes(adjustment, body.wanted_logprobs, bound, form)
+            return replace(free, constraint=bound, calls=None if tools is None else tools.form)
 
-        param = "tools" if schema is None else "response_format"
-        try:
-            await asyncio.to_thread(make)  # compiled and kept, or refused
-        except EngineError as error:
-            raise ApiError(400, str(error), param=param) from error
         return make
 
     def ask(self, prompt: Prompt, params: SamplingParams, wishes: Wishes, client: str) -> Answer:
         """Return an answer that is yet to come; nothing runs before it is iterated over."""
         record = current()
-        since_s = time.monotonic() if record is None else record.arrived_s
+        deadline_s = None if record is None else record.deadline_s
         answer = Answer(
             prompt,
             params,
             self.model.tokenizer,
             self._ends,
             client=client,
-            deadline_s=since_s + self.settings.timeout_s,
+            deadline_s=deadline_s or time.monotonic() + self.settings.timeout_s,
             wishes=wishes,
         )
         if record is not None:

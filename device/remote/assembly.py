@@ -11,12 +11,13 @@ from device.diagnostics.bundle import Part, pack
 from device.diagnostics.sources import facts_of, kernel_tail, versions
 from device.remote.commands import handlers
 from device.remote.config import FleetConfig
-from device.remote.effective import CLOSED, Effective, Leaks, Local, describe
+from device.remote.effective import Effective, Leaks, Local, describe
 from device.remote.exchange import Exchange
 from device.remote.gate import Gate
 from device.remote.puller import Puller
 from device.remote.remote import Remote
 from device.remote.state import StateFile
+from device.routing.remote import SHUT
 from device.telemetry.clock import Clock
 from edgekit.signing import TrustedKeys
 
@@ -28,8 +29,7 @@ def local_of(config: AgentConfig, alarms: Mapping[str, Any]) -> Local:
         config: The agent's file.
         alarms: Its table ``alarms``.
     """
-    routing = config.routing
-    policy = CLOSED.policy if routing is None else routing.policy
+    policy = SHUT if config.routing is None else config.routing.policy
     # Nothing in this release writes prompts down, so nothing may.
     return Local(Leaks(policy, log_prompts=False), alarms)
 

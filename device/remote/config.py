@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from device.routing.table import read_table
+from device.tables import read_table
 from edgekit.contracts.topics import Device, check_segment
 from edgekit.errors import ConfigError, MessageError
 
@@ -98,10 +98,7 @@ def parse_fleet(table: Mapping[str, Any], source: str = SOURCE) -> FleetConfig:
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source} is no table", f"Write {SOURCE} above its keys")
-    try:
-        config = read_table(FleetConfig, table, source)
-    except ConfigError as error:
-        raise ConfigError(error.message, error.remedy or _REMEDY) from error
+    config = read_table(FleetConfig, table, source)
     _check_names(config, source)
     _check_url(config.url, "url", source)
     for host in config.upload_hosts:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from device.routing.policy import Policy, read_policy
+from device.routing.remote import SHUT
 from device.telemetry.alarm_rules import DEFAULTS, Rule, rules_from_config
 from edgekit.contracts.remote_settings import ALARMS, check_settings
 from edgekit.errors import TelemetryError
@@ -43,7 +44,7 @@ class Leaks:
         )
 
 
-CLOSED: Final = Leaks(Policy(cloud=False, reasons=frozenset(), daily_bytes=0), log_prompts=False)
+CLOSED: Final = Leaks(SHUT, log_prompts=False)
 """Nothing leaves: what holds while it is not known what was forbidden."""
 
 

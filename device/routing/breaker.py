@@ -15,8 +15,8 @@ class Breaker:
 
     Closed, requests pass. After ``failures`` in a row it opens for a backoff that doubles with
     every further failure and is drawn between half of itself and the whole, so that a fleet does
-    not come back at once. Then it is half-open: one request passes, and its end closes or opens
-    it.
+    not come back at once. Then it is half-open: one request passes, and what becomes of it closes
+    or opens it.
 
     Args:
         failures: In a row, that open it.
@@ -40,7 +40,7 @@ class Breaker:
         self._clock, self._draw = clock, draw
         self._failures = 0
         self._until_s: float | None = None
-        self._probing = False
+        self._probe: object | None = None
 
     def state(self) -> State:
         """Return what it is now."""
@@ -50,24 +50,36 @@ class Breaker:
 
     def passes(self) -> bool:
         """Return whether a request may go out now."""
-        return self.state() == "closed" or (self.state() == "half-open" and not self._probing)
+        return self.state() == "closed" or (self.state() == "half-open" and self._probe is None)
 
-    def begin(self) -> None:
-        """Say that a request goes out; one of the three below follows."""
-        self._probing = self._probing or self.state() == "half-open"
+    def begin(self) -> object:
+        """Say that a request goes out; returns what the calls below tell it by."""
+        ticket = object()
+        if self._probe is None and self.state() == "half-open":
+            self._probe = ticket
+        return ticket
+
+    def answered(self, ticket: object) -> None:
+        """Say that the endpoint has begun to answer: others need not wait for the end.
+
+        The failures are not forgotten before that: the next one opens the circuit again.
+        """
+        if self._probe is ticket:
+            self._until_s = self._probe = None
 
     def succeeded(self) -> None:
         """Say that the endpoint answered."""
-        self._failures, self._until_s, self._probing = 0, None, False
+        self._failures, self._until_s, self._probe = 0, None, None
 
-    def failed(self, retry_after_s: float | None = None) -> None:
+    def failed(self, ticket: object, retry_after_s: float | None = None) -> None:
         """Say that it did not.
 
         Args:
+            ticket: Of the request.
             retry_after_s: How long it asked to be let alone; that opens the breaker at once.
         """
+        self.abandoned(ticket)
         self._failures += 1
-        self._probing = False
         if self._failures < self._limit and retry_after_s is None:
             return
         # 2**60 s is past any limit: the power must not grow for ever.
@@ -77,6 +89,7 @@ class Breaker:
         asked_s = min(retry_after_s or 0.0, self._max_s)
         self._until_s = self._clock() + max(drawn_s, asked_s)
 
-    def abandoned(self) -> None:
-        """Say that the request was given up before it showed anything."""
-        self._probing = False
+    def abandoned(self, ticket: object) -> None:
+        """Say that a request was given up before it showed anything."""
+        if self._probe is ticket:
+            self._probe = None

@@ -83,7 +83,7 @@ class Budget:
         self.limit = limit
         self._path, self._clock, self._ticks = path, clock, ticks
         self._ticked = ticks()
-        self._reserved = 0
+        self._reserved = self._expected = 0
         self._lock = asyncio.Lock()
         # One thread: a write that nobody waits for any more still ends before the next.
         self._disk = ThreadPoolExecutor(1, "budget")
@@ -105,6 +105,28 @@ class Budget:
     def unreserved(self) -> float:
         """Of those, the bytes that no request counts on."""
         return max(self.left - self._reserved, 0)
+
+    @property
+    def free(self) -> float:
+        """Of those that may still be used, the bytes that no connection is about to."""
+        return max(self.left - self._expected, 0)
+
+    @contextlib.asynccontextmanager
+    async def expected(self, most: int) -> AsyncIterator[None]:
+        """Have the file say what one connection is about to use, beside what the others are.
+
+        Args:
+            most: Bytes, of those that are ``free``.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        self._expected += most
+        try:
+            await self.prepare(self._expected)
+            yield
+        finally:
+            self._expected -= most
 
     @contextlib.asynccontextmanager
     async def reserved(self, wanted: int) -> AsyncIterator[None]:

@@ -16,6 +16,7 @@ from device.routing.config import RoutingConfig
 from device.routing.errors import (
     CloudBusyError,
     CloudError,
+    CloudLateError,
     CloudRefusedError,
     CloudUnreachableError,
 )
@@ -113,6 +114,8 @@ class Cloud:
                 held += events.feed(part)
                 if events.error is not None:
                     raise CloudError("the cloud failed", events.error)
+                if events.is_done and events.events == 1:
+                    raise CloudError("the cloud's stream has no event")
                 if events.events and held:
                     yield held
                     held = b""
@@ -140,7 +143,7 @@ class Cloud:
                 raise await _explained(response, deadline_s)
             kind = response.headers.get("content-type", "").partition(";")[0].strip()
             if kind != accept:
-                raise CloudError(f"the cloud answers with {kind or 'no type'}, not {accept}")
+                raise CloudError(f"the cloud does not answer with {accept}", f"but with {kind!r}")
             parts = response.aiter_raw()
             while True:
                 with _in_time(deadline_s):
@@ -164,13 +167,15 @@ def _in_time(deadline_s: float) -> Iterator[None]:
         with anyio.fail_after(max(deadline_s - time.monotonic(), 0)):
             yield
     except TimeoutError as error:
-        raise CloudError("the cloud did not answer before the deadline") from error
+        raise CloudLateError("the cloud did not answer before the deadline") from error
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise CloudUnreachableError(f"the cloud cannot be reached: {_said(error)}") from error
     except httpx.PoolTimeout as error:
         raise CloudBusyError("all connections to the cloud are in use") from error
     except httpx.HTTPError as error:
-        raise CloudError(f"the cloud failed: {_said(error)}") from error
+        # What a library says of an answer that it refuses may quote it, and that the prompt.
+        name = type(error).__name__
+        raise CloudError(f"the cloud failed: {name}", first_line(error)) from error
 
 
 async def _explained(response: httpx.Response, deadline_s: float) -> CloudError:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import math
 import ssl
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from device.routing.errors import RoutingConfigError
-from device.routing.policy import Policy, cloud_reasons
-from device.routing.table import read_table
-from edgekit.errors import StorageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from device.routing.policy import Policy, cloud_reasons, is_address
+from device.tables import read_table, read_toml
+from edgekit.errors import ConfigError, StorageError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -86,6 +79,29 @@ class RoutingConfig:
         """``max_wait_s``, infinite where there is none."""
         return math.inf if self.max_wait_s is None else self.max_wait_s
 
+    def require_clients(self, named: Collection[str] | None) -> None:
+        """Refuse a client in ``local_clients`` that no request can come from.
+
+        It would pin nothing, and what is misspelt must not leave.
+
+        Args:
+            named: Clients that have API keys; None where clients are known by their address.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for client in self.local_clients:
+            if named is None and not is_address(client):
+                raise ConfigError(
+                    f"[routing] pins {client!r} in local_clients, which is no address",
+                    "Without api_keys clients are known by their IP address",
+                )
+            if named is not None and client not in named:
+                raise ConfigError(
+                    f"[routing] pins {client!r} in local_clients, which has no API key",
+                    f"With api_keys clients are: {', '.join(sorted(named))}",
+                )
+
     def api_key(self) -> str | None:
         """Return the key.
 
@@ -134,19 +150,19 @@ def parse_routing(table: Mapping[str, Any], source: str = "[routing]") -> Routin
         source: What to call it in errors.
 
     Raises:
-        RoutingConfigError: An unknown or missing key, a wrong type or an impossible value.
+        ConfigError: An unknown or missing key, a wrong type or an impossible value.
     """
     if not isinstance(table, Mapping):
-        raise RoutingConfigError(f"{source} is no table", "Write [routing] above its keys")
+        raise ConfigError(f"{source} is no table", "Write [routing] above its keys")
     config = read_table(RoutingConfig, table, source)
     cloud_reasons(config.reasons, source)
     _require_url(config.base_url, source)
     for key in ("connections", "failures", "connect_timeout_s", "read_timeout_s", "backoff_s"):
         if not getattr(config, key):
-            raise RoutingConfigError(f"{source}: {key} must be above 0")
+            raise ConfigError(f"{source}: {key} must be above 0")
     for key in ("model", "state_file"):
         if not getattr(config, key):
-            raise RoutingConfigError(f"{source}: {key} is empty")
+            raise ConfigError(f"{source}: {key} is empty")
     return config
 
 
@@ -154,20 +170,13 @@ def load_routing(path: Path) -> RoutingConfig:
     """Return the configuration of a file that has the table and nothing else.
 
     Raises:
-        StorageError: The file cannot be read.
-        RoutingConfigError: See ``parse_routing``.
+        ConfigError: The file cannot be read; else see ``parse_routing``.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        said = error.strerror or error
-        raise StorageError(f"cannot read {path}: {said}", "Choose another --routing") from error
-    except (ValueError, RecursionError) as error:
-        raise RoutingConfigError(f"{path} is not valid TOML: {error}") from error
+    data = read_toml(path, "Choose another --routing")
     other = sorted(set(data) - {"routing"})
     if other or not isinstance(data.get("routing"), dict):
         said = f"has {other[0]!r} at its top level" if other else "has no table [routing]"
-        raise RoutingConfigError(f"{path} {said}", "Give one table [routing], nothing else")
+        raise ConfigError(f"{path} {said}", "Give one table [routing], nothing else")
     return parse_routing(data["routing"], f"[routing] of {path}")
 
 
@@ -177,13 +186,13 @@ def _require_url(url: str, source: str) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise RoutingConfigError(f"{source}: base_url is no URL: {error}") from error
+        raise ConfigError(f"{source}: base_url is no URL: {error}") from error
     del port
     if not host or parts.query or parts.fragment or parts.username is not None:
-        raise RoutingConfigError(
+        raise ConfigError(
             f"{source}: base_url is no plain URL", "Give https://HOST/v1, the key in a file"
         )
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
-        raise RoutingConfigError(
+        raise ConfigError(
             f"{source}: base_url is not https", "Only this machine is asked over http"
         )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.errors import ConfigError, EdgekitError
-
-
-class RoutingConfigError(ConfigError):
-    """A routing table has an unknown key, a wrong type or an impossible value."""
+from edgekit.errors import EdgekitError
 
 
 class CloudError(EdgekitError):
@@ -53,3 +49,7 @@ class BudgetSpentError(CloudError):
 
 class CloudBusyError(CloudError):
     """All connections to the endpoint are in use."""
+
+
+class CloudLateError(CloudError):
+    """The request's own deadline passed, however short it was: nothing is known of the endpoint."""

@@ -6,13 +6,14 @@ that it does not matter how often or in which order a remote policy comes.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from device.routing.errors import RoutingConfigError
-from device.routing.table import read_table
+from device.tables import read_table
+from edgekit.errors import ConfigError
 
 CloudReason = Literal["context", "queue"]
 """Why a request goes to the cloud: it does not fit the context here, or it would wait too long."""
@@ -36,6 +37,13 @@ class Policy:
     daily_bytes: float = math.inf
     local_only: bool = False
     local_clients: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if (
+            not self.daily_bytes >= 0
+        ):  # NaN would be no limit: whatever is compared with it is false
+            raise ConfigError(f"a policy's daily_bytes is {self.daily_bytes}", "Give 0 or more")
+        object.__setattr__(self, "local_clients", frozenset(map(client_name, self.local_clients)))
 
     def tightened_by(self, remote: Policy) -> Policy:
         """Return what both allow."""
@@ -69,6 +77,20 @@ class _Table:
     local_clients: tuple[str, ...] = ()
 
 
+def client_name(name: str) -> str:
+    """Return a client's name as it is compared: an address in its one shortest form."""
+    return str(ipaddress.ip_address(name.strip())) if is_address(name) else name
+
+
+def is_address(name: str) -> bool:
+    """Return whether a client's name is an IP address."""
+    try:
+        ipaddress.ip_address(name.strip())
+    except ValueError:
+        return False
+    return True
+
+
 def read_policy(table: Mapping[str, Any], source: str) -> Policy:
     """Return a remote policy.
 
@@ -80,7 +102,7 @@ def read_policy(table: Mapping[str, Any], source: str) -> Policy:
         source: What to call it in errors.
 
     Raises:
-        RoutingConfigError: An unknown key, a wrong type or an impossible value.
+        ConfigError: An unknown key, a wrong type or an impossible value.
     """
     read = read_table(_Table, table, source)
     return Policy(
@@ -96,11 +118,11 @@ def cloud_reasons(names: tuple[str, ...], source: str) -> frozenset[CloudReason]
     """Return reasons by their names.
 
     Raises:
-        RoutingConfigError: One is none.
+        ConfigError: One is none.
     """
     unknown = sorted(set(names) - CLOUD_REASONS)
     if unknown:
-        raise RoutingConfigError(
+        raise ConfigError(
             f"{source}: reasons has {unknown[0]!r}", f"Use: {', '.join(sorted(CLOUD_REASONS))}"
         )
     return frozenset(reason for reason in CLOUD_REASONS if reason in names)

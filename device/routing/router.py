@@ -25,14 +25,16 @@ from device.routing.errors import (
     BudgetSpentError,
     CloudBusyError,
     CloudError,
+    CloudLateError,
     CloudRefusedError,
     CloudUnreachableError,
 )
 from device.routing.header import ROUTE_KEY
 from device.routing.metrics import RoutingMetrics
 from device.routing.policy import Policy
+from device.routing.remote import tightened
 from device.routing.rules import Decision, Facts, LocalReason, decide
-from device.routing.said import deadline_of, is_pinned, names_tokens
+from device.routing.said import is_pinned, names_tokens
 from device.routing.translate import outgoing
 from device.routing.wait import ServiceTimes
 from edgekit.errors import EdgekitError, StorageError
@@ -124,7 +126,7 @@ class Router:
 
         Call it in the server's event loop. Requests that are with the cloud already may end.
         """
-        self._policy = self._config.policy.tightened_by(remote)
+        self._policy = tightened(self._config, remote)
         self.budget.limit = self._policy.daily_bytes
 
     def served(self, request: EngineRequest) -> None:
@@ -135,21 +137,21 @@ class Router:
         """Return the cloud's answer; None leaves the request to the engine.
 
         Raises:
-            ApiError: The prompt does not fit here, and the cloud failed or refused it; or the
-                request's headers are wrong.
+            ApiError: The prompt does not fit here, and the cloud failed or refused it.
             ClientLeftError: The client went away before the cloud answered.
         """
         now_s = time.monotonic()
-        deadline_s = deadline_of(asked.request, asked.engine, now_s)
-        parcel = self._parcel(asked, service.name, deadline_s)
+        parcel = self._parcel(asked, service.name)
         decision = decide(self._facts(asked, service, parcel, now_s), self._policy)
         if decision.route == "local":
             self._stays(asked, decision)
             return None
+        ticket = self.breaker.begin()  # at once: another request may ask before this one is sent
         try:
             send = self._stream if asked.body.stream else self._whole
-            response = await send(asked.request, parcel)
+            response = await send(asked.request, parcel, ticket)
         except ClientLeftError:
+            self.breaker.abandoned(ticket)  # perhaps before anything was tried
             self.metrics.routed(decision)
             raise
         except (CloudError, StorageError) as error:
@@ -159,15 +161,20 @@ class Router:
         asked.request.scope[ROUTE_KEY] = decision.header
         return response
 
+    async def cut_off(self) -> None:
+        """Close the connections: answers that are on their way end with an error."""
+        await self._cloud.close()
+
     async def close(self) -> None:
         """Close the connections and write down what was used."""
         await self._cloud.close()
         self.budget.close()
 
-    def _parcel(self, asked: Asked, name: str, deadline_s: float) -> _Parcel:
+    def _parcel(self, asked: Asked, name: str) -> _Parcel:
         path, body = _PATHS[asked.kind], outgoing(asked.body, self._config.model)
         takes = self._cloud.sends(path, body) + self._config.answer_bytes
-        return _Parcel(path, body, name, takes, deadline_s)
+        ends = (one.deadline_s for one in asked.engine if one.deadline_s is not None)
+        return _Parcel(path, body, name, takes, min(ends, default=math.inf))
 
     def _facts(self, asked: Asked, service: Service, parcel: _Parcel, now_s: float) -> Facts:
         return Facts(
@@ -205,15 +212,15 @@ class Router:
             raise _told(error, "the prompt does not fit the context here, and ")
         self._stays(asked, Decision("local", reason, decision.wanted))
 
-    async def _whole(self, request: Request, parcel: _Parcel) -> Response:
-        async with self._attempt(parcel.takes):
+    async def _whole(self, request: Request, parcel: _Parcel, ticket: object) -> Response:
+        async with self._attempt(parcel.takes, ticket):
             asking = self._cloud.ask(parcel.path, parcel.body, parcel.name, parcel.deadline_s)
             data = await unless_left(request, asking)
         return Response(data, media_type="application/json")
 
-    async def _stream(self, request: Request, parcel: _Parcel) -> Response:
+    async def _stream(self, request: Request, parcel: _Parcel, ticket: object) -> Response:
         """Return a streaming response once its first event is there: until then all can change."""
-        pieces = self._pieces(parcel)
+        pieces = self._pieces(parcel, ticket)
         head = await first_of(request, pieces)
 
         async def events() -> AsyncIterator[bytes]:
@@ -228,33 +235,33 @@ class Router:
 
         return event_stream(events())
 
-    async def _pieces(self, parcel: _Parcel) -> AsyncGenerator[bytes, None]:
-        async with self._attempt(parcel.takes):
+    async def _pieces(self, parcel: _Parcel, ticket: object) -> AsyncGenerator[bytes, None]:
+        async with self._attempt(parcel.takes, ticket):
             stream = self._cloud.stream(parcel.path, parcel.body, parcel.name, parcel.deadline_s)
             async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
+                    self.breaker.answered(ticket)
                     yield piece
 
     @contextlib.asynccontextmanager
-    async def _attempt(self, takes: int) -> AsyncIterator[None]:
+    async def _attempt(self, takes: int, ticket: object) -> AsyncIterator[None]:
         """Set bytes aside for a request, and tell the breaker what became of it."""
-        self.breaker.begin()
         try:
             async with self.budget.reserved(takes):
                 yield
         except CloudRefusedError:
             self.breaker.succeeded()
             raise
-        except (BudgetSpentError, CloudBusyError):
-            self.breaker.abandoned()
+        except (BudgetSpentError, CloudBusyError, CloudLateError):
+            self.breaker.abandoned(ticket)
             raise
         except CloudError as error:
             if isinstance(error, CloudUnreachableError):
                 self._unreachable_until_s = time.monotonic() + self._config.link_pause_s
-            self.breaker.failed(error.retry_after_s)
+            self.breaker.failed(ticket, error.retry_after_s)
             raise
         except BaseException:  # the client left, or the disk is full
-            self.breaker.abandoned()
+            self.breaker.abandoned(ticket)
             raise
         else:
             self.breaker.succeeded()

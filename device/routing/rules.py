@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from device.routing.policy import CloudReason, Policy
+from device.routing.policy import CloudReason, Policy, client_name
 
 LocalReason = Literal[
     "default", "privacy", "forbidden", "tokens", "link", "budget", "circuit", "failed", "refused"
@@ -71,7 +71,7 @@ class Decision:
 
 def decide(facts: Facts, policy: Policy) -> Decision:
     """Return where a request goes."""
-    if facts.pinned or policy.local_only or facts.client in policy.local_clients:
+    if facts.pinned or policy.local_only or client_name(facts.client) in policy.local_clients:
         return Decision("local", "privacy")
     wanted = _wanted(facts)
     if wanted is None:

@@ -154,8 +154,14 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(made.get("content"), list):
         made["content"] = [{"type": x["type"], x["type"]: x[x["type"]]} for x in made["content"]]
     if "tool_calls" in made:
-        made["tool_calls"] = [_without_none(call) for call in made["tool_calls"]]
+        made["tool_calls"] = [_call(call) for call in made["tool_calls"]]
     return made
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a call without what clients' libraries add to it."""
+    function = {name: call["function"][name] for name in ("name", "arguments")}
+    return _without_none({"id": call["id"], "type": call["type"], "function": function})
 
 
 def _without_none(fields: dict[str, Any]) -> dict[str, Any]:

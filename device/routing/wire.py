@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import select
+import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import anyio.abc
@@ -16,8 +19,13 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from device.routing.budget import Budget
 from device.routing.errors import BudgetSpentError
 
-READ_BYTES = 16 << 10
-"""Most that is read at once: what a stream may take past the end of a budget that others use up."""
+READ_BYTES: Final = 16 << 10
+"""Most that is read at once."""
+WINDOW_BYTES: Final = 128 << 10
+"""Most that is on its way unread: what an answer that is left may take beyond the budget."""
+_TCP_INFO_BYTES: Final = 136
+_BYTES_RECEIVED: Final = 128
+"""Where Linux' ``struct tcp_info`` has ``tcpi_bytes_received`` (include/uapi/linux/tcp.h, 4.1)."""
 Counter = Callable[[str, int], None]
 """Told ``sent`` or ``received``, and bytes."""
 
@@ -33,6 +41,10 @@ class CountedBytes(anyio.abc.ByteStream):
 
     def __init__(self, stream: anyio.abc.SocketStream, budget: Budget, counter: Counter) -> None:
         self._stream, self._budget, self._counter = stream, budget, counter
+        self._received = 0
+        # Linux doubles it; asyncio reads all of it at once, while the kernel takes as much again.
+        sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES // 4)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -41,20 +53,23 @@ class CountedBytes(anyio.abc.ByteStream):
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         """Receive some bytes."""
-        most = int(min(max_bytes, READ_BYTES, self._budget.left))
+        # Half of the last bytes, so that a connection that waits does not hold all of them.
+        half = math.ceil(min(self._budget.free, 2 * READ_BYTES) / 2)
+        most = min(max_bytes, half)
         if not most:
             raise BudgetSpentError("today's byte budget for the cloud is used up")
-        await self._budget.prepare(most)
-        data = await self._stream.receive(most)
-        self._count("received", data)
+        async with self._budget.expected(most):
+            data = await self._stream.receive(most)
+            self._received += len(data)
+            self._count("received", len(data))
         return data
 
     async def send(self, item: bytes) -> None:
         """Send bytes."""
-        if len(item) > self._budget.left:
+        if len(item) > self._budget.free:
             raise BudgetSpentError("today's byte budget for the cloud is used up")
-        await self._budget.prepare(len(item))
-        self._count("sent", item)
+        async with self._budget.expected(len(item)):
+            self._count("sent", len(item))
         await self._stream.send(item)
 
     async def send_eof(self) -> None:
@@ -62,12 +77,16 @@ class CountedBytes(anyio.abc.ByteStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """Close the stream."""
+        """Close the stream; what came and was not read is counted."""
+        unread = _carried(self._stream.extra(anyio.abc.SocketAttribute.raw_socket)) - self._received  # noqa: S610 - anyio's
+        if unread > 1:  # the end of a stream counts as one
+            self._received += unread
+            self._count("received", unread)
         await self._stream.aclose()
 
-    def _count(self, direction: str, data: bytes) -> None:
-        self._budget.count(len(data))
-        self._counter(direction, len(data))
+    def _count(self, direction: str, size: int) -> None:
+        self._budget.count(size)
+        self._counter(direction, size)
 
 
 class _Stream(httpcore.AsyncNetworkStream):
@@ -191,6 +210,14 @@ class CountedTransport(httpx.AsyncHTTPTransport):
             keepalive_expiry=30,
             network_backend=CountedBackend(budget, counter),
         )
+
+
+def _carried(sock: Any) -> int:
+    """Return how many bytes a connection has received, read or not; 0 once it is closed."""
+    if sock.fileno() < 0:
+        return 0
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0])
 
 
 def _is_readable(sock: Any) -> bool:

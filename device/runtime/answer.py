@@ -53,12 +53,18 @@ class Wishes:
         top_logprobs: How many likeliest tokens are told in each place; None: no log probabilities.
         constraint: The grammar that binds it, of its own.
         calls: How the calls of tools in it are written; None: there are none.
+        min_tokens: Until it has so many no end token is chosen, and no stop string is looked for.
+        ignores_end: Whether it goes on behind an end token, which is a token like others.
+        is_plain: Whether its text is not told apart: a continuation, with its tags of reasoning.
     """
 
     adjustment: Adjustment = field(default_factory=Adjustment)
     top_logprobs: int | None = None
     constraint: Constraint | None = None
     calls: ToolForm | None = None
+    min_tokens: int = 0
+    ignores_end: bool = False
+    is_plain: bool = False
 
 
 class Answer:
@@ -103,13 +109,16 @@ class Answer:
         self._decoder = tokenizer.stream(skip_special=not marked)
         self._logprobs_taken = 0
         self._stop = StopMatcher(params.stop)
-        self._splitter = ReasoningSplitter(in_reasoning=prompt_opens_reasoning(prompt.text))
+        self._min_tokens = wishes.min_tokens
+        opened = prompt_opens_reasoning(prompt.text)
+        self._splitter = None if wishes.is_plain else ReasoningSplitter(in_reasoning=opened)
+        self._opened = opened and not wishes.is_plain
         self._pieces: asyncio.Queue[list[TextPiece] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.request = Request(
             prompt.tokens,
             params,
-            ends,
+            frozenset() if wishes.ignores_end else ends,
             self._on_token,
             self._on_finish,
             client,
@@ -117,7 +126,13 @@ class Answer:
             wishes.adjustment,
             wishes.constraint,
             wishes.top_logprobs,
+            wishes.min_tokens,
         )
+
+    @property
+    def has_reasoned(self) -> bool:
+        """Whether its text stands behind reasoning, were it empty."""
+        return self._opened or bool(self.reasoning)
 
     @property
     def finish_reason(self) -> str:
@@ -182,20 +197,28 @@ class Answer:
             raise EngineStoppedError("the engine was stopped before the end", "Ask again")
 
     def _on_token(self, request: Request, token: int) -> bool:
-        del request
-        self.reasoning_tokens += self._splitter.in_reasoning
-        self._say(self._splitter.feed(self._stop.feed(self._decoder.feed(token))))
+        if self._splitter is not None:
+            self.reasoning_tokens += self._splitter.in_reasoning
+        text = self._decoder.feed(token)
+        if len(request.generated) > self._min_tokens:
+            text = self._stop.feed(text)
+        self._say(text)
         return not self._stop.stopped
 
     def _on_finish(self, request: Request) -> None:
         if request.reason in {"stop", "length"}:
             if not self._stop.stopped:
-                left = self._stop.feed(self._decoder.flush()) + self._stop.flush()
-                self._say(self._splitter.feed(left))
-            self._say(self._splitter.finish())
+                self._say(self._stop.feed(self._decoder.flush()) + self._stop.flush())
+            if self._splitter is not None and (left := self._splitter.finish()):
+                self._cross(left)
         self._cross(None)
 
-    def _say(self, pieces: list[TextPiece]) -> None:
+    def _say(self, text: str) -> None:
+        """Pass on text, told apart if it is to be."""
+        if self._splitter is not None:
+            pieces = self._splitter.feed(text)
+        else:
+            pieces = [TextPiece(text, is_reasoning=False)] if text else []
         if pieces:
             self._cross(pieces)
 

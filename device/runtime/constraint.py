@@ -17,6 +17,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
+from device.runtime.faults import GrammarError
 from edgekit.errors import EngineError
 from edgekit.text.reasoning import THINK_OPEN, ReasoningSplitter
 from edgekit.text.tokenizer import Tokenizer
@@ -24,10 +25,6 @@ from edgekit.text.tokenizer import Tokenizer
 KEPT_GRAMMARS: Final = 32
 
 Float32Array = npt.NDArray[np.float32]
-
-
-class GrammarError(EngineError):
-    """A schema that cannot be held to."""
 
 
 class Grammars:
@@ -70,6 +67,7 @@ class Grammars:
             compiled = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
             if compiled.is_error():
                 raise GrammarError(first_sentence(compiled.get_error()), "Change the schema")
+            _require_a_beginning(compiled.deep_copy())
         with self._lock:
             self._kept[grammar] = compiled
             if len(self._kept) > KEPT_GRAMMARS:
@@ -107,15 +105,21 @@ class Constraint:
         self._think = tokenizer.token_id(THINK_OPEN)
         self.is_active = not in_reasoning and not trigger
 
+    @property
+    def is_due(self) -> bool:
+        """Whether what is bound has yet to begin, and must: the answer cannot end in reasoning."""
+        return not self.is_active and not self._trigger
+
     def allow(self, logits: Float32Array) -> Float32Array:
         """Return a copy of logits [V] in which forbidden tokens are -inf.
 
         Raises:
-            EngineError: The grammar has become too complex to follow.
+            GrammarError: It has become too complex to follow, or nothing can follow.
         """
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise EngineError(first_sentence(self._matcher.get_error()), "Simplify the schema")
+            why = first_sentence(self._matcher.get_error())
+            raise GrammarError(f"the answer cannot go on as its schema says: {why}", "Simplify it")
         allowed = np.unpackbits(mask, count=len(logits), bitorder="little").astype(bool)
         if self._is_first and self._think is not None:
             allowed[self._think] = True  # a model may begin to reason by itself
@@ -145,6 +149,8 @@ class Constraint:
         if at < 0:
             return
         rest = self._answer[at + len(self._trigger) :]
+        if not self._trigger:  # white space that came with the end of the reasoning is no answer
+            rest = rest.lstrip()
         said = self._tokens.tokenize_str(rest)
         if self._matcher.try_consume_tokens(said) == len(said):
             self.is_active = True
@@ -152,6 +158,17 @@ class Constraint:
             raise EngineError(f"{rest!r} does not follow the grammar")
         else:  # no call after all: text
             self._answer = rest
+
+
+def _require_a_beginning(matcher: Any) -> None:
+    """Refuse a grammar that no answer fits.
+
+    Raises:
+        GrammarError: It is one (a schema that refers to itself alone).
+    """
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise GrammarError("nothing fits the schema", "Change it")
 
 
 def first_sentence(text: str) -> str:

@@ -15,3 +15,7 @@ class EngineStoppedError(EngineError):
 
 class DeadlinePassedError(EngineError):
     """The request was not answered in its time."""
+
+
+class GrammarError(EngineError):
+    """A schema that cannot be held to."""

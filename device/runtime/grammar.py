@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from device.runtime.faults import GrammarError
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.text.tool_calls import ToolForm
 
@@ -18,9 +19,21 @@ ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 # A weak model may write white space for ever where a grammar lets it.
 _JSON_OPTIONS: Final = {"whitespace_pattern": r"[ \n\r\t]{0,24}"}
 _JOINS: Final = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref"})
-_OPEN: Final = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
+_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_ALONE: Final = frozenset({"anyOf", "oneOf", "$ref"})
+_WITHIN: Final = _JOINS | _LISTS | _MAPS | {"items", "additionalProperties"}
+# What says nothing of an object's properties: beside a join it leaves the parts whole.
+_APART: Final = frozenset(
+    {"$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description"}
+    | {"discriminator", "examples", "readOnly", "title", "type", "writeOnly", "x-guidance"}
+)
+# What rules properties beyond those that are named, or asks for more of them.
+_OPEN: Final = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"}
+)
 _LEADING: Final = r"/\n{0,2}/"
-_MARK: Final = re.compile(r"(<｜[^｜]+｜>)")
+_MARK: Final = re.compile(r"(<｜[^｜]+｜>|</?tool_call>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,9 @@ def json_grammar(schema: Mapping[str, Any], *, leading: bool) -> str:
     Args:
         schema: JSON Schema; ``ANY_OBJECT`` is OpenAI's JSON mode.
         leading: Allow line breaks before it, as reasoning models write after ``</think>``.
+
+    Raises:
+        GrammarError: It is nested too deeply.
     """
     return f"start: {_LEADING if leading else ''} value\nvalue: {_json(schema)}"
 
@@ -60,9 +76,12 @@ def calls_grammar(
 
     Args:
         tools: What may be called.
-        tokenizer: Says which marks are special tokens.
+        tokenizer: Says which marks are tokens of their own.
         leading: As of :func:`json_grammar`.
         schema: What an answer is that calls nothing, where it is bound.
+
+    Raises:
+        GrammarError: A schema is no object's, or is nested too deeply.
     """
     form, triggered = tools.form, is_triggered(tools, schema)
     rules = [f"args_{index}: {_json(_parameters(tool))}" for index, tool in enumerate(tools.all)]
@@ -100,19 +119,34 @@ def _any_call(tools: Tools, tokenizer: Tokenizer, begun: str = "") -> str:
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a tool's arguments; a loose one is held to as far as it goes."""
+    """Return the schema of a tool's arguments, an object; a loose one is held to as far as it goes.
+
+    Raises:
+        GrammarError: It says that they are something else.
+    """
     function = tool["function"]
     schema = function.get("parameters") or ANY_OBJECT
+    kinds = schema.get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise GrammarError(
+            f"the parameters of {function['name']} have type {kinds!r:.40}, not object",
+            "Arguments have names: give a schema of an object",
+        )
+    schema = {**schema, "type": "object"}
     if function.get("strict"):
         return schema
     return {**schema, "x-guidance": {**_JSON_OPTIONS, "lenient": True}}
 
 
 def _literal(text: str, tokenizer: Tokenizer) -> str:
-    """Return a text as a grammar has it; marks that are special tokens stand by their ids."""
+    """Return a text as a grammar has it; marks that are tokens of their own stand by their ids.
+
+    Special or not: llguidance takes neither for the letters it is written in, and a model that was
+    taught the token does not spell it.
+    """
     parts = []
     for part in filter(None, _MARK.split(text)):
-        if tokenizer.is_special(part):
+        if tokenizer.is_added(part):
             parts.append(f"<[{tokenizer.token_id(part)}]>")
         else:
             parts.append(json.dumps(part, ensure_ascii=False))
@@ -120,31 +154,66 @@ def _literal(text: str, tokenizer: Tokenizer) -> str:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    # What allOf joins, by reference perhaps, must not be closed part by part.
-    own = schema if '"allOf"' in json.dumps(schema) else closed(schema)
-    return "%json " + json.dumps({"x-guidance": _JSON_OPTIONS, **own}, ensure_ascii=False)
+    try:
+        own = schema if _is_interwoven(schema) else closed(schema)
+        return "%json " + json.dumps({"x-guidance": _JSON_OPTIONS, **own}, ensure_ascii=False)
+    except RecursionError as error:
+        raise GrammarError("the schema is nested too deeply", "Flatten it") from error
 
 
 def closed(schema: Any) -> Any:
     """Return a schema whose objects have the properties they name and no others, unless it says so.
 
     All that fits it fits the schema given. Left open, a weak model goes on inventing properties.
-    Objects put together of several schemas stay as they are: closing the parts contradicts.
+    Objects put together of several schemas stay as they are: closing the parts contradicts. So do
+    those that require a property which they do not name.
     """
     if not isinstance(schema, dict):
         return schema
-    joined = _JOINS & set(schema)
+    joined = set() if _stands_alone(schema) else _JOINS & set(schema)
     made = {key: _closed_under(key, value) for key, value in schema.items()}
-    if "properties" in schema and not joined and not _OPEN & set(schema):
-        made["additionalProperties"] = False
-    if "properties" in schema:
-        made |= {key: schema[key] for key in joined}
-    return made
+    named = schema.get("properties")
+    if isinstance(named, dict) and not _JOINS & set(schema) and not _OPEN & set(schema):
+        required = schema.get("required", [])
+        if isinstance(required, list) and all(name in named for name in required):
+            made["additionalProperties"] = False
+    return made | {key: schema[key] for key in joined}
 
 
 def _closed_under(key: str, value: Any) -> Any:
-    if key in {"properties", "$defs", "definitions"} and isinstance(value, dict):
+    if key in _MAPS and isinstance(value, dict):
         return {name: closed(inner) for name, inner in value.items()}
-    if key in {"anyOf", "oneOf", "prefixItems"} and isinstance(value, list):
+    if key in _LISTS and isinstance(value, list):
         return [closed(inner) for inner in value]
     return closed(value) if key == "items" else value
+
+
+def _stands_alone(schema: Mapping[str, Any]) -> bool:
+    """Say whether an object that fits is what one schema says of it, not several together."""
+    joins = _JOINS & set(schema)
+    if joins == {"allOf"}:  # of one, as code generators write a reference beside a description
+        alone = isinstance(schema["allOf"], list) and len(schema["allOf"]) == 1
+    else:
+        alone = len(joins) == 1 and joins <= _ALONE
+    return not joins or (alone and set(schema) <= joins | _APART)
+
+
+def _is_interwoven(schema: Any) -> bool:
+    """Say whether anywhere an object is put together of schemas that stand elsewhere.
+
+    What is referred to may serve alone in another place; closing it there would contradict here.
+    """
+    if isinstance(schema, list):
+        return any(map(_is_interwoven, schema))
+    if not isinstance(schema, dict):
+        return False
+    if not _stands_alone(schema) and '"$ref"' in json.dumps(
+        {key: schema[key] for key in _JOINS & set(schema)}
+    ):
+        return True
+    under = [
+        value.values() if key in _MAPS and isinstance(value, dict) else [value]
+        for key, value in schema.items()
+        if key in _WITHIN
+    ]
+    return any(_is_interwoven(inner) for inners in under for inner in inners)

@@ -93,8 +93,11 @@ class EngineLoop:
         return taken
 
     def cancel(self, request: Request) -> None:
-        """End a request soon; no other notices. One that has ended is let be."""
-        self._post(lambda: self._scheduler.cancel(request))
+        """End a request soon; no other notices. One that has ended is let be.
+
+        While the loop is being stopped, too: who has left is not waited for.
+        """
+        self._post(lambda: self._scheduler.cancel(request), to_the_last=True)
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those that were taken end, and end the thread.
@@ -112,10 +115,10 @@ class EngineLoop:
                 self._wake.notify()
             self._thread.join()
 
-    def _post(self, work: Work) -> bool:
+    def _post(self, work: Work, *, to_the_last: bool = False) -> bool:
         """Let the thread do something before its next step; False if it takes nothing more."""
         with self._wake:
-            if self._stopping or self.fault is not None:
+            if (self._stopping and not to_the_last) or self.fault is not None:
                 return False
             self._inbox.append(work)
             self._wake.notify()

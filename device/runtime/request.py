@@ -44,6 +44,7 @@ class Request:
         adjustment: What it changes of its logits.
         constraint: The grammar that binds its tokens; None: any token goes.
         top_logprobs: How many likeliest tokens are told in each place; None: no log probabilities.
+        min_tokens: Until there are so many no end token is chosen.
         logprobs: Of ``generated``, if they are wanted.
         generated: Tokens so far.
         reused_tokens: Of the prompt, those that a slot held already.
@@ -65,6 +66,7 @@ class Request:
     adjustment: Adjustment = field(default_factory=Adjustment)
     constraint: Constraint | None = None
     top_logprobs: int | None = None
+    min_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
     reused_tokens: int = 0
@@ -87,7 +89,14 @@ class Request:
     @property
     def _wants_row(self) -> bool:
         bound = self.constraint is not None and self.constraint.is_active
+        bound = bound or len(self.generated) < self.min_tokens
         return bound or self.top_logprobs is not None or not self.adjustment.changes_nothing
+
+    @property
+    def _must_go_on(self) -> bool:
+        """Whether no end token may be chosen."""
+        is_due = self.constraint is not None and self.constraint.is_due
+        return bool(self.ends) and (is_due or len(self.generated) < self.min_tokens)
 
     def sample(self, row: Row) -> int:
         """Return the next token, chosen of a row of logits or of candidates.
@@ -95,11 +104,14 @@ class Request:
         Raises:
             EngineError: The logits have no finite maximum, or the grammar cannot be followed.
         """
+        step, token = len(self.generated), None
         if isinstance(row, Candidates) and not self._wants_row:
-            token = self.sampler.sample(row, len(self.generated))
-        else:
+            token = self.sampler.sample(row, step)
+            if token in self.ends and self._must_go_on:
+                token = None  # seldom: chosen anew, of the whole row
+        if token is None:
             logits = row.row() if isinstance(row, Candidates) else row
-            token = self.sampler.sample(self._changed(logits), len(self.generated))
+            token = self.sampler.sample(self._changed(logits), step)
             if self.top_logprobs is not None and token not in self.ends:
                 self.logprobs.append(token_logprob(logits, token, self.top_logprobs))
         if self.constraint is not None and token not in self.ends:
@@ -111,6 +123,9 @@ class Request:
             logits = self.adjustment.apply(logits, self.prompt, self.generated)
         if self.constraint is not None and self.constraint.is_active:
             logits = self.constraint.allow(logits)
+        if self._must_go_on:
+            logits = logits.copy()
+            logits[list(self.ends)] = -np.inf
         return logits
 
     def finish(self, reason: FinishReason, error: EdgekitError | None = None) -> None:

@@ -1,8 +1,10 @@
-"""Continuous batching: every step a chunk of prompts and one token of all that generate.
+"""Continuous batching: chunks of prompts take turns with one token of all that generate.
 
-No threads and no text here: the loop (``device.runtime.loop``) owns the thread, what turns tokens
-into text hears of them by ``Request.on_token``. A request that ends frees its slot at once; what
-the slot holds stays, so that the next prompt with the same beginning need not run it again.
+A step is one run of the engine, so that who comes while a prompt runs is heard of before the next
+run: its prompt, if it is short, goes before the next tokens, too. No threads and no text here: the
+loop (``device.runtime.loop``) owns the thread, what turns tokens into text hears of them by
+``Request.on_token``. A request that ends frees its slot at once; what the slot holds stays, so that
+the next prompt with the same beginning need not run it again.
 
 Tokens depend on nothing but the request, up to the engine's rounding: the draws are a function of
 seed and step (``edgekit.engine.sampler``), but an engine may round a batch of another size, or a
@@ -29,7 +31,7 @@ from edgekit.engine.session import CopiesPrefixes, InferenceSession, decode_rows
 from edgekit.errors import EdgekitError, EngineError
 
 CHUNK_TOKENS: Final = 256
-"""Tokens of prompts that run between two steps of those who generate: bounds their wait."""
+"""Tokens of prompts that run between two tokens of those who generate: bounds their wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Scheduler:
         self._slots = Slots(session.max_sequences)
         self._limits: dict[Request, int] = {}
         self._prefilled = 0
+        self._left = chunk_tokens
         self.steps = 0
         self.decoded_tokens = 0
 
@@ -145,8 +148,14 @@ class Scheduler:
             if late is not None and late.deadline_s is not None and late.deadline_s <= now_s:
                 self._end(late, "expired")
         self._admit(now_s)
-        self._prefill()
-        self._decode()
+        if not any(slot.is_decoding for slot in self._slots.all):
+            self._left = self._chunk  # nobody waits for their next token
+        due = self._due()
+        if due is None:
+            self._left = self._chunk
+            self._decode()
+        else:
+            self._left -= self._prefill(due)
         return self.running > 0 or self.waiting > 0
 
     def _admit(self, now_s: float) -> None:
@@ -161,18 +170,23 @@ class Scheduler:
             slot.due = self._prefilled + slot.unfilled
             request.started_s = now_s
 
-    def _prefill(self) -> None:
-        """Run a chunk of the prompt that is due first, and other prompts that still fit into it.
+    def _due(self) -> Slot | None:
+        """Return the prompt of which a chunk may run before the next tokens of who generates.
 
-        A prompt is due once as many tokens of prompts have run as it has itself: those of one
-        length go in their order, a short one passes a long one, and none is passed for ever.
+        The first does as soon as those have had theirs, others as far as they still fit into the
+        tokens of a chunk. A prompt is due once as many tokens of prompts have run as it has itself:
+        those of one length go in their order, a short one passes a long one, and none is passed for
+        ever.
         """
-        left = self._chunk
-        for slot in sorted(self._slots.all, key=lambda slot: (slot.due, slot.used)):
-            if slot.is_prefilling and (left == self._chunk or slot.unfilled <= left):
-                left -= self._prefill_chunk(slot)
+        fresh = self._left == self._chunk
+        slots = [
+            slot
+            for slot in self._slots.all
+            if slot.is_prefilling and (fresh or slot.unfilled <= self._left)
+        ]
+        return min(slots, key=lambda slot: (slot.due, slot.used), default=None)
 
-    def _prefill_chunk(self, slot: Slot) -> int:
+    def _prefill(self, slot: Slot) -> int:
         """Run a chunk of a slot's prompt, and sample after the last; returns its tokens."""
         request = slot.request
         if request is None:

@@ -11,13 +11,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 
-from edgekit.bundle.reader import Bundle
 from edgekit.errors import EngineError
-from edgekit.models.exported import stored_config
 from edgekit.progress import SILENT, Progress
 
 HOST = "127.0.0.1"
@@ -53,12 +51,6 @@ def serve_bundle(
             yield f"http://{HOST}:{port}/v1"
         finally:
             _stop(server)
-
-
-def never_ending(bundle: Bundle) -> dict[str, Any]:
-    """Return fields of a request that keep a bundle's model from ending its answer."""
-    ends = stored_config(bundle.manifest.model["config"]).eos_token_ids
-    return {"logit_bias": {str(token): -100 for token in ends}}
 
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], said: IO[bytes]) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import CheckpointError, EngineError, MissingExtraError
+from edgekit.text.template_calls import CallManner, find_manner
 from edgekit.text.template_limits import MAX_RENDERED_CHARS, work
 from edgekit.text.tokenizer import TOKENIZER_CONFIG_FILE, read_json_object, special_token
 
@@ -89,10 +90,10 @@ class ChatTemplate:
         found = {key: special_token(config, key) for key in keys}
         return cls(source, {key: token for key, token in found.items() if token is not None})
 
-    @property
-    def knows_tool_results(self) -> bool:
-        """Whether it writes messages of the role ``tool``."""
-        return "'tool'" in self.source or '"tool"' in self.source
+    @cached_property
+    def manner(self) -> CallManner | None:
+        """How it takes calls of tools; None if it shows neither them nor their results."""
+        return find_manner(self.render, self.source)
 
     def render(
         self,

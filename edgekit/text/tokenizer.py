@@ -20,6 +20,8 @@ TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 MAX_TOKENIZER_BYTES: Final = 64 << 20
 """Largest ``tokenizer.json`` read; Llama 3's, the largest in use here, has 17 MB."""
+LONG_TEXT_CHARS: Final = 1 << 14
+"""From here on other threads run while a text is encoded: some 10 ms of one core."""
 MAX_CONFIG_BYTES: Final = 4 << 20
 """Largest JSON file read beside it; R1-Distill's ``tokenizer_config.json`` has 7 kB."""
 _BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-F]{2}>")
@@ -101,14 +103,21 @@ class Tokenizer:
                 added it in code). A text that begins with its bos gets no second one. Off by
                 default: a rendered chat template holds what the model wants.
         """
-        plain = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        plain = self._ids(text, add_special=False)
         bos = self.bos_token_id
         if not add_special or (bos is not None and plain[:1] == [bos]):
             return plain
-        ids = list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        ids = self._ids(text, add_special=True)
         if self.config.get("add_bos_token") is True and bos is not None and ids[:1] != [bos]:
             return [bos, *ids]
         return ids
+
+    def _ids(self, text: str, *, add_special: bool) -> list[int]:
+        if len(text) < LONG_TEXT_CHARS:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+        # Unlike ``encode`` it lets go of the interpreter's lock; and it keeps no offsets.
+        (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
+        return list(found.ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
@@ -130,6 +139,10 @@ class Tokenizer:
             if all(letter in _BYTE_OF_LETTER for letter in written):
                 return bytes(_BYTE_OF_LETTER[letter] for letter in written)
         return str(written).encode()
+
+    def is_added(self, token: str) -> bool:
+        """Say whether a text is a token of its own, which no other text is cut into."""
+        return token in self._added
 
     def is_special(self, token: str) -> bool:
         """Say whether a text is a special token, which decoding skips."""

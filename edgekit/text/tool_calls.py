@@ -1,9 +1,9 @@
 """Calls of tools in a model's text: how they are asked for, written, and found again.
 
-Two forms are in use among DeepSeek's dense models, each what the checkpoint's template writes:
-DeepSeek's own (deepseek-ai/DeepSeek-R1, ``tokenizer_config.json``: ``<｜tool▁calls▁begin｜>``) and
-Qwen's (``<tool_call>``, after NousResearch's Hermes function calling). A model whose template knows
-neither is told of the second.
+Three forms are in use, each what the checkpoint's template writes: DeepSeek's of R1
+(deepseek-ai/DeepSeek-R1, ``tokenizer_config.json``: ``<｜tool▁calls▁begin｜>``), its plainer one of
+V3.1 (deepseek-ai/DeepSeek-V3.1, ``README.md``), and Qwen's (``<tool_call>``, after NousResearch's
+Hermes function calling). A model whose template knows none is told of the last.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class ToolForm:
         closes: Ends what has calls.
         call_opens: The first of ``before_name``, which every call begins with.
         call_ends: The last of ``ends``, likewise.
+        between: Stands between two calls.
     """
 
     opens: str
@@ -45,6 +46,7 @@ class ToolForm:
     closes: str
     call_opens: str
     call_ends: str
+    between: str = "\n"
 
     @property
     def trigger(self) -> str:
@@ -57,7 +59,7 @@ class ToolForm:
 
     def write_all(self, calls: Sequence[ToolCall]) -> str:
         """Return the text of some calls."""
-        return self.opens + "\n".join(map(self.write, calls)) + self.closes
+        return self.opens + self.between.join(map(self.write, calls)) + self.closes
 
 
 DEEPSEEK: Final = ToolForm(
@@ -68,6 +70,16 @@ DEEPSEEK: Final = ToolForm(
     closes="<｜tool▁calls▁end｜>",
     call_opens="<｜tool▁call▁begin｜>",
     call_ends="<｜tool▁call▁end｜>",
+)
+DEEPSEEK_PLAIN: Final = ToolForm(
+    opens=DEEPSEEK.opens,
+    before_name=DEEPSEEK.call_opens,
+    after_name="<｜tool▁sep｜>",
+    ends=DEEPSEEK.call_ends,
+    closes=DEEPSEEK.closes,
+    call_opens=DEEPSEEK.call_opens,
+    call_ends=DEEPSEEK.call_ends,
+    between="",
 )
 QWEN: Final = ToolForm(
     opens="",
@@ -86,13 +98,13 @@ _DEEPSEEK_CALL: Final = re.compile(
 
 
 def form_of(template: str) -> ToolForm:
-    """Return the form that a chat template writes calls in."""
+    """Return the form that a chat template writes calls in, as far as its source tells."""
     return DEEPSEEK if DEEPSEEK.opens in template else QWEN
 
 
 def read_call(text: str, form: ToolForm) -> ToolCall | None:
     """Return the call that a text from a call's beginning to its end is; None if it is none."""
-    if form is DEEPSEEK:
+    if form.call_opens == DEEPSEEK.call_opens:
         found = _DEEPSEEK_CALL.fullmatch(text.strip())
         if found is None:
             return None
@@ -102,9 +114,13 @@ def read_call(text: str, form: ToolForm) -> ToolCall | None:
     value = _parsed(body)
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):  # some models write the text of the object
-        return ToolCall(value["name"], arguments) if _parsed(arguments) is not None else None
+        arguments = _parsed(arguments)
+    elif arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        return None
     return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
 
 

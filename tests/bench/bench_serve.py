@@ -5,12 +5,13 @@ r"""OpenAI servers under load: tokens/s and time to first token at some numbers 
         --server "llama.cpp=llama-server -m M.gguf --port {port} -np 8 -c 16384 -t 2" --rounds 3
 
 Each server is started on a free loopback port, asked, and stopped; they take turns, one alone at
-a time. Every request is a streamed completion of one length, greedy, with a prompt of its own;
-``tokens/s`` counts what all streams got after the first had begun. ``prefix`` asks with 1000 tokens
+a time. Every request is a streamed completion of one length, greedy, with a prompt of its own; each
+stream asks ``--each`` of them, one after the other. ``tokens/s`` are all answers' tokens by the
+time from the first question to the last token, prompts included. ``prefix`` asks with 1000 tokens
 in common, once to fill the cache and then each with a question of its own. ``--bare BUNDLE`` times
-the same steps on the session alone, which says what the server around it costs. ``--load 0.5`` asks
-at half of what the server can do, at random times, and tells quantiles of the time to the first
-token.
+the same prompts and steps on the session alone, which says what the server around it costs.
+``--load 0.5`` asks at half of what the server can do, at random times, and tells quantiles of the
+time to the first token.
 """
 
 from __future__ import annotations
@@ -105,15 +106,21 @@ async def load(base: str, streams: int, options: argparse.Namespace, seed: int) 
     """Ask with some streams at once; returns their rates."""
     async with httpx.AsyncClient(base_url=base, timeout=600, limits=ONE_EACH) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
-        texts = prompts(streams, options.prompt, seed)
-        found = await asyncio.gather(*(ask(client, model, x, options.tokens) for x in texts))
-        begun = min(stream.times_s[0] for stream in found)
-        end = max(stream.times_s[-1] for stream in found)
+
+        async def stream(texts: list[str]) -> list[Stream]:
+            return [await ask(client, model, text, options.tokens) for text in texts]
+
+        # Another seed for each number of streams: no server's prefix cache has seen a prompt.
+        texts = prompts(streams * options.each, options.prompt, 1000 * seed + streams)
+        parts = [texts[number::streams] for number in range(streams)]
+        found = list(itertools.chain(*await asyncio.gather(*map(stream, parts))))
+        begun = min(answer.begun_s for answer in found)
+        end = max(answer.times_s[-1] for answer in found)
         return {
             "streams": streams,
-            "tokens_per_s": sum(stream.tokens - 1 for stream in found) / (end - begun),
-            "first_token_s": float(np.median([stream.first_s for stream in found])),
-            "first_token_worst_s": max(stream.first_s for stream in found),
+            "tokens_per_s": sum(answer.tokens for answer in found) / (end - begun),
+            "first_token_s": float(np.median([answer.first_s for answer in found])),
+            "first_token_worst_s": max(answer.first_s for answer in found),
         }
 
 
@@ -195,8 +202,8 @@ def bare(bundle: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for streams in options.streams:
         ids = [model.tokenizer.encode(text) for text in prompts(streams, options.prompt, 5)]
-        tokens = [int(model.session.prefill(slot, x).argmax()) for slot, x in enumerate(ids)]
         begun = time.perf_counter()
+        tokens = [int(model.session.prefill(slot, x).argmax()) for slot, x in enumerate(ids)]
         for step in range(options.tokens - 1):
             places = [len(x) + step for x in ids]
             found = decode_rows(
@@ -204,7 +211,7 @@ def bare(bundle: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             )
             tokens = [best_of(row) for row in found]
         taken = time.perf_counter() - begun
-        rows.append({"streams": streams, "tokens_per_s": streams * (options.tokens - 1) / taken})
+        rows.append({"streams": streams, "tokens_per_s": streams * options.tokens / taken})
     model.session.close()
     return [{"server": "the session alone", **row} for row in rows]
 
@@ -217,6 +224,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--prompt", type=int, default=128, help="about as many tokens")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--each", type=int, default=1, help="requests of a stream")
     parser.add_argument("--threads", type=int, default=2, help="of --bare")
     parser.add_argument("--load", type=float, metavar="SHARE", help="of the capacity, instead")
     parser.add_argument("--requests", type=int, default=300, help="of --load")
@@ -228,7 +236,8 @@ def main() -> int:
     servers = [Server(*text.split("=", 1)) for text in options.server]
     rows: list[dict[str, Any]] = []
     for number in range(options.rounds):
-        for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
+        first = number % max(len(servers), 1)
+        for server in servers[first:] + servers[:first]:
             if options.calm:
                 measure.wait_until_calm(options.calm, options.calm_timeout_s)
             rows += measure_server(server, options, number)

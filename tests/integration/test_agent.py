@@ -15,12 +15,7 @@ from pathlib import Path
 
 import pytest
 from agent_cases import HANGING, Agent, agent, start, wait_for_event
-from serve_cases import NAME, build_example, point, renamed
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("agent"))
+from serve_cases import NAME, point, renamed
 
 
 def cpu_s(pid: int) -> float:

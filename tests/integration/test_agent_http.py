@@ -14,38 +14,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agent_cases import agent, wait_for_event, wait_for_port
-from serve_cases import NAME, SUM, build_example, renamed, running
+from agent_cases import agent, make_certificates, wait_for_event, wait_for_port
+from serve_cases import NAME, SUM, renamed, running
 
 from device.api.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("agent"))
-
-
-def make_certificates(folder: Path) -> None:
-    """Make an authority, and certificates of a server and a client by it."""
-
-    def openssl(*arguments: str) -> None:
-        command = ["openssl", *arguments]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(
-        "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=edgekit test",
-        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign",
-    )  # fmt: skip
-    for name in ("server", "client"):
-        openssl(
-            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
-        )
-        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-            "-CAcreateserial", "-extfile", "names", "-out", f"{name}.pem",
-        )  # fmt: skip
 
 
 def test_tls_and_client_certificates(tmp_path: Path) -> None:

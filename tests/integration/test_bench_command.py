@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from serve_cases import NAME, build_example, served, settle
+from serve_cases import NAME, served, settle
 
 from device.api.service import Service
 from device.api.settings import Settings, read_keys
@@ -24,11 +24,6 @@ from edgekit.cli.main import main
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/schemas/bench.schema.json").read_text())
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +170,7 @@ def test_a_bundle_is_served_for_as_long_as_it_takes(bundle: Path, capsys: Captur
     assert found["bundle"]["digest"].startswith("sha256:")
     assert found["scenarios"][0]["finish_reasons"] == {"length": 3}
     assert found["scenarios"][0]["output_tokens"] == 72
-    assert set(found["workload"]["fields"]) == {"logit_bias"}
+    assert found["workload"]["fields"] == {"ignore_eos": True}
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{found['target']['url']}/models")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serve_cases import NAME, Running, build_example, renamed, running, settle
+from serve_cases import NAME, Running, renamed, running, settle
 
 from device.agent import memory
 from device.agent.memory import Memory
@@ -22,11 +22,10 @@ SUMS = [(58, 67), (12, 34), (70, 25), (31, 44)]
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def bundles(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return two bundles of the example; the second has another name."""
     root = tmp_path_factory.mktemp("swap")
-    first = build_example(root)
-    return first, renamed(first, root / "other", OTHER)
+    return bundle, renamed(bundle, root / "other", OTHER)
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_fifty_swaps_in_turn(
     assert 'outcome="in_turn"} 50.0' in httpx.get(f"{server.address}/metrics").text
     logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     (why,) = {line["why"] for line in logged if line["event"] == "model_swap"}
-    assert why == "the model needs 1.04 GB, 0 B are free after the reserve"
+    assert why == "the model needs 280.60 MB, 0 B are free after the reserve"
     answers = [line for line in logged if line["event"] == "request"]
     assert {line["status"] for line in answers} == {200}
 

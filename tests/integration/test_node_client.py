@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve_cases import NAME, build_example, served, settle
+from serve_cases import NAME, served, settle
 
 NODE = Path(__file__).parents[1] / "node"
 CHECKS = 8
@@ -31,9 +31,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_openais_client_for_node_gets_its_answers(client: Path, tmp_path: Path) -> None:
+def test_openais_client_for_node_gets_its_answers(client: Path, bundle: Path) -> None:
     """Models, whole and streamed answers, tools, schemas, aborts and errors, as it reads them."""
-    with served(build_example(tmp_path)) as (address, service):
+    with served(bundle) as (address, service):
         command = [shutil.which("node") or "node", "--test", "--test-reporter=tap"]
         done = subprocess.run(
             [*command, "client.test.mjs"],

@@ -16,7 +16,7 @@ import pytest
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from openai_schema import check, check_request, fields
-from serve_cases import NAME, SUM, build_example, post, raw, served
+from serve_cases import NAME, SUM, post, raw, served
 
 from device.api.service import Service
 from device.api.settings import Settings
@@ -80,11 +80,6 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture(scope="module")
 def server(bundle: Path) -> Iterator[tuple[str, Service]]:
     with served(bundle) as found:
         yield found
@@ -140,8 +135,13 @@ def test_answers_are_what_the_schemas_say(
 
 
 def test_models_are_what_the_schema_says(server: tuple[str, Service]) -> None:
-    """The list, and its items."""
-    check("ListModelsResponse", httpx.get(f"{server[0]}/v1/models").json())
+    """The list, and its items, which are found by name, too."""
+    listed = httpx.get(f"{server[0]}/v1/models").json()
+    check("ListModelsResponse", listed)
+    assert httpx.get(f"{server[0]}/v1/models/{NAME}").json() == listed["data"][0]
+    other = httpx.get(f"{server[0]}/v1/models/deepseek/r1")
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
+    check("ErrorResponse", other.json())
 
 
 def test_errors_are_what_the_schema_says(bundle: Path) -> None:

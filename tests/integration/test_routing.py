@@ -13,14 +13,9 @@ import httpx
 import pytest
 from cloud_cases import KEY, MODEL, Cloud, Seen, refuse
 from routing_pair import LONG, SHORT, TOO_LONG, Pair, paired, route, series
-from serve_cases import NAME, SUM, build_example, post, served, settle, wait_until
+from serve_cases import NAME, SUM, post, served, settle, wait_until
 
 from device.routing.policy import Policy
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("routing"))
 
 
 @pytest.fixture
@@ -99,7 +94,7 @@ def test_the_cloud_learns_nothing_of_the_client(bundle: Path, tmp_path: Path) ->
         assert "secret" not in seen.head
 
 
-@pytest.mark.parametrize("pin", ["header", "misspelt", "metadata", "client", "all"])
+@pytest.mark.parametrize("pin", ["header", "misspelt", "metadata", "capital", "client", "all"])
 def test_a_pinned_request_never_leaves(bundle: Path, tmp_path: Path, pin: str) -> None:
     """It fails here: too long, or too many before it. The cloud has not even a connection."""
     config: dict[str, Any] = {
@@ -107,11 +102,14 @@ def test_a_pinned_request_never_leaves(bundle: Path, tmp_path: Path, pin: str) -
         "all": {"local_only": True},
     }
     headers = {"header": {"x_edgekit_privacy": "local"}, "misspelt": {"x_edgekit_privacy": "lcoal"}}
-    extra = {"metadata": {"privacy": "local"}} if pin == "metadata" else {}
+    keys = {"metadata": "privacy", "capital": "Privacy"}
+    extra = {"metadata": {keys[pin]: "local"}} if pin in keys else {}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    forms: list[dict[str, Any]] = [{}, {"stream": True}, {"n": 2}, {"tools": [tool]}]
     settings = {"queue_limit": 0}
     with paired(bundle, tmp_path, Cloud(), settings, **config.get(pin, {})) as pair:
-        for stream in (False, True):
-            got = pair.ask({**TOO_LONG, **extra, "stream": stream}, **headers.get(pin, {}))
+        for form in forms:
+            got = pair.ask({**TOO_LONG, **extra, **form}, **headers.get(pin, {}))
             assert got.json()["error"]["code"] == "context_length_exceeded"
             assert route(got) == "local; reason=privacy"
         with pair.busy():

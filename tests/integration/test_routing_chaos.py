@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from cloud_cases import Cloud, Seen, answer, refuse
 from routing_pair import SHORT, TOO_LONG, Pair, paired
-from serve_cases import build_example, wait_until
+from serve_cases import wait_until
 
 CLIENTS, ASKS = 8, 15
 
@@ -62,9 +62,9 @@ def ask(pair: Pair, draw: random.Random, faults: list[str]) -> None:
         faults.append(f"{route}: {got.text}")
 
 
-def test_nobody_gets_anothers_and_nothing_leaks(tmp_path: Path) -> None:
+def test_nobody_gets_anothers_and_nothing_leaks(bundle: Path, tmp_path: Path) -> None:
     """Two connections for eight clients; afterwards all bytes set aside are given back."""
-    bundle, draw = build_example(tmp_path), random.Random(11)
+    draw = random.Random(11)
     cloud = Cloud(anything(random.Random(5)))
     config = {"connections": 2, "failures": 1000, "connect_timeout_s": 0.5}
     faults: list[str] = []

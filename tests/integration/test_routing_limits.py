@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cloud_cases import Cloud, Seen, refuse
+from cloud_cases import Cloud, Seen, answer, refuse
 from routing_pair import TOO_LONG, Pair, paired, route, series
-from serve_cases import build_example, wait_until
+from serve_cases import wait_until
 
+from device.routing.wire import WINDOW_BYTES
 from edgekit.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("routing"))
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_a_budget_that_is_too_small_sends_nothing(bundle: Path, tmp_path: Path) 
 
 
 def test_an_answer_that_takes_all_of_the_budget_is_cut(bundle: Path, tmp_path: Path) -> None:
-    """Whole: an error. Streamed: an error event. No byte is used beyond the limit."""
+    """Whole: an error. Streamed: an error event. No more is taken than was on its way already."""
 
     def endless(seen: Seen) -> None:
         if seen.body.get("stream"):
@@ -85,7 +84,8 @@ def test_an_answer_that_takes_all_of_the_budget_is_cut(bundle: Path, tmp_path: P
             else:
                 assert (got.status_code, route(got)) == (400, "local; reason=budget")
             assert left(pair) == 0
-            assert series(pair, 'edgekit_cloud_bytes_total{direction="received"}') <= 50_000
+            received = series(pair, 'edgekit_cloud_bytes_total{direction="received"}')
+            assert received <= 50_000 + WINDOW_BYTES
             assert route(pair.ask(TOO_LONG)) == "local; reason=budget"
             assert pair.router.breaker.state() == "closed"
             assert cloud.connections == 1
@@ -232,3 +232,116 @@ def test_the_log_has_no_word_of_the_prompt(pair: Pair, caplog: pytest.LogCapture
     assert "bad: my secret" in got.json()["error"]["message"]
     assert "the cloud answered 500" in caplog.text
     assert "secret" not in caplog.text
+
+
+def garbage(seen: Seen) -> None:
+    """Send the prompt back as what is no HTTP: as a status line, or where a chunk should begin."""
+    if seen.body.get("stream"):
+        seen.begin()
+        seen.say("first")
+    seen.send(b"my secret\r\n\r\n")
+    seen.connection.shutdown(socket.SHUT_RDWR)
+
+
+def typed(seen: Seen) -> None:
+    """Send the prompt back as a type."""
+    seen.send(b"HTTP/1.1 200 X\r\ncontent-type: my secret\r\ncontent-length: 2\r\n\r\n{}")
+
+
+@pytest.mark.parametrize("script", [garbage, typed])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_no_answer_is_not_quoted_in_the_log(
+    pair: Pair, caplog: pytest.LogCaptureFixture, script: Callable[[Seen], None], *, stream: bool
+) -> None:
+    """A broken endpoint may send the prompt back as anything: libraries quote what they refuse."""
+    pair.cloud.script = script
+    got = pair.ask({**TOO_LONG, "stream": stream})
+    assert "cloud_failed" in got.text
+    assert "the cloud" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_what_a_link_carried_is_counted_even_unread(bundle: Path, tmp_path: Path) -> None:
+    """A client leaves a fast answer: what the kernel took in meanwhile went over the link, too."""
+    full, took = threading.Event(), list[int]()
+
+    def burst(seen: Seen) -> None:
+        seen.begin()
+        seen.say("first")
+        seen.connection.settimeout(1)
+        with contextlib.suppress(OSError):
+            for _ in range(400):
+                seen.say("word " * 2000)
+        full.set()
+        assert seen.was_left()
+        took.append(carried(seen.connection))
+
+    with paired(bundle, tmp_path, Cloud(burst)) as pair:
+        url = f"{pair.server[0]}/v1/chat/completions"
+        with httpx.stream("POST", url, json={**TOO_LONG, "stream": True}, timeout=30) as stream:
+            next(stream.iter_lines())
+            assert full.wait(20)  # nobody reads: what is on its way fills what there is
+        wait_until(lambda: bool(took))
+        received = series(pair, 'edgekit_cloud_bytes_total{direction="received"}')
+        assert took[0] <= received <= pair.cloud.sent
+        assert 10_000_000 - left(pair) >= received
+
+
+def carried(connection: socket.socket) -> int:
+    """Return how many bytes the other side's kernel has acknowledged."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    return int(struct.unpack_from("Q", info, 120)[0])
+
+
+def test_one_request_probes_however_many_come(bundle: Path, tmp_path: Path) -> None:
+    """Thirty streams at once after the pause: one is sent; the others stay."""
+    release = threading.Event()
+
+    def slow(seen: Seen) -> None:
+        assert release.wait(20)
+        answer(seen)
+
+    config: dict[str, Any] = {"connections": 64, "read_timeout_s": 20.0}
+    with paired(bundle, tmp_path, Cloud(slow), **config) as pair:
+        for _ in range(3):
+            pair.router.breaker.failed(pair.router.breaker.begin())
+        pair.router.breaker._until_s = 0.0
+        body = {**TOO_LONG, "stream": True}
+
+        async def crowd() -> list[str]:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(timeout=30, limits=limits) as client:
+                url = f"{pair.server[0]}/v1/chat/completions"
+                asked = [asyncio.create_task(client.post(url, json=body)) for _ in range(30)]
+                done, _ = await asyncio.wait(asked, timeout=5)
+                assert len(done) == 29
+                release.set()
+                return [route(got) for got in await asyncio.gather(*asked)]
+
+        routes = asyncio.run(crowd())
+        assert sorted(set(routes)) == ["cloud; reason=context", "local; reason=circuit"]
+        assert len(pair.cloud.seen) == 1
+
+
+def test_a_stream_without_an_event_is_no_answer(pair: Pair) -> None:
+    """Only the end of one: the device may still answer, or says that the cloud failed."""
+
+    def script(seen: Seen) -> None:
+        seen.begin()
+        seen.end()
+
+    pair.cloud.script = script
+    got = pair.ask({**TOO_LONG, "stream": True})
+    assert (got.status_code, got.json()["error"]["code"]) == (502, "cloud_failed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_in_a_hurry_opens_no_circuit(pair: Pair, *, stream: bool) -> None:
+    """Deadlines that no endpoint could keep say nothing of this one."""
+    pair.cloud.script = lambda seen: wait_until(seen.was_left)
+    for _ in range(4):
+        got = pair.ask({**TOO_LONG, "stream": stream}, x_edgekit_deadline_s="0.1")
+        assert (got.status_code, route(got)) == (502, "cloud; reason=context")
+    assert pair.router.breaker.state() == "closed"
+    pair.cloud.script = answer
+    assert pair.ask({**TOO_LONG, "stream": stream}).status_code == 200

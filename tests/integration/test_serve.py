@@ -18,16 +18,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serve_cases import NAME, SUM, build_example, connect, post, served, settle, wait_until
+from serve_cases import NAME, SUM, connect, post, served, settle, wait_until
 
 from device.api.service import Service
 from device.api.settings import Settings, read_keys
 from edgekit.errors import StorageError
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="module")

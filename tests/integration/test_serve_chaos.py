@@ -12,20 +12,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from chaos_clients import WAYS, crowd
-from serve_cases import NAME, SUM, build_example, connect, post, raw, served, settle, wait_until
+from serve_cases import NAME, SUM, connect, post, raw, served, settle, wait_until
 
+from device.api import aside
 from device.api.limits import Limits
 from device.api.service import Service
 
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_example(tmp_path_factory.mktemp("serve"))
+LONG = "lorem ipsum dolor " * 150_000
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +55,13 @@ def test_a_client_that_leaves_frees_its_slot(server: tuple[str, Service]) -> Non
 
 
 def held() -> tuple[int, int, int]:
-    """Return this process's threads, files and unfinished tasks."""
+    """Return this process's threads but those kept for long work, files and unfinished tasks."""
     gc.collect()
     # Of their type, not by isinstance: that asks objects of others for their class, and some warn.
     made = [one for one in gc.get_objects() if issubclass(type(one), asyncio.Task)]
     tasks = [one for one in made if not one.done()]
-    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), len(tasks)
+    threads = [one for one in threading.enumerate() if not one.name.startswith(aside.NAME)]
+    return len(threads), len(list(Path("/proc/self/fd").iterdir())), len(tasks)
 
 
 def test_random_clients_harm_nobody(bundle: Path) -> None:
@@ -195,3 +195,31 @@ def test_leaving_in_a_body_is_no_fault_of_the_server(
     time.sleep(0.2)
     assert faults() == before
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}, 400),
+        ("/v1/chat/completions", {"messages": SUM * 60_000}, 400),
+        ("/v1/completions", {"prompt": LONG}, 400),
+        ("/tokenize", {"prompt": LONG}, 200),
+    ],
+)
+def test_a_prompt_of_megabytes_holds_nobody_up(
+    server: tuple[str, Service], path: str, more: dict[str, Any], status: int
+) -> None:
+    """While it is written out and cut into tokens, others are answered as ever."""
+    found: list[int] = []
+    body = {"model": NAME, **more}
+    sender = threading.Thread(target=lambda: found.append(post(server, body, path).status_code))
+    longest_s = 0.0
+    with httpx.Client(base_url=server[0], timeout=30) as caller:
+        sender.start()
+        while sender.is_alive():
+            began_s = time.monotonic()
+            assert caller.get("/healthz").status_code == 200
+            longest_s = max(longest_s, time.monotonic() - began_s)
+    sender.join()
+    assert found == [status]
+    assert longest_s < 1, "some seconds are what the text takes"

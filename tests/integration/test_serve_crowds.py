@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 from chaos_clients import crowd
-from serve_cases import build_example, connect
+from serve_cases import connect
 from soak_serve import Held, held, serving, soak
+
+from device.api.aside import WORKERS
 
 GROWTH_MIB = 8.0
 """Resident memory may grow as much from the second quarter to the last: what an allocator keeps."""
@@ -33,9 +35,9 @@ def quiet(address: str, pid: int, files: int, within_s: float = 60.0) -> Held:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_thousand_random_clients_harm_nobody(tmp_path: Path) -> None:
+def test_a_thousand_random_clients_harm_nobody(bundle: Path, tmp_path: Path) -> None:
     """Right answers for all who behave; no slots, threads, files or memory are left behind."""
-    with serving(build_example(tmp_path), log=tmp_path / "log") as (address, pid):
+    with serving(bundle, log=tmp_path / "log") as (address, pid):
         asyncio.run(crowd(address, range(5000, 5040), at_once=40, patience_s=0.1))
         time.sleep(6)  # kept connections end after five seconds
         before = held(pid)
@@ -47,15 +49,18 @@ def test_a_thousand_random_clients_harm_nobody(tmp_path: Path) -> None:
             assert len(told) > 20
             assert not [wrong for wrong in told if wrong]
             quarters.append(quiet(address, pid, before.files))
-        assert max(one.threads for one in quarters) <= before.threads
+        # Those for long work are kept once there was any.
+        assert max(one.threads for one in quarters) <= before.threads + WORKERS
         growth = quarters[-1].resident_mib - quarters[1].resident_mib
         assert growth <= GROWTH_MIB, quarters
 
 
 @pytest.mark.slow
-def test_more_silent_connections_than_there_may_be_lock_nobody_out(tmp_path: Path) -> None:
+def test_more_silent_connections_than_there_may_be_lock_nobody_out(
+    bundle: Path, tmp_path: Path
+) -> None:
     """Seven hundred hold their connections open; answers are right, and all are left in time."""
-    with serving(build_example(tmp_path), log=tmp_path / "log") as (address, pid):
+    with serving(bundle, log=tmp_path / "log") as (address, pid):
         before = held(pid)
         with contextlib.ExitStack() as opened:
             for _ in range(700):
@@ -65,9 +70,9 @@ def test_more_silent_connections_than_there_may_be_lock_nobody_out(tmp_path: Pat
             quiet(address, pid, before.files, within_s=30)
 
 
-def test_requests_of_all_kinds_leave_nothing_behind(tmp_path: Path) -> None:
+def test_requests_of_all_kinds_leave_nothing_behind(bundle: Path) -> None:
     """Three hundred, each answered as its kind is; no more threads than after the first hundred."""
-    with serving(build_example(tmp_path)) as (address, pid):
+    with serving(bundle) as (address, pid):
         found = asyncio.run(soak(address, pid, 300, clients=6))
         assert len(found) == 4
         assert found[-1].threads <= found[1].threads

@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from serve_cases import NAME, SUM, build_example, post, served, settle
+from serve_cases import NAME, SUM, post, served, settle
 
 from device.api.service import Service
 
@@ -38,8 +39,8 @@ CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service]]:
-    with served(build_example(tmp_path_factory.mktemp("serve"))) as found:
+def server(bundle: Path) -> Iterator[tuple[str, Service]]:
+    with served(bundle) as found:
         yield found
 
 
@@ -131,6 +132,10 @@ def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:
     result = {"role": "tool", "content": "9", "tool_call_id": message["tool_calls"][0]["id"]}
     again = _ask(client, messages=[*SUM, message, result], tools=[WEATHER], max_tokens=8)
     assert again.usage.prompt_tokens > first.usage.prompt_tokens + 20
+    read = {**message, "parsed": None}  # as the client's parse() leaves them
+    read["tool_calls"][0]["function"]["parsed_arguments"] = {"city": "Kiel"}
+    same = _ask(client, messages=[*SUM, read, result], tools=[WEATHER], max_tokens=8)
+    assert same.usage.prompt_tokens == again.usage.prompt_tokens
 
 
 def test_log_probabilities(client: openai.OpenAI) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_cases import NAME, build_example, served
+from serve_cases import NAME, served
 
 from device.api.service import Service
 
@@ -29,8 +29,8 @@ THRESHOLDS = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service]]:
-    with served(build_example(tmp_path_factory.mktemp("triage"))) as found:
+def server(bundle: Path) -> Iterator[tuple[str, Service]]:
+    with served(bundle) as found:
         yield found
 
 

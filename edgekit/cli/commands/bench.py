@@ -260,6 +260,7 @@ def _target(
     from edgekit.benchmark.endpoint import Endpoint  # noqa: PLC0415 - an extra
 
     common = {
+        "fields": {"ignore_eos": True} if options["ignore_eos"] else {},
         "kind": options["endpoint"],
         "model": options["model"],
         "api_key": _api_key(options["api_key_env"]),
@@ -267,17 +268,15 @@ def _target(
         "keep_alive": not options["fresh_connections"],
     }
     if is_url(target):
-        fields = {"ignore_eos": True} if options["ignore_eos"] else {}
-        yield Endpoint(target, fields=fields, **common), None
+        yield Endpoint(target, **common), None
         return
-    from edgekit.benchmark.child_server import never_ending, serve_bundle  # noqa: PLC0415
+    from edgekit.benchmark.child_server import serve_bundle  # noqa: PLC0415
     from edgekit.bundle.reader import open_bundle  # noqa: PLC0415
 
     bundle = open_bundle(Path(target))
-    fields = never_ending(bundle) if options["ignore_eos"] else {}
     named = {"path": str(bundle.path), "digest": f"sha256:{bundle.digest}"}
     with serve_bundle(bundle.path, _serve_options(options), progress) as url:
-        yield Endpoint(url, fields=fields, **common), named
+        yield Endpoint(url, **common), named
 
 
 def _api_key(name: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     default=True,
     help="Start without checking the bundle's bytes.",
 )
+@click.option(
+    "--no-memory-check",
+    "memory_check",
+    flag_value=False,
+    default=True,
+    help="Load the bundle even if it seems to need more memory than is available.",
+)
 def command(bundle: Path, **options: Any) -> None:
     r"""Serve BUNDLE behind OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -133,7 +141,7 @@ def command(bundle: Path, **options: Any) -> None:
     try:
         from device.agent.agent import Agent  # noqa: PLC0415
         from device.agent.config import AgentConfig  # noqa: PLC0415
-        from device.agent.loading import LoadOptions, load_model, open_resolved  # noqa: PLC0415
+        from device.agent.loading import load_model, open_resolved  # noqa: PLC0415
         from device.agent.server import listen  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingExtraError("Serving", "serve") from error
@@ -144,9 +152,11 @@ def command(bundle: Path, **options: Any) -> None:
     config = AgentConfig(bundle=bundle, **options)
     agent = Agent(config)
     listener = listen(config.host, config.port)  # before minutes of loading
+    if not sys.stderr.isatty():  # a terminal that closes ends it; nothing can be renewed yet
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     opened = open_resolved(bundle)
     with StageProgress() as progress:
-        model = load_model(opened, LoadOptions(**config.load_options()), progress)
+        model = load_model(opened, config, progress)
     _tell(config, model, listener.getsockname()[1])
     sys.exit(agent.run(listener, model))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from device.__main__ import main
 from device.agent.config import AgentConfig, read_config
@@ -51,7 +52,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.timeout_s == 5.0
     assert type(config.timeout_s) is float
     assert config.cors_origins == ("https://a.example",)
-    assert config.load_options()["fallback"] == "cpu"
+    assert config.fallback == "cpu"
     assert not config.digests
     assert config.queue == AgentConfig().queue == 64
 
@@ -59,22 +60,26 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[serv]", "unknown table serv. Is it serve"),
-        ("[serve]\nprot = 1", "unknown key prot. Is it port"),
-        ("[serve]\nxyzzy = 1", "unknown key xyzzy. Known are: bundle"),
-        ("[serve]\nport = '8000'", "port is '8000', and must be a whole number"),
-        ("[serve]\nport = true", "port is True"),
+        ("[serv]", "the file has an unknown key 'serv'. Did you mean 'serve'"),
+        ("[serve]\nprot = 1", "unknown key 'prot'. Did you mean 'port'"),
+        ("[serve]\nxyzzy = 1", "unknown key 'xyzzy'. Valid keys: provider"),
+        ("[serve]\nport = '8000'", "port must be of type int, got '8000'"),
+        ("[serve]\nport = true", "port must be of type int, got True"),
         ("[serve]\nport = 70000", "port 70000"),
-        ("[serve]\ndigests = 1", "must be true or false"),
-        ("[serve]\nbundle = 3", "must be a path"),
-        ("[serve]\ncors_origins = [1]", "must be a list of strings"),
+        ("[serve]\ndigests = 1", "digests must be of type bool, got 1"),
+        ("[serve]\nbundle = 3", "bundle must be of type str, got 3"),
+        ("[serve]\ncors_origins = [1]", "cors_origins must be an array of strings"),
         ("[serve]\nprovider = 'gpu'", "provider 'gpu' is none of cpu, cuda"),
         ("[serve]\ntimeout_s = 0", "timeout_s is 0.0, and must be above 0"),
-        ("[serve]\nqueue = -1", "queue is -1"),
+        ("[serve]\nqueue = -1", "queue must be 0 to"),
+        ("[serve]\ndrain_s = nan", "drain_s must be 0 to"),
+        ("[serve]\ntimeout_s = inf", "timeout_s must be 0 to"),
+        ("[serve]\nlog = ''", "log is empty"),
+        ("[serve]\nbundle = ''", "bundle is empty"),
         ("[serve]\ntls_key = 'k'", "tls_certificate and tls_key go together"),
         ("[serve]\ntls_client_ca = 'k'", "tls_client_ca needs tls_certificate"),
         ("serve = 1", "serve is no table"),
-        ("[serve", "cannot read the configuration"),
+        ("[serve", "is not valid TOML"),
     ],
 )
 def test_what_means_nothing_is_told(tmp_path: Path, text: str, said: str) -> None:
@@ -105,6 +110,15 @@ def test_the_command_has_what_the_file_has() -> None:
     for name in options:
         wanted = "off" if name == "log" else keys[name]
         assert context.params[name] == wanted, name
+
+
+@pytest.mark.parametrize("given", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--timeout-s", "--drain-s"])
+def test_times_are_finite(option: str, given: str) -> None:
+    """Of the command's options, too, and before anything is loaded."""
+    done = CliRunner().invoke(command, ["none.bundle", option, given])
+    assert isinstance(done.exception, ConfigError)
+    assert option.strip("-").replace("-", "_") in str(done.exception)
 
 
 def test_the_documentation_has_every_key() -> None:

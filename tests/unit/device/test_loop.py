@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from scheduler_cases import Engine, ask, expected, lasting
+from serve_cases import wait_until
 
 from device.runtime.faults import EngineStoppedError, QueueFullError
 from device.runtime.loop import EngineLoop
@@ -159,3 +160,21 @@ def test_a_step_that_hangs_is_seen() -> None:
     while loop.step_s:
         assert time.monotonic() < until
     loop.stop(10)
+
+
+def test_who_leaves_while_it_stops_is_not_waited_for() -> None:
+    """A request that is cancelled during the drain ends at the next step, and with it the drain."""
+    engine, end = Gated(slots=1), Waiting()
+    loop = EngineLoop(Scheduler(engine))
+    request = ask(lasting(40), 40, on_finish=end)
+    loop.submit(request).result(10)
+    stopper = threading.Thread(target=loop.stop, args=(30.0,))
+    stopper.start()
+    wait_until(lambda: loop._stopping)
+    loop.cancel(request)
+    engine.gate.set()
+    end.wait()
+    stopper.join(10)
+    assert not loop.is_alive
+    assert request.reason == "cancelled"
+    assert len(request.generated) < 5

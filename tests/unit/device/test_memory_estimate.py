@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from device.agent.memory import Estimate, Memory, needed_bytes, read_memory
+import pytest
+
+from device.agent import memory
+from device.agent.memory import Estimate, Memory, needed_bytes, read_memory, require_room
 from edgekit.bundle.reader import Bundle
+from edgekit.errors import NoMemoryError
+from edgekit.models.exported import ExportedConfig
+from edgekit.units import format_bytes
 
 GIB = 1 << 30
 
@@ -17,20 +23,24 @@ class FakeGraph:
     activation_dtype = "float16"
 
 
+class FakeTensor:
+    """A tensor's entry, as far as it matters."""
+
+    size_bytes = 7
+
+
+CONFIG = ExportedConfig("llama", 10, 2, 64, 4096, 1000)
+
+
 class FakeManifest:
     """A manifest, as far as it matters."""
 
+    name = "fake"
     requirements = {"memory_bytes": 2 * GIB}  # noqa: RUF012 - read only
     limits = {"max_sequences": 4, "max_context": 1000}  # noqa: RUF012
     graphs = (FakeGraph(),)
-    model: dict[str, Any] = {  # noqa: RUF012
-        "config": {
-            "num_hidden_layers": 10,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "hidden_size": 512,
-        }
-    }
+    tensors = (FakeTensor(),)
+    model: dict[str, Any] = {"config": CONFIG.to_dict()}  # noqa: RUF012
 
 
 class FakeBundle:
@@ -64,21 +74,85 @@ def test_a_groups_limit_counts(tmp_path: Path) -> None:
     """What files of it hold can be given back; no limit is none."""
     group = {
         "memory.max": str(16 * GIB),
+        "memory.high": "max\n",
         "memory.current": str(10 * GIB),
         "memory.stat": f"anon 1\ninactive_file {2 * GIB}\nactive_file {GIB}\n",
     }
     limited = machine(tmp_path / "a", 40 * GIB // 1024, group)
-    assert read_memory(limited) == Memory(16 * GIB, 9 * GIB)
+    assert read_memory(limited) == Memory(16 * GIB, 9 * GIB, is_tight=True)
     unlimited = machine(tmp_path / "b", 40 * GIB // 1024, {**group, "memory.max": "max\n"})
     assert read_memory(unlimited).total_bytes == 64 * GIB
 
 
-def test_more_slots_need_more() -> None:
-    """The caches of those beyond the bundle's own number; fewer take nothing off."""
+def test_a_group_above_counts(tmp_path: Path) -> None:
+    """A limit of the slice binds the services in it; so does the rate at which one is held back."""
+    root = machine(tmp_path, 40 * GIB // 1024)
+    slice_ = root / "sys/fs/cgroup/system.slice"
+    (slice_ / "memory.max").write_text("max\n")
+    (slice_ / "memory.high").write_text(f"{8 * GIB}\n")
+    (slice_ / "memory.current").write_text(f"{GIB}\n")
+    (slice_ / "memory.stat").write_text("anon 1\n")
+    assert read_memory(root) == Memory(8 * GIB, 7 * GIB, is_tight=True)
+
+
+def test_what_leaves_least_counts(tmp_path: Path) -> None:
+    """After the reserve: a group with less available may leave more than the machine does."""
+    group = {"memory.max": str(10 * GIB), "memory.high": "max", "memory.current": "0"}
+    root = machine(tmp_path, 12 * GIB // 1024, {**group, "memory.stat": ""})
+    assert read_memory(root) == Memory(64 * GIB, 12 * GIB)
+
+
+def test_a_jetson_is_tight(tmp_path: Path) -> None:
+    """There the fifth stays free of the only model, too; on a host it does not."""
+    root = machine(tmp_path, 40 * GIB // 1024)
+    assert read_memory(root).admitted_bytes == 40 * GIB
+    (root / "proc/device-tree").mkdir()
+    (root / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert read_memory(root).admitted_bytes == 40 * GIB - int(64 * GIB * 0.2)
+
+
+SLOT = 2 * 10 * 2 * 64 * 2 * 1000
+"""Keys and values, layers, heads, head_dim, bytes, context."""
+
+
+def test_slots_are_counted() -> None:
+    """The caches of those that are asked for, also of an architecture that is not edgekit's own."""
     bundle = cast("Bundle", FakeBundle())
-    assert needed_bytes(bundle, 4) == needed_bytes(bundle, 1) == 2 * GIB
-    slot = 2 * 10 * 2 * 64 * 2 * 1000  # keys and values, layers, heads, head_dim, bytes, context
-    assert needed_bytes(bundle, 6) == 2 * GIB + 2 * slot
+    assert needed_bytes(bundle, 4, "cuda") == 2 * GIB
+    assert needed_bytes(bundle, 6, "cuda") == 2 * GIB + 2 * SLOT
+    assert needed_bytes(bundle, 1, "tensorrt") == 2 * GIB - 3 * SLOT
+    assert needed_bytes(bundle, 4, "cpu") == 2 * GIB - 1_000_000_000 + 250_000_000 + 7
+
+
+@pytest.mark.parametrize(
+    ("available", "slots", "said"),
+    [
+        (2 * GIB, 5, "Give --max-sequences 4"),
+        (2 * GIB - 1, 4, "Give --max-sequences 3"),
+        (2 * GIB - 4 * SLOT, 4, "End other programs, or build it with fewer bits"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, available: int, slots: int, said: str
+) -> None:
+    """To the byte; both figures, the caches' share, what makes it fit, and how to insist."""
+    bundle = cast("Bundle", FakeBundle())
+    monkeypatch.setattr(memory, "read_memory", lambda: Memory(64 * GIB, available))
+    with pytest.raises(NoMemoryError) as caught:
+        require_room(bundle, slots, "cuda")
+    text = str(caught.value)
+    assert said in text
+    assert "--no-memory-check" in text
+    assert f"fake needs {format_bytes(2 * GIB + (slots - 4) * SLOT)} of memory" in text
+    assert f"{format_bytes(slots * SLOT)} of it caches: {slots} of 1000 tokens" in text
+    assert f"{format_bytes(available)} are available. " in text
+    needed = 2 * GIB + (slots - 4) * SLOT
+    monkeypatch.setattr(memory, "read_memory", lambda: Memory(64 * GIB, needed))
+    require_room(bundle, slots, "cuda")
+    tight = Memory(10 * GIB, needed + 2 * GIB - 1, is_tight=True)
+    monkeypatch.setattr(memory, "read_memory", lambda: tight)
+    with pytest.raises(NoMemoryError, match=r"2\.15 GB of which stay free"):
+        require_room(bundle, slots, "cuda")
 
 
 def test_the_estimate_says_why() -> None:

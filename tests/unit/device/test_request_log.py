@@ -74,9 +74,13 @@ def test_an_id_that_is_one_is_kept(given: bytes, kept: bool, tmp_path: Path) -> 
 def test_paths_of_no_route_and_probes(tmp_path: Path) -> None:
     """Who asks for a secret's name is not helped to write it down; probes are noise."""
     log = JsonLog(str(tmp_path / "log"), lambda: None)
-    for path in ("/sk-secret", "/healthz", "/readyz", "/metrics", "/v1/models"):
+    for path in ("/sk-secret", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/sk"):
         call(RequestLog(stream, log), path)
-    assert [line["route"] for line in lines(tmp_path / "log")] == ["unknown", "/v1/models"]
+    assert [line["route"] for line in lines(tmp_path / "log")] == [
+        "unknown",
+        "/v1/models",
+        "/v1/models",
+    ]
     log.close()
 
 

@@ -24,8 +24,7 @@ def made(clock: Clock, draw: float = 1.0) -> Breaker:
 
 def fail(breaker: Breaker, times: int = 1) -> None:
     for _ in range(times):
-        breaker.begin()
-        breaker.failed()
+        breaker.failed(breaker.begin())
 
 
 def test_it_opens_after_failures_in_a_row() -> None:
@@ -49,9 +48,11 @@ def test_half_open_lets_one_request_pass() -> None:
     assert breaker.state() == "open"
     clock.now_s = 2.0
     assert (breaker.state(), breaker.passes()) == ("half-open", True)
-    breaker.begin()
+    probe = breaker.begin()
     assert not breaker.passes()
-    breaker.abandoned()
+    breaker.abandoned(object())  # one that began before is not the probe
+    assert not breaker.passes()
+    breaker.abandoned(probe)
     assert breaker.passes()
     fail(breaker)
     clock.now_s = 5.99
@@ -68,12 +69,12 @@ def test_what_the_endpoint_asks_for_is_kept() -> None:
     """Retry-After opens at once and for as long, but never beyond the longest pause."""
     clock = Clock()
     breaker = made(clock)
-    breaker.failed(retry_after_s=30.0)
+    breaker.failed(breaker.begin(), retry_after_s=30.0)
     clock.now_s = 29.9
     assert breaker.state() == "open"
     clock.now_s = 30.0
     assert breaker.state() == "half-open"
-    breaker.failed(retry_after_s=1e9)
+    breaker.failed(breaker.begin(), retry_after_s=1e9)
     clock.now_s = 90.0
     assert breaker.state() == "half-open"
 
@@ -89,3 +90,23 @@ def test_pauses_are_drawn_within_bounds(failures: int, draw: float) -> None:
     assert breaker.state() == "open"
     clock.now_s = full_s
     assert breaker.state() == "half-open"
+
+
+def test_a_long_answer_does_not_hold_the_others_back() -> None:
+    """Once a probe is being answered they pass; should it fail, the pauses go on growing."""
+    clock = Clock()
+    breaker = made(clock)
+    fail(breaker, 3)
+    clock.now_s = 2.0
+    probe = breaker.begin()
+    assert not breaker.passes()
+    breaker.answered(probe)
+    assert breaker.passes()
+    breaker.failed(probe)
+    clock.now_s = 5.9
+    assert breaker.state() == "open"
+    clock.now_s = 6.0
+    breaker.answered(breaker.begin())
+    breaker.succeeded()
+    fail(breaker, 2)
+    assert breaker.state() == "closed"

@@ -201,3 +201,32 @@ def test_writes_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     asyncio.run(run())
     assert 1_000_000 / AHEAD_BYTES <= len(writes) <= 3 + 1_000_000 / AHEAD_BYTES
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40_000)), min_size=6, max_size=60))
+def test_connections_at_once_are_all_written_before(steps: list[tuple[int, int]]) -> None:
+    """Whatever six of them wait for, come in any order: within the limit, and in the file."""
+
+    async def run(path: Path) -> None:
+        budget = made(path, Clocks(), 500_000)
+        waiting: dict[int, tuple[contextlib.AsyncExitStack, int]] = {}
+        for number, amount in steps:
+            if number in waiting:
+                stack, most = waiting.pop(number)
+                budget.count(min(amount, most))
+                assert written(path) >= budget._ledger.used
+                await stack.aclose()
+                continue
+            most, stack = int(min(amount, budget.free)), contextlib.AsyncExitStack()
+            await stack.enter_async_context(budget.expected(most))
+            waiting[number] = stack, most
+        for stack, most in waiting.values():
+            budget.count(most)
+            assert written(path) >= budget._ledger.used
+            await stack.aclose()
+        assert budget._ledger.used <= 500_000
+        budget.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(Path(folder) / "budget.json"))

@@ -10,7 +10,6 @@ import pytest
 
 from device.agent.config import parse_config
 from device.routing.config import RoutingConfig, load_routing, parse_routing
-from device.routing.errors import RoutingConfigError
 from device.routing.policy import Policy
 from edgekit.errors import ConfigError, StorageError
 
@@ -61,7 +60,7 @@ def test_it_is_off_unless_enabled() -> None:
 )
 def test_what_is_wrong_is_named(changed: dict[str, Any], said: str) -> None:
     """Key, value and what to write instead; no secret of a URL."""
-    with pytest.raises(RoutingConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=said) as caught:
         parse_routing({**LEAST, **changed})
     assert "secret" not in str(caught.value)
 
@@ -69,7 +68,7 @@ def test_what_is_wrong_is_named(changed: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize("key", sorted(LEAST))
 def test_what_has_no_default_must_be_given(key: str) -> None:
     """Endpoint, model, budget and its file."""
-    with pytest.raises(RoutingConfigError, match=f"lacks {key}"):
+    with pytest.raises(ConfigError, match=f"lacks {key}"):
         parse_routing({k: v for k, v in LEAST.items() if k != key})
 
 
@@ -94,9 +93,9 @@ def test_a_file_has_the_table_and_nothing_else(tmp_path: Path) -> None:
         ("[routing]", "lacks base_url"),
     ):
         path.write_text(text)
-        with pytest.raises(RoutingConfigError, match=said):
+        with pytest.raises(ConfigError, match=said):
             load_routing(path)
-    with pytest.raises(StorageError, match="Choose another --routing"):
+    with pytest.raises(ConfigError, match="Choose another --routing"):
         load_routing(tmp_path)
 
 
@@ -140,3 +139,21 @@ def test_the_agents_file_has_the_same_table() -> None:
     for data in ({"serve": {"routing": LEAST}}, {"routing": {**LEAST, "x": 1}}, {"routing": 1}):
         with pytest.raises(ConfigError):
             parse_config(data)
+
+
+def test_who_is_pinned_must_be_someone(tmp_path: Path) -> None:
+    """A misspelt client would pin nothing: names need a key, and without keys it is an address."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"camera {'ab' * 32}\n")
+    routing = {**LEAST, "local_clients": ["camra"]}
+    told = {"serve": {"api_keys": str(keys)}, "routing": routing}
+    with pytest.raises(ConfigError, match=r"'camra'.*has no API key\. .*camera"):
+        parse_config(told).settings()
+    with pytest.raises(ConfigError, match=r"'camra'.*is no address"):
+        parse_config({"routing": routing}).settings()
+    routing["local_clients"] = ["10.0.0.1"]
+    with pytest.raises(ConfigError, match="has no API key"):
+        parse_config(told).settings()
+    assert parse_config({"routing": routing}).settings().router is None
+    routing["local_clients"] = ["camera"]
+    assert parse_config(told).settings().keys

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routing_cases import FACTS, facts
 
-from device.routing.errors import RoutingConfigError
 from device.routing.policy import CLOUD_REASONS, Policy, read_policy
 from device.routing.rules import decide
+from edgekit.errors import ConfigError
 
 POLICIES = st.builds(
     Policy,
@@ -84,5 +84,21 @@ def test_a_remote_policy_is_read() -> None:
 )
 def test_what_is_not_understood_is_refused_whole(table: dict[str, Any], said: str) -> None:
     """It may have forbidden something."""
-    with pytest.raises(RoutingConfigError, match=said):
+    with pytest.raises(ConfigError, match=said):
         read_policy(table, "policy")
+
+
+def test_a_limit_that_is_no_number_is_none() -> None:
+    """NaN compares as false with everything: taken for a limit it would be none."""
+    for wrong in (math.nan, -1):
+        with pytest.raises(ConfigError, match="daily_bytes"):
+            Policy(daily_bytes=wrong)
+
+
+def test_an_address_is_pinned_however_it_is_written() -> None:
+    """IPv6 has many forms of one address; requests come with the shortest."""
+    policy = Policy(local_clients=frozenset({"2001:DB8:0::0:1", " 10.0.0.7"}))
+    for client in ("2001:db8::1", "10.0.0.7"):
+        seen = facts(client=client, prompt_tokens=200)
+        assert decide(seen, policy).header == "local; reason=privacy"
+    assert decide(facts(client="10.0.0.8", prompt_tokens=200), policy).route == "cloud"

@@ -28,10 +28,14 @@ def sent(body: dict[str, Any], kind: Any = ChatRequest) -> Any:
 
 def test_messages_are_openais() -> None:
     """Calls and their results are sent on; what other servers call reasoning is not, nor null."""
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call: dict[str, Any] = {
+        "id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}
+    }  # fmt: skip
+    # What clients' libraries leave in a call.
+    echoed = {**call, "index": 0, "function": {**call["function"], "parsed_arguments": {}}}
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "me"},
-        {"role": "assistant", "reasoning_content": "hm", "reasoning": "hm", "tool_calls": [call]},
+        {"role": "assistant", "reasoning_content": "hm", "reasoning": "hm", "tool_calls": [echoed]},
         {"role": "tool", "content": "1", "tool_call_id": "1"},
     ]
     found = sent({"messages": messages})

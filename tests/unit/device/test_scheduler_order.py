@@ -11,18 +11,34 @@ from device.runtime.faults import QueueFullError
 from device.runtime.scheduler import Scheduler
 
 
-def test_prompts_that_fit_into_one_chunk_share_a_step() -> None:
-    """Four short ones are answered after one step, which runs no more tokens than a long one's."""
+def test_prompts_that_fit_into_one_chunk_go_before_the_next_tokens() -> None:
+    """Four short ones have their first token before any has its second; a fifth waits for that."""
     engine = Engine()
     scheduler = Scheduler(engine, chunk_tokens=12)
     requests = [ask([n, n, n], 4) for n in range(1, 6)]
     for request in requests:
         scheduler.submit(request)
+    for _ in range(4):
+        scheduler.step()
+    assert [len(request.generated) for request in requests] == [1, 1, 1, 1, 0]
     scheduler.step()
-    assert engine.prefilled == 12
-    assert [request.first_token_s is not None for request in requests[:4]] == [True] * 4
+    assert [len(request.generated) for request in requests] == [2, 2, 2, 2, 0]
     run(scheduler)
     assert all(request.generated == expected(request.prompt, 4) for request in requests)
+
+
+def test_a_short_prompt_that_comes_while_another_runs_goes_before_the_next_tokens() -> None:
+    """Who comes between two runs of the engine waits for no token of the others."""
+    scheduler = Scheduler(Engine(), chunk_tokens=12)
+    first, second, third = ask([1, 2], 9), ask([3, 4], 9), ask([5, 6], 9)
+    scheduler.submit(first)
+    scheduler.step()
+    scheduler.step()
+    scheduler.submit(second)
+    scheduler.step()
+    scheduler.submit(third)
+    scheduler.step()
+    assert [len(request.generated) for request in (first, second, third)] == [2, 1, 1]
 
 
 def test_prompts_of_one_length_go_in_their_order() -> None:

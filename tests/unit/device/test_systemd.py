@@ -53,6 +53,7 @@ def test_without_systemd_nothing_is_said(tmp_path: Path) -> None:
     quiet.ready()
     assert quiet.watchdog_s is None
     assert Notifier({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}).watchdog_s is None
+    assert Notifier({"WATCHDOG_USEC": "0"}).watchdog_s is None
     with pytest.raises(StorageError, match="cannot tell systemd"):
         Notifier({"NOTIFY_SOCKET": str(tmp_path / "none")}).ready()
 

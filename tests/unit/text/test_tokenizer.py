@@ -46,6 +46,15 @@ def test_no_piece_holds_half_a_character(text: str) -> None:
     assert "".join(pieces) == text
 
 
+def test_long_texts_are_cut_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way, which lets threads run, gives the same ids, special tokens and bos too."""
+    text = "<｜User｜>To be, or 中🙂\n\n" * 1000
+    assert len(text) > module.LONG_TEXT_CHARS
+    ids = [TOKENIZER.encode(text, add_special=add) for add in (False, True)]
+    monkeypatch.setattr(module, "LONG_TEXT_CHARS", 1 << 30)
+    assert ids == [TOKENIZER.encode(text, add_special=add) for add in (False, True)]
+
+
 def test_a_character_of_several_tokens_waits_for_the_last() -> None:
     """An emoji the vocabulary lacks is one piece, at its last token."""
     ids = TOKENIZER.encode("🙂")
