@@ -15,12 +15,20 @@ from types import FrameType
 from device.agent.config import DEFAULT_PATH, AgentConfig, read_config
 from edgekit.errors import EdgekitError, MissingExtraError
 
+TOOLS = ("config", "diagnostics")
+"""Words that make it another program than the agent."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the agent; returns its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is loaded yet that could be renewed
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in TOOLS:
+        from device.remote.cli import run_tool  # noqa: PLC0415 - the agent needs it not
+
+        return run_tool(given)
+    options = _parser().parse_args(given)
     try:
         config = _config(options)
         if options.health:

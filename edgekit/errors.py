@@ -25,6 +25,7 @@
     │   ├── StoreError               the database refuses, is of another version, or is not there
     │   │   └── StoreAwayError           it is not there just now: what was asked may be asked again
     │   └── ExportError              a receiver of telemetry refuses to be written to
+    ├── TrustError               a signed document or a key is not to be trusted
     ├── MissingExtraError        an optional dependency is not installed
     └── MissingInterpreterError  a tool that needs another Python is not set up
 
@@ -219,6 +220,12 @@ class StoreAwayError(StoreError):
 
 class ExportError(FleetError):
     """A receiver, such as Prometheus, does not let us write; the store keeps everything."""
+
+
+class TrustError(EdgekitError):
+    """A signature, a key, or a document that should have been signed, is not to be trusted."""
+
+    exit_code = 18
 
 
 class MissingExtraError(EdgekitError):

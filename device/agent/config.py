@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from device.agent.options import LoadOptions
 from device.limits import BODY_LIMIT_BYTES, QUEUE_LIMIT
+from device.remote.config import FleetConfig, parse_fleet
 from device.routing.config import RoutingConfig, parse_routing
 from device.tables import read_table, read_toml, refuse_unknown
 from device.telemetry.config import TABLE as TELEMETRY
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # an extra's packages come with it
 DEFAULT_PATH: Final = Path("/etc/edgekit/agent.toml")
 TABLE: Final = "serve"
 ROUTING: Final = "routing"
+FLEET: Final = "fleet"
 _CHOICES: Final = {
     "provider": ("cpu", "cuda", "tensorrt", "auto"),
     "fallback": ("cpu", "cuda"),
@@ -66,6 +68,7 @@ class AgentConfig(LoadOptions):
         vllm_metrics: Tell the metrics under vLLM's names, too.
         routing: The table ``[routing]``; None lets nothing go.
         telemetry: The table ``[telemetry]``; None sends none.
+        fleet: The table ``[fleet]``; None takes nobody's word from afar.
     """
 
     bundle: Path = Path("/var/lib/edgekit/current")
@@ -86,6 +89,7 @@ class AgentConfig(LoadOptions):
     vllm_metrics: bool = False
     routing: RoutingConfig | None = None
     telemetry: TelemetryConfig | None = None
+    fleet: FleetConfig | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -161,11 +165,12 @@ def parse_config(data: Mapping[str, Any]) -> AgentConfig:
     Raises:
         ConfigError: It says something that means nothing.
     """
-    refuse_unknown(data, (TABLE, ROUTING, TELEMETRY), "the file")
+    refuse_unknown(data, (TABLE, ROUTING, TELEMETRY, FLEET), "the file")
     table = data.get(TABLE, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{TABLE} is no table", f"Write [{TABLE}] above its keys")
-    config = read_table(AgentConfig, table, f"[{TABLE}]", without=(ROUTING, TELEMETRY))
+    config = read_table(AgentConfig, table, f"[{TABLE}]", without=(ROUTING, TELEMETRY, FLEET))
     routing = parse_routing(data[ROUTING]) if ROUTING in data else None
     telemetry = parse_telemetry(data[TELEMETRY]) if TELEMETRY in data else None
-    return replace(config, routing=routing, telemetry=telemetry)
+    fleet = parse_fleet(data[FLEET]) if FLEET in data else None
+    return replace(config, routing=routing, telemetry=telemetry, fleet=fleet)

@@ -44,13 +44,16 @@ class JsonLog:
     Args:
         where: ``stdout``, ``off`` or a file, which is appended to.
         lost: Called for each line that could not be written.
+        tail: Given each line as well, for a diagnostic bundle.
 
     Raises:
         StorageError: The file cannot be opened.
     """
 
-    def __init__(self, where: str, lost: Callable[[], None]) -> None:
-        self._where, self._lost = where, lost
+    def __init__(
+        self, where: str, lost: Callable[[], None], tail: Callable[[str], None] | None = None
+    ) -> None:
+        self._where, self._lost, self._tail = where, lost, tail
         self._file: TextIO | None = None
         self.reopen()
 
@@ -112,6 +115,8 @@ class JsonLog:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, **fields}, ensure_ascii=False)
+        if self._tail is not None:
+            self._tail(line)
         try:
             self._file.write(line + "\n")
             self._file.flush()

@@ -101,6 +101,7 @@ SERIES: Mapping[str, Series] = {
     "ring_rows": Series("Samples and alarms that no store has acknowledged."),
     "ring_file_bytes": Series("Size of the ring on disk."),
     "ring_dropped_total": Series("Rows dropped unsent.", "reason"),
+    "remote_documents_total": Series("Documents from afar, by what became of them.", "outcome"),
     "sensor_errors_total": Series("Readings that failed.", "sensor"),
     "uptime_s": Series("Since the boot."),
 }

@@ -1,0 +1,1 @@
+"""Configuration and commands from afar: pulled, proven, and never looser than the owner's own."""

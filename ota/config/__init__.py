@@ -1,0 +1,1 @@
+"""Signed configurations and commands: written, kept, handed to devices."""
