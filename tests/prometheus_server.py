@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-import yaml  # type: ignore[import-untyped]
+import yaml
 from yaml_files import read_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "ota/prometheus"

@@ -131,7 +131,7 @@ class Front:
             ApiError: It is not served.
         """
         self._identify(request.scope)
-        async with self._models.lease(self._deadline_s()) as hosted:
+        async with self._models.lease(self._deadline_s(request.scope)) as hosted:
             hosted.service.require_model(request.path_params["name"])
             return JSONResponse(_described(hosted.service))
 

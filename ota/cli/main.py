@@ -15,6 +15,7 @@ COMMANDS = {
     "store": "Make, look after, back up and restore the store.",
     "devices": "List the devices, or show one.",
     "samples": "Show what a device measured.",
+    "config": "Sign configurations and commands, and hand them out.",
     "export": "Write what the store gets to Prometheus.",
 }
 NEEDED = (
