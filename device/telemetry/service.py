@@ -1,5 +1,6 @@
 """The agent's telemetry: one thread that collects, publishes and takes notices.
 
+How often and how much may be changed while it runs: the thread looks between turns at what holds.
 Whatever fails in it, the disk, the broker or the network, is logged and tried again; nothing that
 serves requests waits for it.
 """
@@ -36,9 +37,11 @@ from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
 from device.telemetry.sensors.tcp_info import Links
 from device.telemetry.sensors.tegrastats_process import Tegrastats
-from device.telemetry.station import TURN_S, Pace, Parts, Station
+from device.telemetry.station import TURN_S, Parts, Station
+from device.telemetry.tuning import Tuning
 from edgekit.batch_encoding import compress
 from edgekit.contracts.series import Values
+from edgekit.contracts.telemetry import COMMANDS
 from edgekit.errors import EdgekitError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +49,6 @@ logger = logging.getLogger(__name__)
 RETRY_S = 60.0
 """Between two tries to open the ring."""
 STOP_S = 10.0
-FETCHED = ("config", "job", "logs")
-"""Notices of something that is fetched."""
 _DAY_MS = 86_400_000
 _ROOT = Path("/")
 
@@ -59,7 +60,11 @@ class Telemetry:
         config: What it is told.
         counters: Other parts' readings by name, such as the engine's; called in its thread.
         details: More facts for the birth, such as the model's name; called at every connect.
-        on_notice: Called with notices of what is to be fetched; it must not wait.
+        tuning: Returns what holds of the settings that may change; the configuration's, if None.
+            Called in its thread, often.
+        on_notice: Called with notices of what is to be fetched; it must not wait. Without it they
+            are unknown.
+        on_connect: Called once a broker has accepted the device; it must not wait.
         clock: Tells the time.
         turn_s: Longest wait of a turn, in real seconds whatever the clock says.
         windows: Of the session's back-off.
@@ -75,7 +80,9 @@ class Telemetry:
         *,
         counters: Mapping[str, Callable[[], Values]] | None = None,
         details: Callable[[], Details] | None = None,
+        tuning: Callable[[], Tuning] | None = None,
         on_notice: Handler | None = None,
+        on_connect: Callable[[], None] | None = None,
         clock: Clock | None = None,
         turn_s: float = TURN_S,
         windows: Windows | None = None,
@@ -84,14 +91,34 @@ class Telemetry:
         self._config = config
         self._counters = dict(counters or {})
         self._details = details or dict
-        self._on_notice = on_notice
+        own = config.tuning
+        self._tuning = tuning or (lambda: own)
+        self._on_notice, self._on_connect = on_notice, on_connect
         self._clock = clock or SystemClock()
-        self._pace = Pace(config.sample_s, config.batch_s, turn_s)
+        self._turn_s = turn_s
+        self._live = Live(self._clock)
+        self._readings: Values = {}
         self._windows = windows or Windows()
         self._is_encrypted = is_encrypted
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         compress(b"", config.encoding)
+
+    @property
+    def readings(self) -> Values:
+        """The last readings; any thread may ask."""
+        return self._readings
+
+    def go_live(self, for_s: float) -> None:
+        """Send every sample at once for a while; any thread may call it.
+
+        Args:
+            for_s: For how long, an hour at most; asked again it begins anew.
+
+        Raises:
+            TelemetryError: The day's bytes are spoken for.
+        """
+        self._live.start(for_s)
 
     def start(self) -> None:
         """Begin."""
@@ -112,7 +139,9 @@ class Telemetry:
             try:
                 with self._station() as station:
                     while not self._stopping.is_set():
+                        station.tune(self._tuning())
                         station.turn()
+                        self._readings = station.readings
                     station.close()
             except EdgekitError as error:
                 logger.error("no telemetry: %s; next try in %.0f s", error, RETRY_S)  # noqa: TRY400
@@ -128,21 +157,20 @@ class Telemetry:
             RingError: The ring cannot be opened.
             StorageError: The file of the day's bytes cannot.
         """
-        config, clock = self._config, self._clock
-        links, alarms = Links(), Alarms(config.alarms)
+        config, clock, tuning = self._config, self._clock, self._tuning()
+        links, alarms = Links(), Alarms(tuning.rules)
         with contextlib.ExitStack() as closing:
             limits = Limits(config.ring_bytes, int(config.ring_days * _DAY_MS))
             ring = Ring(config.ring, boot_id(), clock, limits)
             closing.callback(ring.close)
-            day = DayBytes(_beside(config.ring), config.daily_bytes, clock)
+            day = DayBytes(_beside(config.ring), tuning.daily_bytes, clock)
             closing.callback(day.close)
             healths = Healths(
                 config.identity, lambda: ring.boot, clock, lambda: alarms.raised, self._facts
             )
             session = self._session(healths, links)
             closing.callback(session.close)
-            live = Live(clock)
-            probe = self._probe(closing)
+            probe = self._probe(closing, tuning)
 
             def own() -> Values:
                 return station.values()  # made below, and asked by it
@@ -154,28 +182,28 @@ class Telemetry:
                 sensors.append(probe)
             parts = Parts(
                 clock=clock,
-                collector=Collector(sensors, alarms, ring, clock, config.sample_s),
+                alarms=alarms,
+                collector=Collector(sensors, alarms, ring, clock, tuning.sample_s),
                 session=session,
                 publisher=Publisher(ring, session, config.identity, clock, config.encoding),
-                notices=Notices(config.identity, clock, self._handlers(live)),
+                notices=Notices(config.identity, clock, self._handlers()),
                 healths=healths,
-                live=live,
+                live=self._live,
                 day=day,
                 probe=probe,
+                on_connect=self._on_connect,
             )
-            station = Station(parts, self._pace)
+            station = Station(parts, tuning, self._turn_s)
             yield station
 
-    def _handlers(self, live: Live) -> dict[str, Handler]:
-        handlers: dict[str, Handler] = {"live": live.start}
-        if self._on_notice is not None:
-            handlers |= dict.fromkeys(FETCHED, self._on_notice)
-        return handlers
+    def _handlers(self) -> dict[str, Handler]:
+        """Return what takes notices: every kind is of something that is fetched."""
+        return {} if self._on_notice is None else dict.fromkeys(COMMANDS, self._on_notice)
 
-    def _probe(self, closing: contextlib.ExitStack) -> EchoProbe | None:
+    def _probe(self, closing: contextlib.ExitStack, tuning: Tuning) -> EchoProbe | None:
         if self._config.probe is None:
             return None
-        probe = EchoProbe(self._config.probe_address, day_bytes=self._config.probe_daily_bytes)
+        probe = EchoProbe(self._config.probe_address, day_bytes=tuning.probe_daily_bytes)
         closing.callback(probe.close)
         return probe
 

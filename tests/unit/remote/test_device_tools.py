@@ -113,13 +113,12 @@ def test_the_parts_fit_together(agent_file: Path, tmp_path: Path) -> None:
     """What the agent calls makes a remote, a puller and a bundle of its configuration."""
     config = read_config(agent_file)
     assert config.fleet is not None
-    local = local_of(config, {"disk": False})
+    local = local_of(config)
     assert local.leaks.policy.cloud
-    assert local_of(parse_config({}), {}).leaks == CLOSED
+    assert local_of(parse_config({})).leaks == CLOSED
     held: list[Effective] = []
     remote = make_remote(config.fleet, local, FakeClock(), held.append)
     assert not held[0].leaks.policy.cloud
-    assert "disk" not in held[0].rules
     parts = bundle_parts(config, lambda: ["{}"], lambda: {"uptime_s": 1}, remote)
     assert make_puller(config.fleet, remote, FakeClock(), lambda _: None, parts) is not None
     told = {part.name: part.read() for part in parts if part.kind == "facts"}
