@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mosquitto_broker import Broker
 from mqtt_client import Client
-from telemetry_cases import ORIN, FastClock, Proxy, Store, configuration, notice, telemetry
+from telemetry_cases import FastClock, Proxy, Store, configuration, notice, telemetry
 
 from device.telemetry.clock import boot_id
 from device.telemetry.mqtt.day_bytes import HEADER_BYTES
@@ -217,7 +217,7 @@ def test_bytes_are_counted_as_they_go_over_the_wire(
 
 
 def test_live_mode_ends_by_itself(broker: Broker, store: Store, tmp_path: Path) -> None:
-    """A sample every 5 s for as long as was asked for; a notice alone brings none, and is counted."""
+    """A sample every 5 s for as long as was asked for; a notice alone brings none."""
     clock = FastClock(15.0)
     config = configuration(broker, tmp_path, batch_s=3600.0, sample_s=60.0)
     identity = broker.services.issue("fleet")
