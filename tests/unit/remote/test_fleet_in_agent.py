@@ -17,6 +17,7 @@ from device.agent.agent import Agent
 from device.agent.config import AgentConfig, parse_config
 from device.agent.records import OURS, Records
 from device.diagnostics.tail import LogTail
+from device.remote.assembly import local_of
 from device.remote.config import parse_fleet
 from device.remote.puller import Puller
 from device.routing.policy import Policy
@@ -73,7 +74,7 @@ def agent_of(config: AgentConfig) -> Iterator[Agent]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A device that has taken up a configuration, and its trusted keys."""
-    device = Device1(tmp_path / "remote.json")
+    device = Device1(tmp_path / "remote.json", local=local_of(config_in(tmp_path)))
     device.start().take(answer(signed(configuration(SETTINGS))))
     (tmp_path / "trusted.json").write_bytes(trusting(KEY).to_bytes())
     return tmp_path
@@ -146,18 +147,18 @@ def test_a_fault_of_ours_ends_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is told, and documents are looked for again."""
-    tries = []
+    tries, again = list[int](), asyncio.Event()
 
     async def fail(_: Puller) -> None:
         tries.append(1)
         if len(tries) == 3:
+            again.set()
             await asyncio.sleep(60)
         raise ZeroDivisionError
 
     async def watch(running: fleet_module.Fleet) -> None:
         task = asyncio.create_task(running.run())
-        while len(tries) < 3:
-            await asyncio.sleep(0)
+        await again.wait()
         assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
