@@ -137,3 +137,35 @@ def test_an_agent_that_takes_nobodys_word_loads_nothing_for_it() -> None:
     )
     assert "device.remote.config" in done.stdout.split()
     assert not {"httpx", "cryptography", "numpy"} & set(done.stdout.split())
+
+
+def test_the_owners_alarms_and_times_are_those_of_the_file(
+    agent_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shown as they are; what was taken up and makes no sense beside them any more closes."""
+    table = """
+[telemetry]
+broker = "broker.example"
+ca = "/a"
+certificate = "/c"
+key = "/k"
+tenant = "acme"
+device = "orin-1"
+batch_s = {batch_s}
+[telemetry.alarms]
+disk = false
+temperature = {{ raise_above = 70, clear_below = 60 }}
+"""
+    text = agent_file.read_text()
+    for batch_s, cloud_counts in ((600, True), (20, False)):  # samples were to come every 30 s
+        agent_file.write_text(text + table.format(batch_s=batch_s))
+        assert main(["config", "show", "--config", str(agent_file)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [row["proven"] for row in told["documents"]] == [cloud_counts]
+        assert told["effective"]["routing"]["cloud"] is False
+        assert told["effective"]["routing"]["daily_bytes"] == (5000 if cloud_counts else 0)
+        assert "disk" not in told["effective"]["alarms"]
+        assert told["effective"]["alarms"]["temperature"] == {
+            "raise_above": 70,
+            "clear_below": 60,
+        }
