@@ -292,6 +292,18 @@ def test_live_samples_go_by_themselves(bench: Bench) -> None:
     assert bench.outlet.batches() == [[1]]
 
 
+def test_more_frequent_batches_are_not_waited_for(bench: Bench) -> None:
+    """A plan that comes in the middle of an hour counts from the last batch on."""
+    bench.put(1)
+    bench.step(Plan(10.0, 3600.0, 0.0, live=False))
+    bench.puback()
+    bench.put(1)
+    bench.step(Plan(10.0, 60.0, 0.0, live=False), 59.0)
+    assert len(bench.outlet.batches()) == 1
+    bench.step(Plan(10.0, 60.0, 0.0, live=False), 1.0)
+    assert bench.outlet.batches() == [[1], [2]]
+
+
 def test_nothing_is_taken_without_a_connection(bench: Bench) -> None:
     """Rows stay as they are."""
     bench.outlet.is_up = False
