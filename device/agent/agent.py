@@ -8,21 +8,24 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from device.agent.background import beside
 from device.agent.config import AgentConfig
 from device.agent.front import make_front
 from device.agent.models import Models
 from device.agent.server import AgentServer
 from device.agent.systemd import Notifier
+from device.agent.telemetry import make_telemetry
 from device.api.energy import Energy, readable_rails
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import read_keys
 from edgekit import __version__
 from edgekit.bundle.layout import MANIFEST
+from edgekit.contracts.telemetry import CommandNotice
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:  # NumPy comes with it
@@ -40,13 +43,19 @@ class Agent:
     Args:
         config: What it is told.
         notifier: Who wants to know how it is.
+        on_notice: Called in the telemetry's thread with notices of what is to be fetched.
 
     Attributes:
         models: What it serves; ``models.swap`` puts another bundle in place.
         exit_code: 1 once an engine has died.
     """
 
-    def __init__(self, config: AgentConfig, notifier: Notifier | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        notifier: Notifier | None = None,
+        on_notice: Callable[[CommandNotice], None] | None = None,
+    ) -> None:
         self._config = config
         self._notifier = Notifier() if notifier is None else notifier
         self._metrics = Metrics()
@@ -56,6 +65,7 @@ class Agent:
         self.models = Models(
             config.bundle, config.load_options(), settings, self._metrics, self._log
         )
+        self._telemetry = make_telemetry(config, self.models, self._metrics, on_notice)
         self._energy = Energy(rails) if (rails := readable_rails()) else None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload = asyncio.Lock()
@@ -94,6 +104,8 @@ class Agent:
             self._energy.start()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if self._telemetry is not None:
+            self._telemetry.start()
         self._notifier.ready()
         self._start(self._keep_loaded())
         self._start(self._watch())
@@ -107,6 +119,8 @@ class Agent:
             task.cancel()
         if self._energy is not None:
             self._energy.stop()
+        if self._telemetry is not None and not await beside(self._telemetry.stop, "stop"):
+            self._log.event("telemetry_stopped_late")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,4 +1,4 @@
-"""The agent's configuration: a TOML file, ``[serve]`` of it, key by key in ``docs/agent.md``.
+"""The agent's configuration: a TOML file; its keys are in ``docs/agent.md`` and what that names.
 
 Strict: an unknown key is an error, and so is a value of another type. What is not said is as
 ``edgekit serve`` has it.
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin, get_t
 
 from device.limits import BODY_LIMIT_BYTES, QUEUE_LIMIT
 from device.routing.config import RoutingConfig, parse_routing
+from device.telemetry.config import TABLE as TELEMETRY
+from device.telemetry.config import TelemetryConfig, parse_telemetry
 from edgekit.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -74,6 +76,7 @@ class AgentConfig:
         log: ``stdout``, ``off`` or a file.
         vllm_metrics: Tell the metrics under vLLM's names, too.
         routing: The table ``[routing]``; None lets nothing go.
+        telemetry: The table ``[telemetry]``; None sends none.
     """
 
     bundle: Path = Path("/var/lib/edgekit/current")
@@ -99,6 +102,7 @@ class AgentConfig:
     log: str = "stdout"
     vllm_metrics: bool = False
     routing: RoutingConfig | None = None
+    telemetry: TelemetryConfig | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -175,16 +179,17 @@ def parse_config(data: Mapping[str, Any]) -> AgentConfig:
     Raises:
         ConfigError: It says something that means nothing.
     """
-    _refuse_unknown(data, (TABLE, ROUTING), "table")
+    _refuse_unknown(data, (TABLE, ROUTING, TELEMETRY), "table")
     table = data.get(TABLE, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{TABLE} is no table", f"Write [{TABLE}] above its keys")
     routing = parse_routing(data[ROUTING]) if ROUTING in data else None
+    telemetry = parse_telemetry(data[TELEMETRY]) if TELEMETRY in data else None
     kinds = get_type_hints(AgentConfig)
-    del kinds[ROUTING]
+    del kinds[ROUTING], kinds[TELEMETRY]
     _refuse_unknown(table, tuple(kinds), "key")
     said = {name: _convert(name, kinds[name], table[name]) for name in table}
-    return AgentConfig(**said, routing=routing)
+    return AgentConfig(**said, routing=routing, telemetry=telemetry)
 
 
 def _refuse_unknown(data: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:

@@ -1,9 +1,5 @@
 """The bytes of a day: counted as they go over the wire, remembered over restarts and power cuts.
 
-A day is one of UTC. A clock that jumps backwards starts none: the day that had begun goes on until
-the clock is past it or the device has run for 24 hours, so that a wrong clock neither gives a
-second budget nor takes all of them.
-
 The file never says less than was used: it is written before the bytes go out, some ahead, so that a
 budget costs a write of some bytes now and then and a power cut costs what was written ahead.
 """
@@ -13,50 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from device.ledger import DAY_S, Ledger, read_ledger, write_ledger
 from device.routing.errors import BudgetSpentError
-from edgekit.bundle.storage import storage_errors, write_atomic
+from edgekit.bundle.storage import storage_errors
 from edgekit.errors import StorageError
 
-DAY_S: Final = 86400
 OPTION: Final = "state_file of [routing]"
 AHEAD_BYTES: Final = 64 << 10
 """What the file is ahead of what is used: a power cut may cost as much, one write buys as much."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """A day's bytes.
-
-    Attributes:
-        day: Since 1970-01-01 UTC.
-        used: Bytes.
-        age_s: Seconds that the device ran since the day was begun here.
-    """
-
-    day: int
-    used: int
-    age_s: float = 0.0
-
-    def at(self, now_s: float, passed_s: float) -> Ledger:
-        """Return it as of now: a new one if another day has begun.
-
-        Args:
-            now_s: Seconds since 1970, of a clock that may jump.
-            passed_s: Seconds since the last call, of one that does not.
-        """
-        today, age_s = int(now_s // DAY_S), self.age_s + passed_s
-        if today > self.day or age_s >= DAY_S:
-            return Ledger(today, 0)
-        return replace(self, age_s=age_s)
 
 
 class Budget:
@@ -89,7 +56,7 @@ class Budget:
         self._disk = ThreadPoolExecutor(1, "budget")
         self._held = _hold(path)
         try:
-            self._ledger = _read(path) or Ledger(int(clock() // DAY_S), 0)
+            self._ledger = read_ledger(path, OPTION) or Ledger(int(clock() // DAY_S), 0)
             self._written = self._ledger
             _write(path, self._ledger)  # fails now rather than in a request
         except StorageError:
@@ -176,26 +143,5 @@ def _hold(path: Path) -> BinaryIO:
     return held
 
 
-def _read(path: Path) -> Ledger | None:
-    """Return what a file holds; None if there is none."""
-    try:
-        data = json.loads(path.read_bytes())
-        ledger = Ledger(data["day"], data["used"], data["age_s"])
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", _REMEDY) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path} is no file of a byte budget", _REMEDY) from error
-    whole = type(ledger.day) is int and type(ledger.used) is int and ledger.used >= 0
-    if not (whole and isinstance(ledger.age_s, int | float) and math.isfinite(ledger.age_s)):
-        raise StorageError(f"{path} is no file of a byte budget", _REMEDY)
-    return ledger
-
-
 def _write(path: Path, ledger: Ledger) -> None:
-    data = {"day": ledger.day, "used": ledger.used, "age_s": round(ledger.age_s, 3)}
-    write_atomic(path, json.dumps(data).encode() + b"\n", option=OPTION)
-
-
-_REMEDY = "Remove it to begin the day at zero, or choose another state_file"
+    write_ledger(path, ledger, OPTION)

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from device.telemetry.alarm_rules import Rule
 from edgekit.contracts.series import Number, Values, split_name
 
+_EARLY_S = 0.5
+"""A look that is this much early still ends a hold: else it would take another period."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -56,7 +59,8 @@ class _State:
             return False
         if self.since_s is None:
             self.since_s = now_s
-        if now_s - self.since_s < (rule.clear_hold_s if self.raised else rule.hold_s):
+        hold_s = rule.clear_hold_s if self.raised else rule.hold_s
+        if now_s - self.since_s < hold_s - _EARLY_S:
             return False
         self.raised, self.since_s = not self.raised, None
         return True

@@ -7,7 +7,7 @@ ten. A sensor that fails is counted and leaves its readings missing; the others 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from device.telemetry.alarm_rules import PERIOD_S
@@ -18,11 +18,12 @@ from device.telemetry.ring import ALARM, SAMPLE, Ring
 from device.telemetry.rows import alarm_payload, sample_payload
 from device.telemetry.sensors.sensor import Sensor
 from edgekit.contracts.series import Number, Values, check_values
-from edgekit.errors import MessageError, MissingExtraError, SensorError
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_S = 10.0
+_UNSAVED = 256
+"""Alarms kept in memory while the ring cannot be written."""
 
 
 class Collector:
@@ -33,7 +34,7 @@ class Collector:
         alarms: What is decided.
         ring: Where all goes.
         clock: The ring's.
-        sample_s: Time between two samples.
+        sample_s: Time between two samples; may be changed at any time.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Collector:
         self.sample_s = sample_s
         self._window = LossWindow()
         self._errors: Counter[str] = Counter()
-        self._sample_due_s = float("-inf")
-        self._synced = clock.is_synced()
+        self._sampled_s = float("-inf")
+        self._synced = False  # what an agent before this one has kept may have to be dated, too
+        self._unsaved: deque[bytes] = deque(maxlen=_UNSAVED)
 
     def tick(self, *, may_sample: bool = True) -> tuple[Values, list[Decision]]:
         """Do what is due now.
@@ -64,20 +66,22 @@ class Collector:
             The readings of now, and the alarms that began or ended.
 
         Raises:
-            RingError: The ring fails; alarms are decided all the same, and those of this call are
-                in the log.
+            RingError: The ring fails; alarms are decided all the same, and put with those of the
+                next call.
         """
         now_s = self._clock.monotonic_ms() / 1000
         values = self._read(now_s)
         decisions = self._alarms.step(values, now_s)
         for decision in decisions:
             logger.warning("alarm %s %s: %s", decision.alarm, decision.state, decision.reading)
+        self._unsaved.extend(map(alarm_payload, decisions))
+        if self._unsaved:
+            self._ring.put(list(self._unsaved), ALARM)
+            self._unsaved.clear()
         self._redate()
-        if decisions:
-            self._ring.put([alarm_payload(decision) for decision in decisions], ALARM)
-        if may_sample and now_s >= self._sample_due_s:
-            # Ticks come a little late or early: the next sample is that of the nearest one.
-            self._sample_due_s = now_s + self.sample_s - PERIOD_S / 2
+        # Ticks come a little late or early: the next sample is that of the nearest one.
+        if may_sample and now_s >= self._sampled_s + self.sample_s - PERIOD_S / 2:
+            self._sampled_s = now_s
             self._ring.put([sample_payload(values)], SAMPLE)
         return values, decisions
 
@@ -97,15 +101,18 @@ class Collector:
         """Return a sensor's readings, none if it fails."""
         try:
             return check_values(sensor.read(now_s), sensor.name)
-        except (SensorError, MessageError, MissingExtraError) as error:
-            self._errors[sensor.name] += 1
-            if self._errors[sensor.name] == 1:
-                logger.warning("sensor %s: %s", sensor.name, error)
-            return {}
+        except Exception as error:  # noqa: BLE001 - no sensor's fault may silence the alarms
+            self._failed(sensor, error)
+        return {}
+
+    def _failed(self, sensor: Sensor, error: Exception) -> None:
+        self._errors[sensor.name] += 1
+        if self._errors[sensor.name] == 1:
+            logger.warning("sensor %s: %s: %s", sensor.name, type(error).__name__, error)
 
     def _redate(self) -> None:
         """Date what the clock had wrong, once it is told the time."""
         synced = self._clock.is_synced()
-        if synced and not self._synced:
-            logger.info("the clock is set: %d rows are dated anew", self._ring.redate())
+        if synced and not self._synced and (rows := self._ring.redate()):
+            logger.info("the clock is set: %d rows are dated anew", rows)
         self._synced = synced

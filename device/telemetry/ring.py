@@ -22,7 +22,15 @@ from pathlib import Path
 
 from device.telemetry.clock import Clock
 from device.telemetry.in_flight import InFlight
-from device.telemetry.ring_file import SEQ_BITS, failure, is_broken, open_file, put_aside
+from device.telemetry.ring_file import (
+    SEQ_BITS,
+    failure,
+    forget_lives,
+    is_broken,
+    open_file,
+    put_aside,
+    used_bytes,
+)
 from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.seq_ranges import Ranges
 from edgekit.errors import RingError
@@ -158,9 +166,10 @@ class Ring:
         """
         with self._guarded() as db:
             now_ms = self._clock.monotonic_ms()
+            self._in_flight.forget_late(now_ms)
             found: list[Row] = []
             for boot, seq, time_ms, clock, payload in db.execute(_NEWEST[priority]):
-                if self._in_flight.holds(boot, seq, now_ms):
+                if self._in_flight.holds(boot, seq):
                     continue
                 kind = CLOCKS[clock]
                 if found and (found[0].boot, found[0].clock) != (boot, kind):
@@ -172,10 +181,27 @@ class Ring:
                 self._in_flight.add(row.boot, row.seq, now_ms)
             return found[::-1]
 
-    def published(self, boot: str, seq: Ranges) -> None:
-        """Note that the broker has rows (PUBACK): the store's time to answer runs from now."""
+    def has_waiting(self, priority: int = SAMPLE) -> bool:
+        """Whether there are rows that are not on their way.
+
+        Raises:
+            RingError: The disk fails.
+        """
+        with self._guarded() as db:
+            self._in_flight.forget_late(self._clock.monotonic_ms())
+            rows = db.execute(_NEWEST[priority])
+            return any(not self._in_flight.holds(boot, seq) for boot, seq, *_ in rows)
+
+    def published(self, boot: str, seq: Ranges, answer_ms: int | None = None) -> None:
+        """Note that the broker has rows (PUBACK): the store's time to answer runs from now.
+
+        Args:
+            boot: Whose.
+            seq: Which.
+            answer_ms: That time; None for the limits'.
+        """
         with self._lock:
-            self._in_flight.extend(boot, seq, self._clock.monotonic_ms())
+            self._in_flight.extend(boot, seq, self._clock.monotonic_ms(), answer_ms)
 
     def release(self, boot: str, seq: Ranges) -> None:
         """Note that rows were not sent after all: they may be taken again."""
@@ -210,6 +236,25 @@ class Ring:
         self.release(boot, seq)
         return gone
 
+    def discard(self, row: Row, reason: str) -> None:
+        """Drop a row that cannot be sent; it counts as dropped.
+
+        Args:
+            row: It.
+            reason: Label of ``ring_dropped_total``.
+
+        Raises:
+            RingError: The disk fails.
+        """
+        with self._transaction() as db:
+            query = (
+                "SELECT row.id FROM row JOIN life ON life.id = row.id >> 40 "
+                "WHERE boot = ? AND row.id & 1099511627775 = ?"
+            )
+            if _drop(db, reason, query, (row.boot, row.seq)):
+                self._mark(db, self._next)
+        self.release(row.boot, ((row.seq, row.seq),))
+
     def redate(self) -> int:
         """Date the rows of this boot that an unsynced clock had dated; call it once it is synced.
 
@@ -237,7 +282,7 @@ class Ring:
             dropped = dict(db.execute("SELECT reason, rows FROM dropped").fetchall())
             return {
                 "ring_rows": db.execute("SELECT count(*) FROM row").fetchone()[0],
-                "ring_file_bytes": _used_bytes(db),
+                "ring_file_bytes": used_bytes(db),
                 **{f"ring_dropped_total.{reason}": rows for reason, rows in dropped.items()},
                 "ring_dropped_total.broken": len(self.moved_aside),
             }
@@ -264,7 +309,7 @@ class Ring:
                 )
                 self._life = db.execute("SELECT max(id) FROM life").fetchone()[0]
                 self.boot, self._next = boot, 1
-                _forget_lives(db)
+                forget_lives(db)
                 return
             self._life, self.boot, marked = life
             newest = db.execute(
@@ -284,7 +329,7 @@ class Ring:
             oldest_ms = self._clock.time_ms() - self._limits.age_ms
             dropped += _drop(db, "age", _AGED, (_DROPPED_AT_ONCE, UNSYNCED, oldest_ms))
         for query in _DROPPABLE:
-            while _used_bytes(db) > self._limits.file_bytes:
+            while used_bytes(db) > self._limits.file_bytes:
                 rows = _drop(db, "full", query, (_DROPPED_AT_ONCE,))
                 dropped += rows
                 if rows == 0:
@@ -342,7 +387,7 @@ def _row_id(life: int, seq: int) -> int:
     return life << SEQ_BITS | min(seq, _SEQ_MASK)
 
 
-def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int, ...]) -> int:
+def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int | str, ...]) -> int:
     """Delete the rows that a query names, and count them for good."""
     rows = db.execute(query, arguments).fetchall()
     if rows:
@@ -353,20 +398,3 @@ def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int,
             (reason, len(rows)),
         )
     return len(rows)
-
-
-def _forget_lives(db: sqlite3.Connection) -> None:
-    """Delete the names of earlier boots that have no rows."""
-    db.execute(
-        "DELETE FROM life WHERE id < (SELECT max(id) FROM life) "
-        "AND id NOT IN (SELECT id >> 40 FROM row)"
-    )
-
-
-def _used_bytes(db: sqlite3.Connection) -> int:
-    """Return the bytes of the pages in use, those of this transaction included."""
-    pages, free, size = (
-        int(db.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    return (pages - free) * size

@@ -93,6 +93,23 @@ def put_aside(path: Path) -> Path:
     return aside
 
 
+def forget_lives(db: sqlite3.Connection) -> None:
+    """Delete the names of earlier boots that have no rows."""
+    db.execute(
+        "DELETE FROM life WHERE id < (SELECT max(id) FROM life) "
+        "AND id NOT IN (SELECT id >> 40 FROM row)"
+    )
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Return the bytes of the pages in use, those of this transaction included."""
+    pages, free, size = (
+        int(db.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """Open, check and if need be make the tables.
 

@@ -209,7 +209,7 @@ class Health(Message):
         time_ms: When it was written.
         clock: What the time is worth.
         state: One of ``HEALTH_STATES``.
-        connection: Counts connects of a boot from 1: a late will is one of an earlier connection.
+        connection: Grows with every connect of a boot: a late will is one of an earlier connection.
         alarms: Raised now, as ``alarm:reading``; a will has none.
         details: Facts that seldom change: versions, board, what encodings it writes; short texts
             and numbers.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from dataclasses import dataclass
 
 from edgekit.contracts.series import Number, Values
@@ -76,7 +77,7 @@ class Links:
     """Counts over all connections that bear a name, closed ones included.
 
     Whoever opens a connection says so by :meth:`watch`, and lets it go by :meth:`forget` before it
-    closes it, so that its last counts are not missed.
+    closes it, so that its last counts are not missed. Connections may live in other threads.
     """
 
     name = "links"
@@ -84,28 +85,32 @@ class Links:
     def __init__(self) -> None:
         self._open: dict[str, tuple[socket.socket, TcpInfo | None]] = {}
         self._totals: dict[str, dict[str, int]] = {}
+        self._lock = threading.RLock()
 
     def watch(self, name: str, connection: socket.socket) -> None:
         """Count a connection from now on, under a name such as ``mqtt``; it replaces another."""
-        self.forget(name)
-        self._totals.setdefault(name, dict.fromkeys(_COUNTERS, 0))
-        self._open[name] = (connection, None)
+        with self._lock:
+            self.forget(name)
+            self._totals.setdefault(name, dict.fromkeys(_COUNTERS, 0))
+            self._open[name] = (connection, None)
 
     def forget(self, name: str) -> None:
         """Count a connection a last time."""
-        if name in self._open:
-            self._count(name)
-            del self._open[name]
+        with self._lock:
+            if name in self._open:
+                self._count(name)
+                del self._open[name]
 
     def read(self, now_s: float) -> Values:
         """Return the readings of every name that was ever watched."""
         del now_s
         found: dict[str, Number | None] = {}
-        for name, totals in self._totals.items():
-            info = self._count(name) if name in self._open else None
-            found.update({f"{series}.{name}": total for series, total in totals.items()})
-            rtt_us = info.rtt_us if info else None
-            found[f"link_rtt_ms.{name}"] = rtt_us / 1000 if rtt_us else None
+        with self._lock:
+            for name, totals in self._totals.items():
+                info = self._count(name) if name in self._open else None
+                found.update({f"{series}.{name}": total for series, total in totals.items()})
+                rtt_us = info.rtt_us if info else None
+                found[f"link_rtt_ms.{name}"] = rtt_us / 1000 if rtt_us else None
         return found
 
     def _count(self, name: str) -> TcpInfo | None:

@@ -100,7 +100,7 @@ def test_the_command_has_what_the_file_has() -> None:
     context = command.make_context("serve", ["bundle"])
     options = {p.name for p in command.params if isinstance(p, click.Option)}
     keys = {field.name: field.default for field in fields(AgentConfig)}
-    assert set(keys) - options == {"bundle", "stall_s", "poll_s"}
+    assert set(keys) - options == {"bundle", "stall_s", "poll_s", "telemetry"}
     assert options <= set(keys)
     for name in options:
         wanted = "off" if name == "log" else keys[name]
@@ -112,8 +112,11 @@ def test_the_documentation_has_every_key() -> None:
     text = (ROOT / "docs/agent.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE)
     keys = [field.name for field in fields(AgentConfig)]
-    assert [name for name, _ in rows] == [key for key in keys if key != "routing"]
+    assert [name for name, _ in rows] == [
+        key for key in keys if key not in {"routing", "telemetry"}
+    ]
     assert "`[routing]`" in text
+    assert "`[telemetry]`" in text
     for name, default in rows:
         value = getattr(AgentConfig(), name)
         if value is None:

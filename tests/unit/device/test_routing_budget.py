@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device.routing.budget import AHEAD_BYTES, DAY_S, Budget, Ledger
+from device.ledger import DAY_S, Ledger
+from device.routing.budget import AHEAD_BYTES, Budget
 from device.routing.errors import BudgetSpentError
 from edgekit.errors import StorageError
 

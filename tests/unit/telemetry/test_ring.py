@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from telemetry_fakes import FakeClock
 
+from device.telemetry.in_flight import InFlight
 from device.telemetry.ring import ALARM, SAMPLE, Limits, Ring, Row
 from edgekit.contracts.seq_ranges import ranges_of
 from edgekit.errors import RingError
@@ -319,3 +321,57 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+def test_a_row_that_cannot_be_sent_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Its number is not given again, also where it was the newest and the file is opened anew."""
+    ring = Ring(tmp_path / "ring.db", KERNEL, FakeClock())
+    ring.put([b"a", b"b"])
+    (row,) = ring.take(1)
+    ring.discard(row, "unsendable")
+    ring.discard(row, "unsendable")
+    assert ring.values()["ring_dropped_total.unsendable"] == 1
+    ring.close()
+    again = Ring(tmp_path / "ring.db", KERNEL, FakeClock())
+    assert again.put([b"c"]) == [3]
+    again.close()
+
+
+def test_what_waits_is_told(tmp_path: Path) -> None:
+    """Rows on their way do not wait, until their time is over."""
+    clock = FakeClock()
+    ring = Ring(tmp_path / "ring.db", KERNEL, clock)
+    assert not ring.has_waiting()
+    ring.put([b"a", b"b"])
+    ring.take(1)
+    assert ring.has_waiting()
+    ring.take(1)
+    assert not ring.has_waiting()
+    clock.pass_ms(120_000)
+    assert ring.has_waiting()
+    ring.close()
+
+
+def test_rows_that_were_dropped_on_their_way_are_forgotten() -> None:
+    """A store that never answers costs no memory: what is late is waited for no longer."""
+    waiting = InFlight(1000)
+    for number in range(1000):
+        waiting.add("boot", number, number)
+    waiting.forget_late(1500)
+    assert len(waiting) == 499
+    assert not waiting.holds("boot", 500)
+    assert waiting.holds("boot", 501)
+    waiting.extend("boot", ((600, 600),), 1500, 5000)
+    waiting.forget_late(3000)
+    assert len(waiting) == 1
+
+
+def test_an_acknowledgement_of_many_ranges_is_quick() -> None:
+    """Ten thousand ranges against ten thousand rows: bisected, not multiplied."""
+    waiting = InFlight(1000)
+    for number in range(1, 10_001):
+        waiting.add("boot", number, 0)
+    began = time.perf_counter()
+    waiting.remove("boot", tuple((2 * n + 1, 2 * n + 1) for n in range(10_000)))
+    assert len(waiting) == 5000
+    assert time.perf_counter() - began < 2

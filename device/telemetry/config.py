@@ -1,0 +1,178 @@
+"""The table ``[telemetry]`` of the agent's configuration; its keys are in ``docs/telemetry.md``."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from device.telemetry.alarm_rules import Rule, rules_from_config
+from device.telemetry.batch import ENCODINGS
+from edgekit.contracts.topics import Device
+from edgekit.errors import ConfigError, MessageError, TelemetryError
+
+TABLE = "telemetry"
+MAX_IDENTITY_CHARS = 64
+"""Of a certificate's common name (X.520's ub-common-name)."""
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a string"),
+    "str | None": ((str,), "a string"),
+    "Path": ((str,), "a path"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+_AT_LEAST: Mapping[str, float] = {
+    "port": 1,
+    "sample_s": 5,
+    "batch_s": 10,
+    "daily_bytes": 100_000,
+    "probe_daily_bytes": 0,
+    "ring_bytes": 1 << 20,
+    "ring_days": 1,
+    "keepalive_s": 10,
+    "session_expiry_s": 0,
+    "will_delay_s": 0,
+}
+_AT_MOST: Mapping[str, float] = {
+    "port": 65535,
+    "sample_s": 3600,
+    "batch_s": 86_400,
+    "keepalive_s": 65535,
+    "session_expiry_s": 14 * 86_400,
+    "will_delay_s": 3600,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryConfig:
+    """What the telemetry is told.
+
+    Attributes:
+        broker: Name or address of the broker, as its certificate has it.
+        port: Its port.
+        ca: PEM file; authorities of the broker's certificate.
+        certificate: PEM file of the device's certificate, common name ``TENANT/device/DEVICE``.
+        key: PEM file of its key.
+        tenant: Whose fleet the device belongs to.
+        device: Its name.
+        sample_s: Time between two samples.
+        batch_s: Time between two batches: the longest that a sample waits while all is well.
+        daily_bytes: Most bytes a UTC day on the broker's connection, headers included; alarms are
+            sent all the same.
+        encoding: Of batches.
+        ring: The ring's file; the day's bytes are counted beside it.
+        ring_bytes: Most bytes that it holds.
+        ring_days: Samples that are older are dropped.
+        keepalive_s: Longest silence on the connection.
+        session_expiry_s: How long the broker keeps acknowledgements and notices for a device that
+            is away.
+        will_delay_s: A loss that is over within this is told nobody.
+        probe: ``ADDRESS:PORT`` of a UDP echo for measuring packet loss; None measures none.
+        probe_daily_bytes: Most bytes a day for it.
+        modem: Ask ModemManager for the radio's strengths.
+        alarms: Rules by name.
+    """
+
+    broker: str
+    ca: Path
+    certificate: Path
+    key: Path
+    tenant: str
+    device: str
+    port: int = 8883
+    sample_s: float = 10.0
+    batch_s: float = 600.0
+    daily_bytes: int = 4_000_000
+    encoding: str = ENCODINGS[0]
+    ring: Path = Path("/var/lib/edgekit/telemetry/ring.db")
+    ring_bytes: int = 64 << 20
+    ring_days: float = 14.0
+    keepalive_s: int = 240
+    session_expiry_s: int = 86_400
+    will_delay_s: int = 60
+    probe: str | None = None
+    probe_daily_bytes: int = 8_000_000
+    modem: bool = False
+    alarms: Mapping[str, Rule] = field(default_factory=lambda: rules_from_config({}))
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise ConfigError(f"encoding {self.encoding!a} is none of {', '.join(ENCODINGS)}")
+        for name, least in _AT_LEAST.items():
+            value, most = getattr(self, name), _AT_MOST.get(name, float("inf"))
+            if not least <= value <= most:
+                raise ConfigError(f"{name} is {value}, and must be {least:g} to {most:g}")
+        if self.batch_s < self.sample_s:
+            raise ConfigError(f"batch_s {self.batch_s:g} is below sample_s {self.sample_s:g}")
+        if not self.broker:
+            raise ConfigError("broker is empty", "Name the broker as its certificate does")
+        path = self.identity.path
+        if len(path) > MAX_IDENTITY_CHARS:
+            raise ConfigError(
+                f"{path} has {len(path)} characters, a certificate's name {MAX_IDENTITY_CHARS}",
+                "Choose shorter names for tenant and device",
+            )
+        if self.probe is not None:
+            self.probe_address  # noqa: B018 - it is checked
+
+    @property
+    def identity(self) -> Device:
+        """The device.
+
+        Raises:
+            ConfigError: Its tenant or name cannot be a level of a topic.
+        """
+        try:
+            return Device(self.tenant, self.device)
+        except MessageError as error:
+            raise ConfigError(error.message) from error
+
+    @property
+    def probe_address(self) -> tuple[str, int]:
+        """The reflector's address and port.
+
+        Raises:
+            ConfigError: There is none, or it is a name: looking one up could hold up the alarms.
+        """
+        host, _, port = (self.probe or "").rpartition(":")
+        try:
+            return str(ipaddress.IPv4Address(host)), int(port)
+        except ValueError as error:
+            raise ConfigError(f"probe {self.probe!a} is not ADDRESS:PORT with IPv4") from error
+
+
+def parse_telemetry(table: Any) -> TelemetryConfig:
+    """Return the configuration of a parsed table.
+
+    Raises:
+        ConfigError: An unknown or missing key, another type, or what means nothing.
+    """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{TABLE} is no table", f"Write [{TABLE}] above its keys")
+    known = {one.name: one for one in fields(TelemetryConfig)}
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"unknown key {name} in [{TABLE}]", f"Known are: {', '.join(known)}")
+    for name, one in known.items():
+        if name not in table and one.default is MISSING and one.default_factory is MISSING:
+            raise ConfigError(f"[{TABLE}] lacks {name}", "docs/telemetry.md has its keys")
+    said = {name: _value(name, str(known[name].type), value) for name, value in table.items()}
+    return TelemetryConfig(**said)
+
+
+def _value(name: str, kind: str, value: Any) -> Any:
+    """Return a TOML value as its field's type."""
+    if name == "alarms":
+        try:
+            return rules_from_config(value)
+        except TelemetryError as error:
+            raise ConfigError(f"[{TABLE}] {error.message}", error.remedy) from error
+    types, words = _KINDS[kind]
+    if type(value) not in types:  # by type: true is no number
+        raise ConfigError(f"[{TABLE}]: {name} is {value!a}, and must be {words}")
+    if kind == "Path":
+        return Path(value)
+    return float(value) if kind == "float" else value
