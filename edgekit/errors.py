@@ -20,6 +20,9 @@
     │   ├── MessageError             a message that crosses the air breaks its contract
     │   ├── SensorError              a reading cannot be understood
     │   └── RingError                the store of unsent telemetry fails
+    ├── FleetError               the cloud's side
+    │   └── StoreError               the database refuses, is of another version, or is not there
+    │       └── StoreAwayError           it is not there just now: what was asked may be asked again
     ├── MissingExtraError        an optional dependency is not installed
     └── MissingInterpreterError  a tool that needs another Python is not set up
 
@@ -190,6 +193,22 @@ class SensorError(TelemetryError):
 
 class RingError(TelemetryError):
     """The ring of unsent telemetry cannot be opened or written."""
+
+
+class FleetError(EdgekitError):
+    """What the cloud's side (``edgekit-fleet``) cannot do."""
+
+    exit_code = 17
+
+
+class StoreError(FleetError):
+    """The store cannot be opened, read or written."""
+
+
+class StoreAwayError(StoreError):
+    """The database does not answer, or is busy: nothing was written, and trying again may help."""
+
+    usual_remedy = "Start the database, or try again later"
 
 
 class MissingExtraError(EdgekitError):

@@ -1,1 +1,1 @@
-"""The fleet side: repository, campaigns and ingest land here."""
+"""The cloud's side: ingest of telemetry and its store; never installed on a device."""

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, TextIO
 
@@ -55,23 +56,31 @@ def _keep_examples(command: click.Command) -> None:
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module only when it runs, so ``--help`` stays instant."""
+    """Imports a command's module only when it runs, so ``--help`` stays instant.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        args: Of click's group.
+        listed: Name of each command to its help line, in the order a new user meets them.
+        package: Whose modules have the commands' names, each with its ``command``.
+        kwargs: Of click's group.
+    """
+
+    def __init__(self, *args: Any, listed: Mapping[str, str], package: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._listed, self._package = listed, package
         _keep_examples(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order a new user meets them."""
         del ctx
-        return list(COMMANDS)
+        return list(self._listed)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import ``edgekit.cli.commands.<name>`` and return its ``command``."""
+        """Import the module of that name and return its ``command``."""
         del ctx
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._listed:
             return None
-        module = importlib.import_module(f"edgekit.cli.commands.{cmd_name}")
+        module = importlib.import_module(f"{self._package}.{cmd_name}")
         command: click.Command = module.command
         _keep_examples(command)
         return command
@@ -80,10 +89,10 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; a name that is nearly one's is told so."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in self._listed and not args[0].startswith("-"):
             import difflib  # noqa: PLC0415 - for this error only
 
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            near = difflib.get_close_matches(args[0], self._listed, 1)
             meant = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"No such command {args[0]!r}.{meant}")
         return super().resolve_command(ctx, args)
@@ -92,10 +101,15 @@ class LazyGroup(click.Group):
         """List the commands without importing them."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self._listed.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    listed=COMMANDS,
+    package="edgekit.cli.commands",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, package_name="edgekit")
 def cli() -> None:
     r"""Take a DeepSeek checkpoint under 13 B parameters to a Jetson AGX Orin.
@@ -108,13 +122,24 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    run_group(cli, "edgekit", args)
+
+
+def run_group(group: click.Group, name: str, args: list[str] | None = None) -> None:
+    """Run a command line and exit; errors are told as ``docs/cli.md`` says.
+
+    Args:
+        group: The commands.
+        name: Of the program.
+        args: Its arguments; None for the process's.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not is_utf8(stream):
             stream.reconfigure(errors="replace")  # a sign that a terminal lacks is no fault
     try:
-        code = _run(arguments, as_json="--json" in arguments)
+        code = _run(group, name, arguments, as_json="--json" in arguments)
     except (
         BrokenPipeError,
         ReaderGoneError,
@@ -132,18 +157,19 @@ def _drop_output(*streams: TextIO) -> None:
             os.dup2(nowhere, stream.fileno())
 
 
-def _run(arguments: list[str], *, as_json: bool) -> int:
+def _run(group: click.Group, name: str, arguments: list[str], *, as_json: bool) -> int:
     """Run a command; returns its exit code, every error explained."""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # until here, entry.py's
-        code = cli.main(arguments, prog_name="edgekit", standalone_mode=False)
+        code = group.main(arguments, prog_name=name, standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         # click turns a KeyboardInterrupt into its Abort.
         resumes = isinstance(error.__cause__ or error, BuildInterrupted)
         return _explain_interruption(resumes=resumes, as_json=as_json)
     except click.ClickException as error:
         if as_json:
-            _print_error("UsageError", error.format_message(), _usage(error), error.exit_code)
+            usage = _usage(error, name)
+            _print_error("UsageError", error.format_message(), usage, error.exit_code)
         error.show()
         return error.exit_code
     except EdgekitError as error:
@@ -178,7 +204,7 @@ def _explain_fault(error: Exception, *, as_json: bool) -> int:
     own = [
         f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if "edgekit" in frame.filename
+        if "edgekit" in frame.filename or "/ota/" in frame.filename
     ]
     message = f"internal error, {said} (at {own[-1]})" if own else f"internal error, {said}"
     remedy = f"Please report it, with what {TRACEBACK_VARIABLE}=1 prints"
@@ -202,10 +228,10 @@ def _print_error(kind: str, message: str, remedy: str, exit_code: int) -> None:
         _drop_output(sys.stdout)
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: click.ClickException, name: str) -> str:
     """Return where a usage error's command explains itself."""
     context = getattr(error, "ctx", None)
-    return f"See {context.command_path} --help" if context else "See edgekit --help"
+    return f"See {context.command_path} --help" if context else f"See {name} --help"
 
 
 def _escape(text: str) -> str:

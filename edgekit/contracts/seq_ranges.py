@@ -55,6 +55,21 @@ def difference(left: Ranges, right: Ranges) -> Ranges:
     return tuple(result)
 
 
+def meeting(ranges: Ranges, others: Ranges) -> Ranges:
+    """Return those ranges of a set that share a number with another set."""
+    result = []
+    rest = iter(others)
+    other = next(rest, None)
+    for first, last in ranges:
+        while other is not None and other[1] < first:
+            other = next(rest, None)
+        if other is None:
+            break
+        if other[0] <= last:
+            result.append((first, last))
+    return tuple(result)
+
+
 def contains(ranges: Ranges, number: int) -> bool:
     """Whether a number is in a set."""
     index = bisect_right(ranges, (number, MAX_SEQ + 1)) - 1

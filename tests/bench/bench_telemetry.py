@@ -21,7 +21,7 @@ from telemetry_day import Day, Readings
 
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.alarms import Alarms
-from device.telemetry.batch import compress, pack
+from device.telemetry.batch import pack
 from device.telemetry.clock import SystemClock
 from device.telemetry.collector import Collector
 from device.telemetry.ring import Ring, Row
@@ -31,6 +31,7 @@ from device.telemetry.sensors.proc import Proc
 from device.telemetry.sensors.sensor import Sensor
 from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
+from edgekit.batch_encoding import compress
 from edgekit.contracts.canonical import canonical_bytes
 from edgekit.contracts.telemetry import Sample
 

@@ -15,12 +15,13 @@ from telemetry_fakes import FakeClock
 
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.alarms import Alarms
-from device.telemetry.batch import ENCODINGS, compress, decompress, pack
+from device.telemetry.batch import pack
 from device.telemetry.collector import Collector
 from device.telemetry.ring import ALARM, Ring, Row
 from device.telemetry.rows import alarm_of, sample_of, sample_payload
 from device.telemetry.sensors.counters import Counters
 from device.telemetry.sensors.proc import Proc
+from edgekit.batch_encoding import ENCODINGS, compress, decompress
 from edgekit.contracts.batch_dictionary import DICTIONARY
 from edgekit.contracts.series import Values
 from edgekit.contracts.telemetry import Batch

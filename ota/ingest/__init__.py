@@ -1,0 +1,1 @@
+"""Ingest: stateless workers between the broker and the store."""

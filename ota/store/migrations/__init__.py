@@ -1,0 +1,1 @@
+"""Migrations of the store, run by alembic; one file a version, never changed once released."""

@@ -1,0 +1,1 @@
+"""The versions: alembic finds the files by itself."""

@@ -1,0 +1,203 @@
+"""Looking after the store: migrations, versions, retention, backups."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from fleet_cases import BOOT, DEVICE, alarm, arrived, batch_payload, health, stored_samples
+from postgres_server import Postgres
+from sqlalchemy import text
+
+from edgekit.errors import ConfigError, StorageError, StoreAwayError, StoreError
+from ota.ingest.messages import read_message
+from ota.store.backup import CURSOR_STEP, back_up, restore
+from ota.store.commit import Writer
+from ota.store.database import Store, connect
+from ota.store.items import NewAlarm, NewBatch, NewHealth, Reject
+from ota.store.read import active_alarms, alarms_of, batches_after, last_cursor
+from ota.store.retention import DAY_MS, Retention, prune
+from ota.store.schema import migrate, newest, open_store, version_of
+from ota.store.tables import Base
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with closing(connect(store_url)) as opened:
+        migrate(opened)
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def postgres_programs(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "postgresql" in request.node.name:
+        server: Postgres = request.getfixturevalue("postgres")
+        monkeypatch.setenv("PATH", f"{server.folder}:{os.environ['PATH']}")
+
+
+def batch(first: int, last: int, received_ms: int, boot: str = BOOT) -> NewBatch:
+    item = read_message(arrived("m/batch", batch_payload(range(first, last + 1), boot)))
+    assert isinstance(item, NewBatch)
+    return replace(item, received_ms=received_ms)
+
+
+def test_migrations_make_what_the_models_say(store: Store) -> None:
+    """From an empty database to the tables that the code uses, and once more changes nothing."""
+    with store.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        assert version_of(connection) == newest()
+    assert migrate(store) == (newest(), newest())
+
+
+def test_other_versions_are_refused(store_url: str) -> None:
+    """A worker does not start on tables that it does not know, and says what to do."""
+    with closing(connect(store_url)) as plain:
+        with plain.writing():
+            pass
+        with pytest.raises(StoreError, match=r"no tables yet.*store migrate"):
+            open_store(store_url)
+        migrate(plain)
+        with plain.writing() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(StoreError, match=r"version 9999.*does not know.*Update edgekit"):
+            open_store(store_url)
+        with pytest.raises(StoreError, match="does not know"):
+            migrate(plain)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense", "cannot be read"),
+        ("sqlite://", "needs a file"),
+        ("mysql://host/x", "cannot be in 'mysql'"),
+    ],
+)
+def test_urls_of_no_store_are_refused(url: str, said: str) -> None:
+    """The error shows what a URL looks like."""
+    with pytest.raises(ConfigError, match=f"{said}.*sqlite:////var"):
+        connect(url)
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """Only ``migrate`` makes a file; a server that does not answer may do so later."""
+    with pytest.raises(StoreError, match=r"is not there.*migrate"):
+        open_store(f"sqlite:///{tmp_path}/no.db")
+    assert not (tmp_path / "no.db").exists()
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        open_store("postgresql://edgekit@127.0.0.1:1/none")
+
+
+def test_what_is_old_is_pruned_by_table(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages count from reception; what was stored stays known, and is not stored again."""
+    monkeypatch.setattr("ota.store.retention.CHUNK_ROWS", 2)
+    writer, day = Writer(store), DAY_MS
+    writer.commit([NewHealth(device=DEVICE, received_ms=0, health=health())])
+    writer.commit([batch(n, n, n * day) for n in range(1, 8)])
+    writer.commit([batch(1, 1, 0, "gone")], [Reject("x", 1, "topic", "", b"")])
+    deleted = prune(store, Retention(batches=3, boots=30), 7 * day)
+    assert deleted == {"batches": 4, "alarms": 0, "rejects": 0, "boots": 0}
+    assert [one.received_ms // day for one in batches_after(store, 0, 10)] == [4, 5, 6, 7]
+    assert writer.commit([batch(1, 2, 8 * day)]).samples == 0
+    deleted = prune(store, Retention(), 500 * day)
+    assert deleted == {"batches": 4, "alarms": 0, "rejects": 1, "boots": 1}
+    assert writer.commit([batch(3, 7, 500 * day)]).samples == 0
+    newest_before = last_cursor(store)
+    writer.commit([batch(100, 101, 500 * day)])
+    assert last_cursor(store) > max(newest_before, 8)
+
+
+def test_an_alarm_that_is_raised_is_not_pruned(store: Store) -> None:
+    """However old it is, what holds now is kept with its value."""
+    writer = Writer(store)
+    writer.commit([NewHealth(device=DEVICE, received_ms=0, health=health())])
+    for seq, state in ((1, "raised"), (2, "cleared"), (3, "raised")):
+        writer.commit([NewAlarm(device=DEVICE, received_ms=seq, alarm=alarm(seq, state))])
+    assert prune(store, Retention(), 500 * DAY_MS)["alarms"] == 2
+    [raised] = active_alarms(store)
+    assert raised.seq == 3
+    assert len(alarms_of(store, "acme", "orin-1")) == 1
+
+
+def test_boots_are_kept_longer_than_devices_keep_rows() -> None:
+    """Forgetting numbers that a device may still send would store rows twice."""
+    with pytest.raises(ConfigError, match="boots for 30"):
+        Retention(boots=20)
+
+
+def test_a_backup_of_a_store_in_use_comes_back(store: Store, tmp_path: Path) -> None:
+    """Everything is as it was at the backup, and no cursor of before skips what comes after."""
+    writer = Writer(store)
+    writer.commit([batch(1, 30, 1), NewAlarm(device=DEVICE, received_ms=1, alarm=alarm(31))])
+    saved = tmp_path / "saved"
+    back_up(store, saved)
+    writer.commit([batch(32, 60, 2)])
+    lost = last_cursor(store)
+    with pytest.raises(StoreError, match="has tables already"):
+        restore(store, saved)
+    restore(store, saved, replace=True)
+    assert sorted(seq for _, _, seq in stored_samples(store)) == list(range(1, 31))
+    assert len(active_alarms(store)) == 1
+    # The device still has what it was not told of; the writer's memory of rows is still right.
+    assert writer.commit([batch(25, 40, 3)]).samples == 9
+    [new] = batches_after(store, lost, 10)
+    assert new.cursor > CURSOR_STEP
+    assert oct(saved.stat().st_mode)[-3:] == "600"
+
+
+def test_a_backup_makes_a_new_store(store: Store, tmp_path: Path, postgres: Postgres) -> None:
+    """On another machine it is restored into an empty database."""
+    Writer(store).commit([batch(1, 30, 1)])
+    back_up(store, tmp_path / "saved")
+    url = f"sqlite:///{tmp_path}/new.db" if store.is_sqlite else postgres.database()
+    with closing(connect(url)) as empty:
+        restore(empty, tmp_path / "saved")
+    with closing(open_store(url)) as opened:
+        assert len(stored_samples(opened)) == 30
+
+
+def test_a_backup_replaces_nothing_unasked(store: Store, tmp_path: Path) -> None:
+    """A file that is there stays, unless it is to be replaced; nothing else is left behind."""
+    saved = tmp_path / "saved"
+    saved.write_text("mine")
+    with pytest.raises(StorageError, match="there already"):
+        back_up(store, saved)
+    assert saved.read_text() == "mine"
+    back_up(store, saved, replace=True)
+    assert saved.stat().st_size > 1000
+    assert not list(tmp_path.glob(".saved*"))
+
+
+def test_files_that_are_no_backup_change_nothing(store: Store, tmp_path: Path) -> None:
+    """Another database, another program's file, and none at all are refused; the store stays."""
+    Writer(store).commit([batch(1, 5, 1)])
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    words = tmp_path / "words"
+    words.write_text("no database")
+    for file in (other, words):
+        with pytest.raises(StoreError):
+            restore(store, file, replace=True)
+    with pytest.raises(StorageError, match="is not there"):
+        restore(store, tmp_path / "none", replace=True)
+    assert len(stored_samples(store)) == 5
+
+
+def test_postgres_programs_that_are_missing_are_named(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with closing(connect(postgres.database())) as store:
+        migrate(store)
+        with pytest.raises(StoreError, match=r"pg_dump is not in the PATH\. Install"):
+            back_up(store, tmp_path / "saved")
