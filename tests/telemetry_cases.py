@@ -16,10 +16,10 @@ from mosquitto_broker import Broker
 from mqtt_certificates import Identity
 from mqtt_client import Client
 
-from device.telemetry.batch import decompress
 from device.telemetry.config import TelemetryConfig
 from device.telemetry.mqtt.backoff import Windows
 from device.telemetry.service import Telemetry
+from edgekit.batch_encoding import decompress
 from edgekit.contracts.seq_ranges import ranges_of
 from edgekit.contracts.telemetry import (
     Alarm,

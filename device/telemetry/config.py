@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from device.telemetry.alarm_rules import Rule, rules_from_config
-from device.telemetry.batch import ENCODINGS
+from edgekit.batch_encoding import ENCODINGS
 from edgekit.contracts.topics import Device
 from edgekit.errors import ConfigError, MessageError, TelemetryError
 

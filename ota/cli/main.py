@@ -15,6 +15,7 @@ COMMANDS = {
     "store": "Make, look after, back up and restore the store.",
     "devices": "List the devices, or show one.",
     "samples": "Show what a device measured.",
+    "simulate": "Run made-up devices against a broker.",
 }
 NEEDED = ("alembic", "msgspec", "paho", "prometheus_client", "psycopg", "sqlalchemy")
 """Packages of the extra ``fleet`` that these commands import."""

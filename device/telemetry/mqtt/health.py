@@ -10,10 +10,10 @@ import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from device.telemetry.batch import ENCODINGS
 from device.telemetry.clock import Clock
 from device.telemetry.sensors.files import read_text
 from edgekit import __version__
+from edgekit.batch_encoding import ENCODINGS
 from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.series import Number
 from edgekit.contracts.telemetry import Health

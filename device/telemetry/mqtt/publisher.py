@@ -17,7 +17,7 @@ from typing import Protocol
 
 from paho.mqtt.properties import Properties
 
-from device.telemetry.batch import ENCODINGS, Packed, pack
+from device.telemetry.batch import Packed, pack
 from device.telemetry.clock import Clock
 from device.telemetry.mqtt.connection import publish_properties
 from device.telemetry.mqtt.events import Connected, Delivered
@@ -25,6 +25,7 @@ from device.telemetry.mqtt.policy import Cost, Plan
 from device.telemetry.mqtt.reasons import FAILURE
 from device.telemetry.ring import ALARM, SAMPLE, Ring, Row
 from device.telemetry.rows import alarm_of, sample_of
+from edgekit.batch_encoding import ENCODINGS
 from edgekit.contracts import seq_ranges
 from edgekit.contracts.seq_ranges import Ranges
 from edgekit.contracts.telemetry import StoreAcknowledgement

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from telemetry_day import Day as Readings
 from telemetry_fakes import FakeClock
 
+from device.simulator.day import Day as Readings
 from device.telemetry.alarms import Decision
-from device.telemetry.batch import decompress
 from device.telemetry.mqtt.day_bytes import DayBytes
 from device.telemetry.mqtt.events import Connected, Delivered
 from device.telemetry.mqtt.policy import Day, Link, Plan, plan
 from device.telemetry.mqtt.publisher import BATCH_ROWS, EXCHANGE_BYTES, Publisher
 from device.telemetry.ring import ALARM, SAMPLE, Ring
 from device.telemetry.rows import alarm_payload, sample_payload
+from edgekit.batch_encoding import decompress
 from edgekit.contracts.seq_ranges import ranges_of
 from edgekit.contracts.telemetry import Alarm, Batch, Sample, StoreAcknowledgement
 from edgekit.contracts.topics import Device
