@@ -81,11 +81,12 @@ def arrived(
     return Arrived(topic, payload, encoding, START_MS, mid=1, qos=1, connection=1)
 
 
-def stored_samples(store: Store) -> Counter[tuple[str, str, int]]:
+def stored_samples(store: Store, device: Device | None = None) -> Counter[tuple[str, str, int]]:
     """Return how often each sample is stored, by device, boot and number; checks their values."""
+    whose = None if device is None else (device.tenant, device.device)
     found: Counter[tuple[str, str, int]] = Counter()
     cursor = 0
-    while batches := batches_after(store, cursor, 500):
+    while batches := batches_after(store, cursor, 500, whose):
         for stored in batches:
             batch = stored.batch()
             assert (batch.boot, batch.clock, batch.seq) == (stored.boot, stored.clock, stored.seq)

@@ -148,7 +148,9 @@ class SendingDevice:
     @property
     def stored(self) -> Ranges:
         """What the store has acknowledged."""
-        messages = [StoreAcknowledgement.from_bytes(m.payload) for m in list(self.client.messages)]
+        messages = [
+            StoreAcknowledgement.from_bytes(bytes(m.payload)) for m in list(self.client.messages)
+        ]
         return seq_ranges.union(*(one.stored.get(BOOT, ()) for one in messages))
 
     def send(self, first: int, last: int) -> None:

@@ -5,10 +5,26 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 from fleet_cases import alarm, batch_of, batch_payload, health, sample
 
-NUMBERS = [0, 1, -1, 2**53, 2**53 + 1, -(2**53) - 1, 10**30, 0.5, 1e-5, 1e300, True, None, "x", []]
+NUMBERS: list[Any] = [
+    0,
+    1,
+    -1,
+    2**53,
+    2**53 + 1,
+    -(2**53) - 1,
+    10**30,
+    0.5,
+    1e-5,
+    1e300,
+    True,
+    None,
+    "x",
+    [],
+]
 SEEDS = [
     ("m/batch", "json", batch_of(range(1, 9)).to_bytes()),
     ("m/batch", "zstd-ek1", batch_payload(range(1, 9))),

@@ -2,10 +2,13 @@
 
 A canonical batch is checked by msgspec: its types, then what the contract demands of the numbers.
 That it is canonical is known by writing it again, which must give the same bytes; so no key is
-double and nothing is in it that the check did not see. Whatever fails here goes to the contract's
-own reader (``edgekit.contracts.telemetry.Batch``), ten times slower, which has the last word
-and says what is wrong. The fast way therefore only ever takes what the slow one does
-(``tests/unit/ota/test_batches.py``).
+double and nothing is in it that the check did not see. What has the right types and fails here
+goes to the contract's own reader (``edgekit.contracts.telemetry.Batch``), ten times slower, which
+has the last word and says what is wrong. The fast way therefore only ever takes what the slow one
+does (``tests/unit/ota/test_ingest_messages.py``).
+
+The slow way takes 0.2 s a megabyte, which a frame of 400 bytes can claim: what is large must be
+canonical, as the contract demands and devices write.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from edgekit.contracts.seq_ranges import MAX_SEQ, Ranges
 from edgekit.contracts.series import MAX_SERIES, NAME
 from edgekit.contracts.telemetry import Batch, Sample
 from edgekit.contracts.topics import SEGMENT, Device
-from edgekit.errors import MessageError
+from edgekit.errors import MessageError, first_line
 from ota.store.items import NewBatch
 
 _MAX_INTEGER = 2**53
 _MIN_EXPONENT = -9
 _Integer = Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
+MAX_PLAIN_BYTES = 512 * 1024
+"""Largest batch that need not be canonical."""
 _STORED = "zstd-ek1"
 """What the store compresses by itself: batches in plain JSON and single samples."""
 _LEVEL = 3
@@ -61,7 +66,7 @@ def read_batch(device: Device, received_ms: int, payload: bytes, encoding: str) 
     data = decompress(payload, encoding)
     if len(data) > Batch.MAX_BYTES:
         raise MessageError(f"a batch has {len(data)} bytes, at most {Batch.MAX_BYTES} are read")
-    boot, clock, seq, times = _checked(data) or _read(data)
+    boot, clock, seq, times = _checked(data) or _read_slowly(data)
     if encoding == "json":
         encoding, payload = _STORED, compress(data, _STORED, _LEVEL)
     return NewBatch(
@@ -91,18 +96,30 @@ _Facts = tuple[str, str, Ranges, tuple[int, ...]]
 """Boot, clock, numbers, times."""
 
 
-def _read(data: bytes) -> _Facts:
-    """Read a batch the contract's way."""
+def _read_slowly(data: bytes) -> _Facts:
+    """Read a batch the contract's way.
+
+    Raises:
+        MessageError: It is none, or large and not canonical.
+    """
+    if len(data) > MAX_PLAIN_BYTES:
+        raise MessageError(
+            f"a batch has {len(data)} bytes and is not canonical, or not as the contract says"
+        )
     batch = Batch.from_bytes(data)
     return batch.boot, batch.clock, batch.seq, batch.times_ms
 
 
 def _checked(data: bytes) -> _Facts | None:
-    """Return the facts of a batch that is right beyond doubt; None for all others."""
+    """Return the facts of a batch that is right beyond doubt; None where that is not known.
+
+    Raises:
+        MessageError: A type is wrong beyond doubt.
+    """
     try:
         wire = _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"a batch is not as it should be: {first_line(error)}") from error
     times = tuple(accumulate(wire.times_ms))
     rows = len(times)
     if not (

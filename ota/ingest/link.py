@@ -26,9 +26,13 @@ from ota.ingest.inbox import Inbox
 from ota.ingest.messages import Arrived
 from ota.ingest.metrics import Metrics
 from ota.ingest.settings import Settings
-from ota.logs import log
+from ota.logs import LOGGER, log
 
-_TAKEN_OVER = 0x8E
+_SHORT_S = 5.0
+_TAKEN_OVER_AFTER = 3
+_MAX_UNSENT = 200
+"""Acknowledgements that the broker has not taken, beyond which no group more is published."""
+_PATIENCE_S = 30.0
 _MAX_RECONNECT_S = 30
 
 
@@ -53,6 +57,10 @@ class Link:
         self._lock = threading.Lock()
         self._connection = 0
         self._connected = False
+        self._connected_at = 0.0
+        self._short_connections = 0
+        self._unsent = 0
+        self._sent = threading.Condition()
         self._expiring = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         self._expiring.MessageExpiryInterval = settings.acknowledgement_expiry_s
         self._client = self._make_client()
@@ -79,8 +87,15 @@ class Link:
         self._client.loop_stop()
 
     def publish(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        """Publish store acknowledgements, topic and payload; what cannot be sent now is kept."""
+        """Publish store acknowledgements, topic and payload; what cannot be sent now is kept.
+
+        Waits while the broker is behind with those of before, for they are in memory.
+        """
+        with self._sent:
+            self._sent.wait_for(lambda: self._unsent < _MAX_UNSENT, _PATIENCE_S)
         for topic, payload in messages:
+            with self._sent:
+                self._unsent += 1
             self._client.publish(topic, payload, qos=1, properties=self._expiring)
             self._metrics.acknowledgements.inc()
 
@@ -102,12 +117,28 @@ class Link:
         if context is not None:
             client.tls_set_context(context)
         client.reconnect_delay_set(1, _MAX_RECONNECT_S)
-        client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_subscribe = self._on_subscribe
+        client.on_connect = self._guarded(self._on_connect)
+        client.on_connect_fail = self._guarded(self._on_connect_fail)
+        client.on_disconnect = self._guarded(self._on_disconnect)
+        client.on_publish = self._guarded(self._on_publish)
+        client.on_message = self._guarded(self._on_message)
+        client.on_subscribe = self._guarded(self._on_subscribe)
         return client
+
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Return a callback that ends the worker if it fails: paho would end its thread alone."""
+
+        def guarded(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception as error:
+                said = f"internal error, {type(error).__name__}: {error}"
+                self.failure = FleetError(said, "Please report it, with the log")
+                LOGGER.exception("a callback of the connection failed")
+                self._failed()
+                raise
+
+        return guarded
 
     def _on_connect(
         self, client: Client, _: Any, flags: ConnectFlags, code: ReasonCode, __: Properties | None
@@ -118,6 +149,7 @@ class Link:
         with self._lock:
             self._connection += 1
             self._connected = True
+            self._connected_at = time.monotonic()
         self._metrics.broker_up.set(1)
         log(logging.INFO, "connected to the broker", session_kept=flags.session_present)
         options = SubscribeOptions(qos=1)
@@ -136,15 +168,31 @@ class Link:
         self._inbox.clear()
         self._metrics.broker_up.set(0)
         log(logging.INFO, "disconnected from the broker", reason=str(code))
-        if code.value == _TAKEN_OVER:
-            self._fail(f"another client has connected as {self._settings.name!a}")
+        lasted_s = time.monotonic() - self._connected_at
+        self._short_connections = self._short_connections + 1 if lasted_s < _SHORT_S else 0
+        if self._short_connections == _TAKEN_OVER_AFTER:
+            # mosquitto 2.0 does not say that another client has taken a session over.
+            log(
+                logging.ERROR,
+                "connections end at once, again and again: is another client called the same?",
+                name=self._settings.name,
+            )
 
     def _on_subscribe(
         self, _: Client, __: Any, ___: int, codes: list[ReasonCode], ____: Properties | None
     ) -> None:
         refused = [str(code) for code in codes if code.is_failure]
         if refused:
-            self._fail(f"the broker refuses the subscriptions: {', '.join(sorted(set(refused)))}")
+            self.failure = FleetError(
+                f"the broker refuses the subscriptions: {', '.join(sorted(set(refused)))}",
+                "Give the worker's user the right to read them (ota/broker/services.acl)",
+            )
+            self._failed()
+
+    def _on_publish(self, *_: Any) -> None:
+        with self._sent:
+            self._unsent -= 1
+            self._sent.notify()
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         named = dict(getattr(message.properties, "UserProperty", ()))
@@ -160,8 +208,3 @@ class Link:
                 self._connection,
             )
         )
-
-    def _fail(self, why: str) -> None:
-        remedy = "Give every worker a name of its own, and its user the rights to read and write"
-        self.failure = FleetError(why, remedy)
-        self._failed()

@@ -2,62 +2,48 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from ota.store.commit import Committed
 
-PREFIX = "edgekit_ingest"
+_P = "edgekit_ingest"
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Metrics:
     """Counters of one worker, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self.messages = Counter(
-            f"{PREFIX}_messages_total", "Messages received.", ["channel"], registry=registry
-        )
-        self.payload_bytes = Counter(
-            f"{PREFIX}_payload_bytes_total", "Their payloads.", registry=registry
-        )
-        self.rejects = Counter(
-            f"{PREFIX}_rejects_total", "Messages refused.", ["reason"], registry=registry
-        )
-        self.rows = Counter(
-            f"{PREFIX}_rows_total",
-            "Samples and alarms: stored now, or known and dropped.",
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        self.messages = counter(f"{_P}_messages_total", "Messages received.", ["channel"])
+        self.payload_bytes = counter(f"{_P}_payload_bytes_total", "Their payloads.")
+        self.rejects = counter(f"{_P}_rejects_total", "Messages refused.", ["reason"])
+        self.rows = counter(
+            f"{_P}_rows_total",
+            "Samples and alarms: stored now, or known already and dropped.",
             ["kind", "outcome"],
-            registry=registry,
         )
-        self.health = Counter(f"{PREFIX}_health_total", "Births and wills.", registry=registry)
-        self.acknowledgements = Counter(
-            f"{PREFIX}_store_acknowledgements_total", "Published.", registry=registry
+        self.health = counter(f"{_P}_health_total", "Births and wills.")
+        self.acknowledgements = counter(
+            f"{_P}_store_acknowledgements_total", "Acknowledgements published to devices."
+        )
+        self.store_failures = counter(
+            f"{_P}_store_failures_total", "Transactions that were rolled back."
+        )
+        self.store_up = gauge(f"{_P}_store_up", "Whether the last transaction was committed.")
+        self.broker_up = gauge(f"{_P}_broker_up", "Whether the broker is connected.")
+        self.held = gauge(f"{_P}_unacknowledged_messages", "Received and not committed.")
+        self.oldest_s = gauge(
+            f"{_P}_last_wait_seconds",
+            "From receiving the oldest message of the last group to its commit.",
         )
         self.commit_s = Histogram(
-            f"{PREFIX}_commit_seconds",
-            "Transactions.",
-            registry=registry,
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-        )
-        self.store_failures = Counter(
-            f"{PREFIX}_store_failures_total",
-            "Transactions that were rolled back.",
-            registry=registry,
-        )
-        self.store_up = Gauge(
-            f"{PREFIX}_store_up", "Whether the last transaction was committed.", registry=registry
-        )
-        self.broker_up = Gauge(
-            f"{PREFIX}_broker_up", "Whether the broker is connected.", registry=registry
-        )
-        self.held = Gauge(
-            f"{PREFIX}_unacknowledged_messages", "Received and not committed.", registry=registry
-        )
-        self.oldest_s = Gauge(
-            f"{PREFIX}_last_wait_seconds",
-            "From receiving the oldest message of the last group to its commit.",
-            registry=registry,
+            f"{_P}_commit_seconds", "Transactions.", registry=self.registry, buckets=_BUCKETS_S
         )
 
     def committed(self, done: Committed) -> None:

@@ -54,6 +54,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.address()
+        up_filters(self.tenant)
         if not 1 <= self.receive_maximum <= MAX_RECEIVE:
             raise ConfigError(f"receive_maximum must be 1 to {MAX_RECEIVE}")
         if self.group_messages < 1 or self.group_ms < 0:

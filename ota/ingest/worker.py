@@ -57,7 +57,8 @@ class Worker:
         self._limit = RejectLimit()
         self._stopped = threading.Event()
         self._inbox = Inbox()
-        metrics.held.set_function(self._inbox.__len__)
+        self._taken = 0
+        metrics.held.set_function(lambda: len(self._inbox) + self._taken)
         self._link = Link(settings, self._inbox, metrics, self.stop)
 
     def stop(self) -> None:
@@ -88,10 +89,12 @@ class Worker:
 
     def _take(self, group: Sequence[Arrived]) -> None:
         """Store a group and acknowledge it; nothing of it if the worker is stopped meanwhile."""
+        self._taken = len(group)
         items, rejects = self._read(group)
         if not self._commit_until_done(items, rejects):
             return
         self._link.acknowledge(group)
+        self._taken = 0
         waited_ms = time.time_ns() // 1_000_000 - group[0].received_ms
         self._metrics.oldest_s.set(max(waited_ms, 0) / 1000)
 

@@ -33,6 +33,9 @@ MAX_REJECTS = 10_000
 MAX_REJECT_BYTES = 1024
 """Most that is kept of a payload that was refused."""
 
+MAX_REMEMBERED = 200_000
+"""Most devices whose ids a worker remembers; some 300 bytes each."""
+
 _ADD_DEVICE = text(
     "INSERT INTO devices (tenant, device, first_received_ms, last_received_ms)"
     " VALUES (:tenant, :device, :now, :now) ON CONFLICT (tenant, device) DO NOTHING"
@@ -132,6 +135,8 @@ class Writer:
             # A row that is not where it was is looked for again.
             self._ids.clear()
             raise
+        if len(self._ids) > MAX_REMEMBERED:
+            self._ids.clear()
         self._ids.update(added)
         return done
 
@@ -140,6 +145,9 @@ class Writer:
     ) -> dict[Device, int]:
         now = max(item.received_ms for item in items)
         ids = self._lock(connection, {item.device for item in items}, now)
+        heard = {ids[item.device] for item in items if not _is_down(item)}
+        seen = update(DeviceTable).where(DeviceTable.id.in_(heard))
+        connection.execute(seen.values(last_received_ms=now))
         boots = _boots(connection, ids, items)
         batches: list[dict[str, Any]] = []
         alarms: list[NewAlarm] = []
@@ -180,8 +188,6 @@ class Writer:
             connection.execute(_ADD_DEVICE, rows)
             ids |= _find_devices(connection, unknown)
         _lock_rows(connection, ids)
-        seen = update(DeviceTable).where(DeviceTable.id.in_(ids.values()))
-        connection.execute(seen.values(last_received_ms=now))
         return ids
 
 
@@ -210,6 +216,11 @@ def _find_devices(connection: Connection, devices: Sequence[Device]) -> dict[Dev
     )
     found = {Device(tenant, device): key for key, tenant, device in connection.execute(query)}
     return {device: found[device] for device in devices}
+
+
+def _is_down(item: NewItem) -> bool:
+    """Whether a message may be a will: the broker's, long after the device was heard of."""
+    return isinstance(item, NewHealth) and item.health.state == "down"
 
 
 def _boot_of(item: NewItem) -> str:

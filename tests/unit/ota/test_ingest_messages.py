@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 
 import pytest
 from fleet_cases import (
@@ -32,8 +33,16 @@ from ota.store.items import REASONS, NewAlarm, NewBatch, NewHealth, Reject
 
 
 def fast_is_no_wider(data: bytes) -> bool:
-    """Hold the fast check to the contract's reader; return whether it took the payload."""
-    found = _checked(data)
+    """Hold the fast check to the contract's reader; return whether it took the payload.
+
+    What it takes, and what it refuses, the reader takes and refuses, too.
+    """
+    try:
+        found = _checked(data)
+    except MessageError:
+        with pytest.raises(MessageError):
+            Batch.from_bytes(data)
+        return False
     if found is None:
         return False
     batch = Batch.from_bytes(data)
@@ -160,6 +169,25 @@ def test_ten_thousand_spoiled_messages_are_refused_or_right() -> None:
         else:
             assert isinstance(read, NewAlarm | NewHealth)
     assert refused > 8000
+
+
+def test_large_batches_are_canonical() -> None:
+    """What takes the contract's reader long is refused, unless it is as devices write it."""
+    rows = 9000
+    data = {
+        "boot": "b",
+        "clock": "synced",
+        "lists": {f"a{n}": [1.5] * rows for n in range(20)},
+        "schema_version": 1,
+        "seq": [[1, rows]],
+        "times_ms": [1] * rows,
+    }
+    canonical = canonical_bytes(data)
+    assert read_batch(DEVICE, START_MS, canonical, "json").seq == ((1, rows),)
+    start = time.process_time()
+    with pytest.raises(MessageError, match="not canonical"):
+        read_batch(DEVICE, START_MS, canonical + b" ", "json")
+    assert time.process_time() - start < 0.2
 
 
 def bomb(size: int) -> bytes:

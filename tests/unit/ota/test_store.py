@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fleet_cases import (
@@ -175,24 +176,53 @@ def test_two_writers_of_one_device_store_each_sample_once(store_url: str, store:
     assert len(found) == 2 * 405 == sum(done.samples for done in results)
 
 
-def test_a_cursor_skips_no_batch_of_a_slow_commit(postgres: object, store_url: str) -> None:
-    """A reader that follows the cursor sees every batch, though transactions overlap."""
-    del postgres
-    with closing(connect(store_url)) as plain:
-        migrate(plain)
+def test_a_cursor_skips_no_batch_of_a_slow_commit(
+    store_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is written first and committed late is not overtaken by the next one."""
+    written, go_on = threading.Event(), threading.Event()
+    last_step = commit_module._to_acknowledge
+
+    def late(*arguments: Any) -> Any:
+        if not written.is_set():
+            written.set()
+            assert go_on.wait(20)
+        return last_step(*arguments)
+
+    monkeypatch.setattr(commit_module, "_to_acknowledge", late)
+
+    def write(device: Device) -> None:
+        with closing(open_store(store_url)) as own:
+            Writer(own).commit([batch_item(1, 5, device)])
+
+    slow = threading.Thread(target=write, args=(DEVICE,))
+    fast = threading.Thread(target=write, args=(OTHER,))
+    slow.start()
+    assert written.wait(20)
+    fast.start()
+    fast.join(0.5)
+    seen = batches_after(store, 0, 10)
+    go_on.set()
+    slow.join()
+    fast.join()
+    seen += batches_after(store, seen[-1].cursor if seen else 0, 10)
+    assert [one.device for one in seen] == ["orin-1", "orin-2"]
+
+
+def test_a_reader_that_follows_misses_nothing(store_url: str, store: Store) -> None:
+    """Three writers and a reader at once: every batch is seen once, in the order of the cursor."""
     ended = threading.Event()
     seen: list[int] = []
 
     def follow() -> None:
-        with closing(open_store(store_url)) as own:
-            cursor = 0
-            while True:
-                last_round = ended.is_set()
-                for stored in batches_after(own, cursor, 3):
-                    cursor = stored.cursor
-                    seen.append(cursor)
-                if last_round and cursor == last_cursor(own):
-                    return
+        cursor = 0
+        while True:
+            last_round = ended.is_set()
+            for stored in batches_after(store, cursor, 3):
+                cursor = stored.cursor
+                seen.append(cursor)
+            if last_round and cursor == last_cursor(store):
+                return
 
     def write(number: int) -> None:
         with closing(open_store(store_url)) as own:
@@ -288,6 +318,7 @@ def test_a_will_takes_a_device_down(store: Store) -> None:
     [device] = devices(store)
     assert (device.state, device.state_ms, device.connection) == ("down", START_MS + 77, 1)
     assert device.encodings == ("zstd-ek1", "zstd", "json")
+    assert device.last_seen_ms == START_MS
     assert len(raised(store)) == 1
 
 
