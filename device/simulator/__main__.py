@@ -84,7 +84,7 @@ def _settings(options: argparse.Namespace) -> Any:
 _PASSED = (
     "ca", "certificates", "rings", "first", "devices", "tenant", "prefix", "seed", "speed",
     "sample_s", "batch_s", "keepalive_s", "encoding", "daily_bytes", "spread_s", "spells_s",
-    "promises",
+    "drain", "promises",
 )  # fmt: skip
 
 
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--spread-s", type=float, default=60.0, help="starts are spread over; 0 is a herd")
     add("--spells-s", type=float, default=14_400.0, help="between what raises alarms, on average")
     add("--promises", type=Path, help="file for every row that a ring has taken")
+    add("--drain", action="store_true", help="no new samples; end once all rings are empty")
     add("--duration-s", type=float, default=float("inf"), help="real seconds")
     add("--while-stdin", action="store_true", help="end when standard input does")
     add("--log", choices=("error", "warning", "info", "debug"), default="error")

@@ -75,6 +75,7 @@ class SimulatedDevice:
             machine=[MadeUpSensors(hash((settings.seed, number)), PERIOD_S, settings.spells_s)],
             make_ring=self._opened_ring,
             make_session=self._make_session,
+            may_sample=not settings.drain,
         )
         self._closing = contextlib.ExitStack()
         self._station: Station | None = None
@@ -84,6 +85,10 @@ class SimulatedDevice:
         if self._station is None:
             self._station = self._closing.enter_context(self._assembly.station())
         return self._station.poll()
+
+    def is_drained(self) -> bool:
+        """Whether its ring is empty."""
+        return self.ring.values()["ring_rows"] == 0
 
     def close(self) -> Counter[str]:
         """Say goodbye, close the ring, and return what it did."""
@@ -140,10 +145,11 @@ class Fleet:
         ]
         self._queue = [(due_s, index) for index, due_s in enumerate(self._due)]
         heapq.heapify(self._queue)
+        self._left = list(range(settings.devices))
         self._late_s = 0.0
 
     def run(self, stopping: threading.Event, duration_s: float = float("inf")) -> None:
-        """Turn over the stations until it is stopped, or for real seconds.
+        """Turn over the stations until it is stopped, for real seconds, or until all are drained.
 
         Raises:
             StorageError: A device cannot start.
@@ -153,6 +159,8 @@ class Fleet:
             wait_s = min(self._poll_due(), left_s, _LOOK_S)
             for index in self._take_woken(wait_s):
                 self._poll(index)
+            if self._settings.drain and self._are_drained():
+                return
 
     def close(self) -> dict[str, int]:
         """End all devices, many at a time; return what they did, summed.
@@ -172,6 +180,12 @@ class Fleet:
         number = self._settings.first + index
         woken = partial(self._woken.put, index)
         return SimulatedDevice(self._settings, number, self._clock, self._log, woken)
+
+    def _are_drained(self) -> bool:
+        """Whether all rings are empty; those that were are not asked again."""
+        while self._left and self._devices[self._left[-1]].is_drained():
+            self._left.pop()
+        return not self._left
 
     def _poll_due(self) -> float:
         """Poll all devices that are due; return real seconds until the next one is."""

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from device.telemetry.clock import Clock
-from device.telemetry.ring import ALARM, SAMPLE, Limits, Ring
+from device.telemetry.ring import ALARM, SAMPLE, Limits, Ring, Row
+from device.telemetry.rows import sample_of
+from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.seq_ranges import Ranges
+from edgekit.contracts.series import Values
 from edgekit.errors import StorageError
 
 
 class PromiseLog:
-    """A file with a line a row: device, boot, number, priority, CRC-32 of the payload.
+    """A file with a line a row: device, boot, number, priority, and of a sample its digest.
 
     A line is written when ``put`` has returned, with one call each, so what stands there was
     promised even if the process is killed at once. Several processes may write one file.
@@ -39,12 +42,25 @@ class PromiseLog:
 
     def write(self, device: str, boot: str, rows: Sequence[tuple[int, bytes]], kind: int) -> None:
         """Write down rows, number and payload."""
-        lines = (f"{device} {boot} {seq} {kind} {zlib.crc32(data)}\n" for seq, data in rows)
+        lines = []
+        for seq, payload in rows:
+            row = Row(boot, seq, kind, 0, CLOCKS[0], payload)
+            digest = readings_digest(sample_of(row).values) if kind == SAMPLE else 0
+            lines.append(f"{device} {boot} {seq} {kind} {digest}\n")
         os.write(self._file, "".join(lines).encode())
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def readings_digest(values: Values) -> int:
+    """Return the CRC-32 of readings: the same where they mean the same.
+
+    Batches tell neither 5 from 5.0 nor what is null from what is absent.
+    """
+    parts = (f"{name}={float(v)}" for name, v in sorted(values.items()) if v is not None)
+    return zlib.crc32("\n".join(parts).encode())
 
 
 class CountingRing(Ring):

@@ -39,6 +39,7 @@ class Settings:
         outages: How often networks fail.
         spread_s: Device seconds in which devices start, evenly; 0 starts all at once.
         spells_s: Device seconds from one thing that goes wrong with a device to the next.
+        drain: Add no samples to the rings; end once the store has acknowledged all that they hold.
         promises: File for what rings promised; None for none.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     outages: OutageRates = field(default_factory=OutageRates)
     spread_s: float = 60.0
     spells_s: float = 14_400.0
+    drain: bool = False
     promises: Path | None = None
 
     def __post_init__(self) -> None:

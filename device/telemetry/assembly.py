@@ -80,6 +80,7 @@ class Assembly:
         machine: Sensors of the machine; None for those of this one.
         make_ring: Makes the ring.
         make_session: Makes the session.
+        may_sample: False adds no samples to the ring.
     """
 
     config: TelemetryConfig
@@ -93,6 +94,7 @@ class Assembly:
     machine: Sequence[Sensor] | None = None
     make_ring: MakeRing = Ring
     make_session: MakeSession = Session
+    may_sample: bool = True
 
     @contextlib.contextmanager
     def station(self) -> Iterator[Station]:
@@ -137,7 +139,7 @@ class Assembly:
                 day=day,
                 probe=probe,
             )
-            pace = Pace(config.sample_s, config.batch_s, self.turn_s)
+            pace = Pace(config.sample_s, config.batch_s, self.turn_s, self.may_sample)
             station = Station(parts, pace)
             yield station
 

@@ -48,11 +48,13 @@ class Pace:
         sample_s: Between two samples.
         batch_s: Between two batches.
         turn_s: Longest wait of a turn.
+        may_sample: False sends what the ring has and adds no samples to it.
     """
 
     sample_s: float = 10.0
     batch_s: float = 600.0
     turn_s: float = TURN_S
+    may_sample: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class Station:
 
     def _tick(self) -> None:
         parts = self._parts
-        values, _ = parts.collector.tick()
+        values, _ = parts.collector.tick(may_sample=self._pace.may_sample)
         self._measure(values)
         self._plan = self._make_plan()
         parts.live.is_affordable = self._plan.live

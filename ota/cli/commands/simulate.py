@@ -64,8 +64,11 @@ _STOP_S = 60.0
 @click.option("--herd", is_flag=True, help="Start all at once.")
 @click.option("--spells-s", type=float, default=14_400.0, show_default=True, help="Between alarms.")
 @click.option("--promises", type=_FILE, help="File for every row that a ring has taken.")
+@click.option("--drain", is_flag=True, help="No new samples; end once all rings are empty.")
 @click.option("--duration-s", type=float, help="In real seconds; by default until SIGTERM.")
-def command(*, devices: int, processes: int | None, herd: bool, **options: Any) -> None:
+def command(
+    *, devices: int, processes: int | None, herd: bool, drain: bool, **options: Any
+) -> None:
     """Run made-up devices against a real broker, and print what they did.
 
     Each is the agent's telemetry: a ring, sensors that make their readings up, alarms, a session
@@ -82,6 +85,8 @@ def command(*, devices: int, processes: int | None, herd: bool, **options: Any) 
         if value is not None
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
+    if drain:
+        passed.append("--drain")
     with _running(count, devices, passed) as running:
         reports = _reports(running)
     click.echo(json.dumps({"processes": count, **_summed(reports)}))
