@@ -40,8 +40,8 @@ class Broker:
         persistent: Keep sessions on disk, as shipped; else in memory alone.
         settings: Global settings that replace shipped ones or are added, such as
             ``{"max_inflight_messages": 1}``.
-        address: Where devices connect, of this machine, loopback or another; the server's
-            certificate has it, too.
+        address: Where it listens for devices.
+        called: The address that devices call it by, which its certificate must have.
 
     Attributes:
         plain_port: No TLS, no access rules.
@@ -60,6 +60,7 @@ class Broker:
         persistent: bool = True,
         settings: dict[str, object] | None = None,
         address: str = "127.0.0.1",
+        called: str = "127.0.0.1",
     ) -> None:
         self._folder = folder / "broker"
         self._data = self._folder / "data"
@@ -73,7 +74,7 @@ class Broker:
         self.services = Authority(self._folder, "services")
         server = Authority(self._folder, "server")
         self.server_ca = server.certificate
-        identity = server.issue("localhost", server=True, addresses=("127.0.0.1", address))
+        identity = server.issue("localhost", server=True, addresses=("127.0.0.1", called))
         shutil.copy(identity.certificate, self._folder / "server.pem")
         shutil.copy(identity.key, self._folder / "server-key.pem")
         for name in ("devices.acl", "services.acl"):

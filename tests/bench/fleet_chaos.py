@@ -14,6 +14,7 @@ took is looked for in the store (``tests/simulated_fleet.py``).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -109,7 +110,7 @@ def _database(kind: str, folder: Path) -> Iterator[str]:
 
 def _stage(stack: ExitStack, folder: Path, url: str, devices: int) -> Stage:
     link = stack.enter_context(ImpairedLink(delay_s=DELAY_S, loss=LOSS))
-    broker = stack.enter_context(Broker(folder, address=link.near))
+    broker = stack.enter_context(Broker(folder, address=link.near, called=link.far))
     identity = broker.services.issue("ingest")
     options = [
         *("--ca", str(broker.server_ca), "--certificate", str(identity.certificate)),
@@ -127,7 +128,7 @@ def _stage(stack: ExitStack, folder: Path, url: str, devices: int) -> Stage:
                 broker, folder, host=link.far, first=first, devices=end - first, options=PACE
             )
         )
-        for first, end in zip(shares, shares[1:], strict=False)
+        for first, end in itertools.pairwise(shares)
     ]
     return Stage(link, broker, workers, running)
 
