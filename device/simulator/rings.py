@@ -57,9 +57,9 @@ class PromiseLog:
 def readings_digest(values: Values) -> int:
     """Return the CRC-32 of readings: the same where they mean the same.
 
-    Batches tell neither 5 from 5.0 nor what is null from what is absent.
+    Batches tell neither 5 from 5.0, nor 0.0 from -0.0, nor what is null from what is absent.
     """
-    parts = (f"{name}={float(v)}" for name, v in sorted(values.items()) if v is not None)
+    parts = (f"{name}={float(v) + 0.0}" for name, v in sorted(values.items()) if v is not None)
     return zlib.crc32("\n".join(parts).encode())
 
 
