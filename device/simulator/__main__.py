@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--speed", type=float, default=1.0, help="device seconds in a real second")
     add("--sample-s", type=float, default=10.0)
     add("--batch-s", type=float, default=600.0)
-    add("--keepalive-s", type=int, default=240, help="in real seconds, as the broker counts it")
+    add("--keepalive-s", type=int, default=240)
     add("--encoding", default="zstd-ek1")
     add("--daily-bytes", type=int, default=4_000_000)
     add("--outages", type=float, default=0.0, help="share of time without a network")

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from device.simulator.settings import Settings
 from device.telemetry.alarm_rules import PERIOD_S
 from device.telemetry.assembly import Assembly
 from device.telemetry.clock import Clock, boot_id
+from device.telemetry.mqtt.connection import Endpoint
 from device.telemetry.ring import Limits, Ring
 from device.telemetry.station import Station
 
@@ -60,7 +62,7 @@ class SimulatedDevice:
         log: PromiseLog | None,
         woken: Callable[[], None],
     ) -> None:
-        self._config = settings.config(number)
+        self._config, self._speed = settings.config(number), settings.speed
         limits = Limits(self._config.ring_bytes)
         self.ring = CountingRing(
             self._config.ring, boot_id(), clock, limits, self._config.device, log
@@ -110,9 +112,16 @@ class SimulatedDevice:
         del path, kernel, clock, limits
         return self.ring
 
-    def _make_session(self, *arguments: Any, **options: Any) -> FailingSession:
+    def _make_session(self, endpoint: Endpoint, *arguments: Any, **options: Any) -> FailingSession:
+        # paho and the broker count the keepalive in real seconds, whole ones.
+        keepalive_s = max(round(endpoint.keepalive_s / self._speed), 1)
+        look_s = min(endpoint.look_s, keepalive_s / 20)
         self._session = FailingSession(
-            *arguments, **options, outages=self._outages, woken=self._woken
+            replace(endpoint, keepalive_s=keepalive_s, look_s=look_s),
+            *arguments,
+            **options,
+            outages=self._outages,
+            woken=self._woken,
         )
         return self._session
 

@@ -33,7 +33,7 @@ class Settings:
         speed: Device seconds in a real second.
         sample_s: Device seconds between two samples.
         batch_s: Device seconds between two batches.
-        keepalive_s: Device's ``keepalive_s``; the broker counts these in real seconds.
+        keepalive_s: Device seconds of silence before a ping; at least a real one.
         encoding: Of batches.
         daily_bytes: Most bytes in a day of the device.
         outages: How often networks fail.

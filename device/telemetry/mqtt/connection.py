@@ -45,7 +45,6 @@ CONNECT_S = 10.0
 """For each of TCP's and TLS's steps."""
 USER_TIMEOUT_MS = 30_000
 """Sent bytes that stay unacknowledged for this long end the connection (TCP_USER_TIMEOUT)."""
-_LOOP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ class Endpoint:
         keepalive_s: Longest silence before a ping.
         session_expiry_s: How long the broker keeps the session without a connection.
         will_delay_s: How long after a loss the will is published.
+        look_s: How late a ping may be.
     """
 
     host: str
@@ -67,6 +67,7 @@ class Endpoint:
     keepalive_s: int = 240
     session_expiry_s: int = 86_400
     will_delay_s: int = 60
+    look_s: float = 1.0
 
 
 class Connection:
@@ -167,7 +168,7 @@ class Connection:
         failure: Reason | None = None
         try:
             self._connect()
-            while self.client.loop(_LOOP_S) == mqtt.MQTT_ERR_SUCCESS:
+            while self.client.loop(self._endpoint.look_s) == mqtt.MQTT_ERR_SUCCESS:
                 pass
         except TelemetryError as error:
             failure = Reason(f"{error.message}. {error.remedy}", code=0x87)  # as not authorized

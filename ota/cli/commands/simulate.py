@@ -57,7 +57,7 @@ _STOP_S = 60.0
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Device s in a second.")
 @click.option("--sample-s", type=float, default=10.0, show_default=True)
 @click.option("--batch-s", type=float, default=600.0, show_default=True)
-@click.option("--keepalive-s", type=int, default=240, show_default=True, help="In real seconds.")
+@click.option("--keepalive-s", type=int, default=240, show_default=True)
 @click.option("--outages", type=float, default=0.0, show_default=True, help="Share of time.")
 @click.option("--outage-s", type=float, default=120.0, show_default=True, help="Mean length.")
 @click.option("--spread-s", type=float, default=60.0, show_default=True, help="Of the start.")
