@@ -132,6 +132,12 @@ class Broker:
         self._end(signal.SIGKILL if crash else signal.SIGTERM)
         self.start()
 
+    def forget(self) -> None:
+        """Lose all sessions and retained messages, as with a broken disk; it is not running."""
+        assert self._process is None, "the broker is running"
+        for file in self._data.iterdir():
+            file.unlink()
+
     def pause(self) -> None:
         """Stop it in its tracks (SIGSTOP): connections stay, nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
