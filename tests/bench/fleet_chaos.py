@@ -37,6 +37,8 @@ from ota.store.database import connect
 from ota.store.schema import migrate
 
 LOSS, DELAY_S, CUT_S = 0.05, 0.15, 60.0
+_LINK = 100
+"""Another one than those of bench_wire."""
 PROCESSES, WORKERS = 5, 2
 ROUND_S, DOWN_S = 12.0, 1.5
 UP_S, DRAIN_S = 120.0, 300.0
@@ -109,7 +111,7 @@ def _database(kind: str, folder: Path) -> Iterator[str]:
 
 
 def _stage(stack: ExitStack, folder: Path, url: str, devices: int) -> Stage:
-    link = stack.enter_context(ImpairedLink(delay_s=DELAY_S, loss=LOSS))
+    link = stack.enter_context(ImpairedLink(_LINK, delay_s=DELAY_S, loss=LOSS))
     broker = stack.enter_context(Broker(folder, address=link.near, called=link.far))
     identity = broker.services.issue("ingest")
     options = [
