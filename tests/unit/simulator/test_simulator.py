@@ -177,7 +177,7 @@ def test_a_file_that_is_no_authority_is_named(tmp_path: Path) -> None:
         ({"tenant": "no/level"}, "tenant"),
         ({"sample_s": 1.0}, "sample_s is 1.0"),
         ({"prefix": "x" * 60}, "is not 1 to 64"),
-        ({"prefix": "x" * 50}, "65 characters"),
+        ({"prefix": "x" * 50}, "66 characters"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(
