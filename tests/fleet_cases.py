@@ -60,7 +60,7 @@ def health(state: str = "up", connection: int = 1, **other: object) -> Health:
         "clock": "synced",
         "state": state,
         "connection": connection,
-        "details": {"encodings": "zstd-ek1 zstd json", "version": "1.0"} if state == "up" else {},
+        "details": {"encodings": "zstd-ek1,zstd,json", "version": "1.0"} if state == "up" else {},
         **other,
     }
     return Health(**fields)  # type: ignore[arg-type]

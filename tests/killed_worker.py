@@ -1,6 +1,6 @@
-"""A worker that kills itself at one step, as a crash there would.
+"""A worker that kills or freezes itself at one step, as a crash or a debugger there would.
 
-Usage: python killed_worker.py POINT ingest ...   POINT is a key of :data:`POINTS`.
+Usage: python killed_worker.py POINT ingest ...   POINT is a key of :data:`POINTS`, or ``frozen``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,22 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def freeze_once() -> None:
+    """Have the first transaction stop in the middle, until SIGCONT."""
+    holder, name = POINTS["transaction"]
+    original = getattr(holder, name)
+
+    def freeze(*arguments: object) -> None:
+        setattr(holder, name, original)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        original(*arguments)
+
+    setattr(holder, name, freeze)
+
+
 if __name__ == "__main__":
-    setattr(*POINTS[sys.argv[1]], die)
+    if sys.argv[1] == "frozen":
+        freeze_once()
+    else:
+        setattr(*POINTS[sys.argv[1]], die)
     main(sys.argv[2:])

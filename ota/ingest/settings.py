@@ -12,6 +12,8 @@ from edgekit.errors import ConfigError, first_line
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 MAX_RECEIVE = 65_535
+MAX_GROUP = 5000
+"""Statements name all devices of a group, and databases bound the values of a statement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,8 @@ class Settings:
         up_filters(self.tenant)
         if not 1 <= self.receive_maximum <= MAX_RECEIVE:
             raise ConfigError(f"receive_maximum must be 1 to {MAX_RECEIVE}")
-        if self.group_messages < 1 or self.group_ms < 0:
-            raise ConfigError("group_messages must be at least 1, and group_ms at least 0")
+        if not 1 <= self.group_messages <= MAX_GROUP or self.group_ms < 0:
+            raise ConfigError(f"group_messages must be 1 to {MAX_GROUP}, group_ms at least 0")
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("a certificate and its key go together")
 

@@ -15,7 +15,7 @@ DAY_MS = 86_400_000
 CHUNK_ROWS = 2000
 """Most rows of one transaction."""
 MIN_BOOTS_DAYS = 30
-"""A device keeps rows that no store has acknowledged for up to 19 days, and sends them again: the
+"""A device keeps rows that no store has acknowledged for two weeks, and sends them again: the
 numbers of its boots must be known for longer than that, or they are stored twice."""
 
 _BATCHES = text(

@@ -43,7 +43,8 @@ class DeviceTable(Base):
 
     __tablename__ = "devices"
     __table_args__ = (
-        UniqueConstraint("tenant", "device"),
+        # The device first: it is what tells rows apart, and many are looked up at once.
+        UniqueConstraint("device", "tenant"),
         {"sqlite_autoincrement": True},
     )
 

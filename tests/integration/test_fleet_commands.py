@@ -139,6 +139,7 @@ def test_the_store_is_looked_after(
         (["--broker", "http://x"], 15, "'http://x' is no broker's URL. Write mqtts://"),
         (["--broker", "mqtt://x:99999"], 15, "cannot be read"),
         (["--broker", "mqtt://x", "--receive-maximum", "0"], 15, "must be 1 to 65535"),
+        (["--broker", "mqtt://x", "--group-messages", "5001"], 15, "must be 1 to 5000"),
         (["--broker", "mqtt://x", "--tenant", "a b"], 16, "tenant 'a b' is not"),
         (["--broker", "mqtts://x", "--ca", "/none"], 15, "TLS with the broker cannot be set up"),
         (["--broker", "mqtts://x", "--key", "/none"], 15, "go together"),

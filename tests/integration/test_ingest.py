@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -37,6 +38,15 @@ def store(store_url: str) -> str:
     with closing(connect(store_url)) as plain:
         migrate(plain)
     return store_url
+
+
+@pytest.fixture
+def file_store(tmp_path: Path) -> str:
+    """A store of SQLite, where the kind of database makes no difference."""
+    file = f"sqlite:///{tmp_path}/file.db"
+    with closing(connect(file)) as plain:
+        migrate(plain)
+    return file
 
 
 def url(broker: Broker) -> str:
@@ -79,7 +89,7 @@ def test_all_kinds_of_messages_arrive(tmp_path: Path, broker: Broker, store: str
 
 def test_killed_workers_lose_and_repeat_nothing(tmp_path: Path, broker: Broker, store: str) -> None:
     """A worker that is killed again and again stores each sample once, by the broker alone."""
-    kill_and_count(tmp_path, broker, store, kills=3, batches=60, seed=1)
+    kill_and_count(tmp_path, broker, store, kills=2, batches=60, seed=1)
 
 
 @pytest.mark.parametrize("point", ["transaction", "committed", "acknowledged"])
@@ -102,6 +112,39 @@ def test_a_kill_at_each_step_loses_and_repeats_nothing(
             assert device.wait_until_stored(12, again_s=60) == 0
             assert worker.stop() == 0
     stored_once(store, {DEVICE: 12})
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_hold_the_others_up(
+    tmp_path: Path, broker: Broker, postgres: Postgres
+) -> None:
+    """The server ends its transaction after a while; when it goes on, it repeats nothing."""
+    store = postgres.database()
+    with closing(connect(store)) as plain:
+        migrate(plain)
+    with (
+        WorkerProcess(tmp_path, store, url(broker), program=(str(CHILD), "frozen")) as frozen,
+        SendingDevice(broker.plain_port, DEVICE) as device,
+    ):
+        device.send(1, 5)
+        wait_until_stopped(frozen.pid)
+        with WorkerProcess(tmp_path, store, url(broker), "w2") as other:
+            for first in range(1, 100, 5):
+                device.send(first, first + 4)
+            device.client.wait_for(1, 60)
+            assert device.stored
+            os.kill(frozen.pid, signal.SIGCONT)
+            device.wait_until_stored(100, again_s=60)
+            assert (frozen.stop(), other.stop()) == (0, 0)
+    stored_once(store, {DEVICE: 100})
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait until a process is stopped by a signal."""
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -185,10 +228,12 @@ def test_a_database_that_restarts_loses_nothing(
     stored_once(store, {DEVICE: 200})
 
 
-def test_a_broker_that_crashes_loses_nothing(tmp_path: Path, broker: Broker, store: str) -> None:
+def test_a_broker_that_crashes_loses_nothing(
+    tmp_path: Path, broker: Broker, file_store: str
+) -> None:
     """What the broker forgets the devices send again; the store drops what it has."""
     with (
-        WorkerProcess(tmp_path, store, url(broker)) as worker,
+        WorkerProcess(tmp_path, file_store, url(broker)) as worker,
         SendingDevice(broker.plain_port, DEVICE) as device,
     ):
         for number in range(40):
@@ -197,20 +242,20 @@ def test_a_broker_that_crashes_loses_nothing(tmp_path: Path, broker: Broker, sto
                 broker.restart(crash=True)
         device.wait_until_stored(200, again_s=3)
         assert worker.stop() == 0
-    stored_once(store, {DEVICE: 200})
+    stored_once(file_store, {DEVICE: 200})
 
 
 def test_refused_messages_are_counted_and_never_acknowledged(
-    tmp_path: Path, broker: Broker, store: str
+    tmp_path: Path, broker: Broker, file_store: str
 ) -> None:
     """Nonsense is done with for the broker; what is right beside it is stored."""
-    bomb = batch_payload([1])[:20] + b"\x00" * 50
+    torn = batch_payload([1])[:20] + b"\x00" * 50
     with (
-        WorkerProcess(tmp_path, store, url(broker)) as worker,
+        WorkerProcess(tmp_path, file_store, url(broker)) as worker,
         SendingDevice(broker.plain_port, DEVICE) as device,
         Client(broker.plain_port, "reader", ["ek/+/device/+/ack/+"]) as reader,
     ):
-        device.publish("m/batch", bomb)
+        device.publish("m/batch", torn)
         device.publish("m/batch", canonical_bytes({"schema_version": 9}), "json")
         device.publish("m/nothing", b"{}")
         device.send(1, 10)
@@ -224,7 +269,7 @@ def test_refused_messages_are_counted_and_never_acknowledged(
         assert worker.stop() == 0
     said = worker.log.read_text()
     assert said.count("message refused") == 3
-    stored_once(store, {DEVICE: 20})
-    with closing(open_store(store)) as opened, opened.reading() as connection:
+    stored_once(file_store, {DEVICE: 20})
+    with closing(open_store(file_store)) as opened, opened.reading() as connection:
         rows = connection.exec_driver_sql("SELECT reason FROM rejects ORDER BY id").all()
     assert sorted(row[0] for row in rows) == ["message", "message", "topic"]

@@ -127,6 +127,7 @@ def test_the_receive_maximum_bounds_what_is_held(
         assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_two_workers_of_one_name_are_told(tmp_path: Path, broker: Broker, store: str) -> None:
     """They take the session from each other without end, and the log says what it may be."""
     address = f"mqtt://127.0.0.1:{broker.plain_port}"

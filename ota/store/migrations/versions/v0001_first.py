@@ -39,7 +39,7 @@ def _devices() -> None:
         sa.Column("birth_alarms", sa.Text(), nullable=True),
         sa.Column("details", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_devices")),
-        sa.UniqueConstraint("tenant", "device", name=op.f("uq_devices_tenant_device")),
+        sa.UniqueConstraint("device", "tenant", name=op.f("uq_devices_device_tenant")),
         sqlite_autoincrement=True,
     )
 
