@@ -102,6 +102,14 @@ class Store:
         assert self._client is not None
         self._client.wait_until(condition, what, wait_s)
 
+    def wait_for_samples(self, count: int) -> None:
+        """Wait for that many samples in all."""
+        self.wait_until(lambda: len(self.samples) >= count, f"{count} samples")
+
+    def wait_for_alarms(self, count: int) -> None:
+        """Wait for that many alarms in all."""
+        self.wait_until(lambda: len(self.alarms) >= count, f"{count} alarms")
+
     def _take(self, message: Any) -> None:
         topic = Topic.parse(message.topic)
         kind = f"{topic.channel}/{topic.type}" if topic.channel != "a" else "alarm"

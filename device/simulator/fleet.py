@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import queue
+import resource
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from device.simulator import descriptors
 from device.simulator.clock import SimulatedClock
 from device.simulator.day import MadeUpSensors
 from device.simulator.outages import FailingSession, Outages
@@ -33,11 +33,15 @@ from device.telemetry.clock import Clock, boot_id
 from device.telemetry.mqtt.connection import Endpoint
 from device.telemetry.ring import Limits, Ring
 from device.telemetry.station import Station
+from edgekit.errors import ConfigError
 
 _LOOK_S = 0.5
 """How long a request to stop may go unseen."""
 _CLOSERS = 32
 _WOKEN_AT_ONCE = 64
+FILES = 8
+"""Of a device: the ring and its log, a socket, a pair, and what is open for a moment."""
+OTHER_FILES = 64
 
 
 class SimulatedDevice:
@@ -108,7 +112,7 @@ class SimulatedDevice:
         return counts
 
     def _opened_ring(self, path: Path, kernel: str, clock: Clock, limits: Limits) -> Ring:
-        """Return the ring that is open already (:mod:`device.simulator.descriptors`)."""
+        """Return the ring, which is open from the start: what it holds is to be counted."""
         del path, kernel, clock, limits
         return self.ring
 
@@ -142,10 +146,9 @@ class Fleet:
     def __init__(self, settings: Settings, clock: SimulatedClock) -> None:
         self._settings, self._clock = settings, clock
         self._woken: queue.SimpleQueue[int] = queue.SimpleQueue()
-        descriptors.allow(settings.devices)
+        _allow_files(settings.devices)
         self._log = None if settings.promises is None else PromiseLog(settings.promises)
-        with descriptors.high():
-            self._devices = [self._device(index) for index in range(settings.devices)]
+        self._devices = [self._device(index) for index in range(settings.devices)]
         # The position of a start in the whole fleet is not known here: each draws its own.
         chance = chance_of("start", settings.seed, settings.first)
         now_s = time.monotonic()
@@ -222,3 +225,21 @@ class Fleet:
             while len(found) < _WOKEN_AT_ONCE:
                 found.add(self._woken.get_nowait())
         return found
+
+
+def _allow_files(devices: int) -> None:
+    """Raise this process's limit to what its devices need.
+
+    Raises:
+        ConfigError: The system does not let it.
+    """
+    need = FILES * devices + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= need:
+        return
+    if hard < need:
+        raise ConfigError(
+            f"{devices} devices need {need} open files, and a process may have {hard}",
+            "Use fewer devices in a process, or raise the limit (ulimit -n)",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))

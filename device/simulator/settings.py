@@ -10,9 +10,8 @@ from device.telemetry.config import TelemetryConfig
 from edgekit.contracts.topics import Device
 from edgekit.errors import ConfigError
 
-MAX_DEVICES = 300
-"""Of one process: paho waits by ``select``, which takes no descriptor above 1023, and a connection
-has three."""
+MAX_DEVICES = 1000
+"""Of one process, which has a thread for each connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

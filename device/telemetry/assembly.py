@@ -35,12 +35,14 @@ from device.telemetry.sensors.sensor import Sensor
 from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
 from device.telemetry.sensors.tcp_info import Links
+from device.telemetry.sensors.tegrastats_process import Tegrastats
 from device.telemetry.station import TURN_S, Pace, Parts, Station
 from edgekit.contracts.series import Values
 
 FETCHED = ("config", "job", "logs")
 """Notices of something that is fetched."""
 _DAY_MS = 86_400_000
+_ROOT = Path("/")
 
 
 class MakeSession(Protocol):
@@ -157,16 +159,21 @@ class Assembly:
         return probe
 
     def _sensors(self, closing: contextlib.ExitStack, *ours: Sensor) -> list[Sensor]:
-        machine: Sequence[Sensor] | None = self.machine
-        if machine is None:
-            machine = [Sysfs(), Proc(), Storage(), Board()]
-        sensors: list[Sensor] = [*machine, *ours]
+        sensors = [*(self._machine(closing) if self.machine is None else self.machine), *ours]
         sensors += [Counters(name, source) for name, source in self.counters.items()]
         if self.config.modem:
             modem = Modem()
             closing.callback(modem.close)
             sensors.append(modem)
         return sensors
+
+    def _machine(self, closing: contextlib.ExitStack) -> Iterator[Sensor]:
+        if self.config.tegrastats:
+            tegrastats = Tegrastats()
+            closing.callback(tegrastats.close)
+            yield tegrastats  # first: of two readings the later one counts
+        mounts = sorted({_ROOT, _mount_of(self.config.ring)})
+        yield from (Sysfs(), Proc(), Storage(mounts), Board())
 
     def _session(self, healths: Healths, links: Links) -> Session:
         config = self.config
@@ -190,6 +197,14 @@ class Assembly:
 
     def _facts(self) -> Details:
         return {**machine_details(), **self.details()}
+
+
+def _mount_of(path: Path) -> Path:
+    """Return where the file system of a file that may not be there yet is mounted."""
+    path = path.absolute()
+    while not path.is_mount():
+        path = path.parent
+    return path
 
 
 def _beside(ring: Path) -> Path:

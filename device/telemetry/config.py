@@ -73,6 +73,8 @@ class TelemetryConfig:
         probe: ``ADDRESS:PORT`` of a UDP echo for measuring packet loss; None measures none.
         probe_daily_bytes: Most bytes a day for it.
         modem: Ask ModemManager for the radio's strengths.
+        tegrastats: Run a ``tegrastats`` for what sysfs does not show, such as the memory
+            controller's load; where both have a reading sysfs counts.
         alarms: Rules by name.
     """
 
@@ -96,6 +98,7 @@ class TelemetryConfig:
     probe: str | None = None
     probe_daily_bytes: int = 8_000_000
     modem: bool = False
+    tegrastats: bool = False
     alarms: Mapping[str, Rule] = field(default_factory=lambda: rules_from_config({}))
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from device.telemetry.clock import Clock
 from device.telemetry.in_flight import InFlight
 from device.telemetry.ring_file import (
     SEQ_BITS,
+    drop,
     failure,
     forget_lives,
     is_broken,
@@ -121,6 +122,7 @@ class Ring:
         self._db: sqlite3.Connection
         self._life: int
         self._next: int
+        self._rows: int
         self._open()
 
     def put(self, payloads: Sequence[bytes], priority: int = SAMPLE) -> list[int]:
@@ -147,8 +149,9 @@ class Ring:
                     for index, payload in enumerate(payloads)
                 ],
             )
-            self._make_room(db, first + len(payloads))
+            dropped = self._make_room(db, first + len(payloads))
         self._next = first + len(payloads)
+        self._rows += len(payloads) - dropped
         return list(range(first, self._next))
 
     def take(self, limit: int, priority: int = SAMPLE) -> list[Row]:
@@ -233,6 +236,7 @@ class Ring:
                     (_row_id(life[0], first), _row_id(life[0], last)),
                 ).rowcount
             self._mark(db, self._next)
+        self._rows -= gone
         self.release(boot, seq)
         return gone
 
@@ -251,8 +255,9 @@ class Ring:
                 "SELECT row.id FROM row JOIN life ON life.id = row.id >> 40 "
                 "WHERE boot = ? AND row.id & 1099511627775 = ?"
             )
-            if _drop(db, reason, query, (row.boot, row.seq)):
-                self._mark(db, self._next)
+            gone = drop(db, reason, query, (row.boot, row.seq))
+            self._mark(db, self._next)
+        self._rows -= gone
         self.release(row.boot, ((row.seq, row.seq),))
 
     def redate(self) -> int:
@@ -281,7 +286,7 @@ class Ring:
         with self._guarded() as db:
             dropped = dict(db.execute("SELECT reason, rows FROM dropped").fetchall())
             return {
-                "ring_rows": db.execute("SELECT count(*) FROM row").fetchone()[0],
+                "ring_rows": self._rows,  # counted along: SQLite would read the whole file
                 "ring_file_bytes": used_bytes(db),
                 **{f"ring_dropped_total.{reason}": rows for reason, rows in dropped.items()},
                 "ring_dropped_total.broken": len(self.moved_aside),
@@ -298,6 +303,7 @@ class Ring:
         if aside is not None:
             self.moved_aside.append(aside)
         with self._transaction() as db:
+            self._rows = db.execute("SELECT count(*) FROM row").fetchone()[0]
             life = db.execute(
                 "SELECT id, boot, next_seq FROM life WHERE kernel = ?", (self._kernel,)
             ).fetchone()
@@ -322,20 +328,21 @@ class Ring:
         """The first and the last id that this life can have."""
         return _row_id(self._life, 0), _row_id(self._life, _SEQ_MASK)
 
-    def _make_room(self, db: sqlite3.Connection, next_seq: int) -> None:
-        """Drop what is too old or too much; of the latter samples before alarms."""
+    def _make_room(self, db: sqlite3.Connection, next_seq: int) -> int:
+        """Drop what is too old or too much, of the latter samples before alarms; return rows."""
         dropped = 0
         if self._clock.is_synced():
             oldest_ms = self._clock.time_ms() - self._limits.age_ms
-            dropped += _drop(db, "age", _AGED, (_DROPPED_AT_ONCE, UNSYNCED, oldest_ms))
+            dropped += drop(db, "age", _AGED, (_DROPPED_AT_ONCE, UNSYNCED, oldest_ms))
         for query in _DROPPABLE:
             while used_bytes(db) > self._limits.file_bytes:
-                rows = _drop(db, "full", query, (_DROPPED_AT_ONCE,))
+                rows = drop(db, "full", query, (_DROPPED_AT_ONCE,))
                 dropped += rows
                 if rows == 0:
                     break
         if dropped:
             self._mark(db, next_seq)
+        return dropped
 
     def _mark(self, db: sqlite3.Connection, next_seq: int) -> None:
         """Keep the next number in the commit that deletes: it is never worked out from nothing."""
@@ -385,16 +392,3 @@ class Ring:
 def _row_id(life: int, seq: int) -> int:
     """Return a row's id; a number beyond what the ring gives is of no row, as is its neighbour."""
     return life << SEQ_BITS | min(seq, _SEQ_MASK)
-
-
-def _drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int | str, ...]) -> int:
-    """Delete the rows that a query names, and count them for good."""
-    rows = db.execute(query, arguments).fetchall()
-    if rows:
-        db.executemany("DELETE FROM row WHERE id = ?", rows)
-        db.execute(
-            "INSERT INTO dropped VALUES (?, ?) "
-            "ON CONFLICT (reason) DO UPDATE SET rows = rows + excluded.rows",
-            (reason, len(rows)),
-        )
-    return len(rows)

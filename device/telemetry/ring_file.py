@@ -93,6 +93,19 @@ def put_aside(path: Path) -> Path:
     return aside
 
 
+def drop(db: sqlite3.Connection, reason: str, query: str, arguments: tuple[int | str, ...]) -> int:
+    """Delete the rows that a query names, and count them for good."""
+    rows = db.execute(query, arguments).fetchall()
+    if rows:
+        db.executemany("DELETE FROM row WHERE id = ?", rows)
+        db.execute(
+            "INSERT INTO dropped VALUES (?, ?) "
+            "ON CONFLICT (reason) DO UPDATE SET rows = rows + excluded.rows",
+            (reason, len(rows)),
+        )
+    return len(rows)
+
+
 def forget_lives(db: sqlite3.Connection) -> None:
     """Delete the names of earlier boots that have no rows."""
     db.execute(

@@ -22,7 +22,6 @@ from device.telemetry.mqtt.live import Live
 from device.telemetry.mqtt.notices import Notices
 from device.telemetry.mqtt.policy import Day, Link, Plan, plan
 from device.telemetry.mqtt.publisher import Publisher
-from device.telemetry.mqtt.reasons import FAILURE
 from device.telemetry.mqtt.session import Session
 from device.telemetry.sensors.probe import EchoProbe
 from edgekit.contracts.series import Number, Values
@@ -130,7 +129,7 @@ class Station:
         return {
             "mqtt_connects_total": counts["connects"],
             **{f"mqtt_failures_total.{kind}": count for kind, count in failures.items()},
-            "mqtt_refused_total": refused + self.counts["refused"],
+            "mqtt_refused_total": refused,
             "mqtt_malformed_total": self.counts["malformed"],
             "mqtt_day_bytes": parts.day.used,
             **{f"notices_total.{kind}": count for kind, count in parts.notices.counts.items()},
@@ -212,14 +211,12 @@ class Station:
     def _take_in(self, event: Event) -> None:
         parts, now_s = self._parts, self._now_s()
         if isinstance(event, Connected):
-            parts.session.publish(parts.healths.topic, parts.healths.birth(), retain=True)
+            parts.publisher.announce(parts.healths.topic, parts.healths.birth(), now_s)
             parts.publisher.connected(event, now_s)
         elif isinstance(event, Ended):
             parts.publisher.ended()
         elif isinstance(event, Delivered):
-            if not parts.publisher.delivered(event, now_s) and event.code >= FAILURE:
-                self.counts["refused"] += 1
-                logger.error("the broker refuses a birth: %s", event.text)
+            parts.publisher.delivered(event, now_s)
         elif isinstance(event, Arrived):
             try:
                 self._read(event)

@@ -160,7 +160,7 @@ def _wait_until(condition: Callable[[], bool], wait_s: float = 20.0) -> None:
     ("options", "code", "said"),
     [
         (["--broker", "nowhere"], 15, "'nowhere' is no broker"),
-        (["--devices", "301"], 15, "301 devices in one process"),
+        (["--devices", "1001"], 15, "1001 devices in one process"),
         (["--speed", "0"], 15, "speed is 0"),
         (["--outages", "1"], 15, "the outages' share is 1"),
         (["--make-certificates", "/nowhere/ca.pem"], 15, "/nowhere/ca.pem is no authority"),

@@ -70,7 +70,7 @@ def test_a_broker_that_is_killed_loses_nothing(
     """The broker is killed three times with messages under way; every number arrives."""
     with telemetry(configuration(broker, tmp_path), FastClock(40.0)):
         for kill in range(3):
-            store.wait_until(lambda least=8 * (kill + 1): len(store.samples) >= least, "samples")
+            store.wait_for_samples(8 * (kill + 1))
             broker.kill()
             time.sleep(0.2)
             broker.start()
@@ -82,24 +82,24 @@ def test_a_broker_that_is_killed_loses_nothing(
 def test_a_device_that_is_killed_loses_nothing(
     broker: Broker, store: Store, tmp_path: Path
 ) -> None:
-    """The device's process is killed five times; its ring goes on where it was."""
+    """The device's process is killed three times; its ring goes on where it was."""
     config = configuration(broker, tmp_path)
     arguments = [config.ca, config.certificate, config.key, config.ring, config.port]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(CHILD.parent)])}
-    for life in range(6):
+    for life in range(4):
         with subprocess.Popen(
             [sys.executable, str(CHILD), *map(str, arguments)], env=environment
         ) as child:
             least = len(store.samples) + 6
             try:
-                store.wait_until(lambda least=least: len(store.samples) >= least, "samples")
-                if life == 5:
-                    store.wait_until(lambda: is_whole(store, 36), "all samples")
+                store.wait_for_samples(least)
+                if life == 3:
+                    store.wait_until(lambda: is_whole(store, 24), "all samples")
             finally:
                 child.kill()
     connections = [health.connection for health in store.healths if health.state == "up"]
     assert connections == sorted(set(connections))
-    assert len(connections) == 6
+    assert len(connections) == 4
 
 
 def test_a_lost_puback_is_a_double_and_no_loss(
@@ -111,8 +111,7 @@ def test_a_lost_puback_is_a_double_and_no_loss(
         with telemetry(configuration(broker, tmp_path, port=proxy.port), FastClock()):
             store.wait_until(lambda: len(store.samples) >= 4, "samples")
             proxy.swallows = True
-            seen = store.came["m/batch"]
-            store.wait_until(lambda: store.came["m/batch"] > seen, "a batch without a PUBACK")
+            time.sleep(1.2)  # 24 s of the device's: a batch falls into it, and no time-out does
             proxy.cut()
             proxy.swallows = False
             more = len(store.samples) + 10
@@ -159,6 +158,7 @@ def test_a_lost_store_acknowledgement_is_a_double_and_no_loss(
     assert oldest_left(tmp_path, clock) > seen
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_gets_all_when_it_is_back(
     broker: Broker, store: Store, tmp_path: Path
 ) -> None:
@@ -183,17 +183,13 @@ def test_an_alarm_reaches_a_subscriber_in_15_seconds(
     config = configuration(broker, tmp_path, batch_s=600.0, sample_s=10.0)
     with telemetry(config, clock, counters={"engine": engine}):
         store.wait_until(lambda: bool(store.healths), "the birth")
-        taken_s = []
-        for _ in range(2):
-            seen = len(store.alarms)
-            held[0], began_s = 0.95, clock.now_s()
-            store.wait_until(lambda seen=seen: len(store.alarms) > seen, "the alarm")
-            taken_s.append(clock.now_s() - began_s)
-            held[0] = 0.5
-            store.wait_until(lambda seen=seen: len(store.alarms) > seen + 1, "its end")
-    assert max(taken_s) < 15
-    states = [store.alarms[key].state for key in sorted(store.alarms)]
-    assert states == ["raised", "cleared"] * 2
+        held[0], began_s = 0.95, clock.now_s()
+        store.wait_for_alarms(1)
+        taken_s = clock.now_s() - began_s
+        held[0] = 0.5
+        store.wait_for_alarms(2)
+    assert taken_s < 15
+    assert [store.alarms[key].state for key in sorted(store.alarms)] == ["raised", "cleared"]
 
 
 def test_bytes_are_counted_as_they_go_over_the_wire(
@@ -205,8 +201,7 @@ def test_bytes_are_counted_as_they_go_over_the_wire(
     try:
         with telemetry(config, FastClock(40.0)):
             for connection in range(3):
-                least = len(store.samples) + 6
-                store.wait_until(lambda least=least: len(store.samples) >= least, "samples")
+                store.wait_for_samples(len(store.samples) + 6)
                 if connection < 2:
                     proxy.cut()
         relayed = proxy.relayed_bytes
@@ -223,7 +218,7 @@ def test_bytes_are_counted_as_they_go_over_the_wire(
 
 def test_live_mode_ends_by_itself(broker: Broker, store: Store, tmp_path: Path) -> None:
     """A notice brings a sample every 5 s until it expires; a repeated one brings no more."""
-    clock = FastClock(10.0)
+    clock = FastClock(15.0)
     config = configuration(broker, tmp_path, batch_s=3600.0, sample_s=60.0)
     identity = broker.services.issue("fleet")
     with (

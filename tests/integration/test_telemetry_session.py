@@ -93,7 +93,7 @@ def test_a_birth_tells_what_the_device_is(broker: Broker, store: Store, tmp_path
         store.wait_until(lambda: bool(store.healths), "the birth")
         with Client(broker.plain_port, "late", [HEALTH]) as late:
             (message,) = late.wait_for(1)
-    birth = Health.from_bytes(message.payload)
+    birth = Health.from_bytes(bytes(message.payload))
     assert message.retain
     assert birth.state == "up"
     assert birth.details["encodings"] == "zstd-ek1,zstd,json"

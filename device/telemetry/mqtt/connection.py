@@ -4,13 +4,16 @@ Every connection has a client of its own. paho would keep what is unacknowledged
 it again by packet identifier after a reconnect; here the ring does that (ADR 18), and a new client
 reads renewed certificates, knows no old topic alias and keeps no half-read packet.
 
-paho's own thread (``loop_start``) is not used, since it ends without a word on some errors: this
-one says :class:`Ended` whatever happens.
+paho is driven by its interface for other event loops (``loop_read``, ``loop_write``,
+``loop_misc``): its own thread ends without a word on some errors and selects on no file descriptor
+above 1023. This one says :class:`Ended` whatever happens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import select
 import socket
 import ssl
 import threading
@@ -94,6 +97,9 @@ class Connection:
         self._reason: Reason | None = None
         self._last_error: str | None = None
         self._handshaking: ssl.SSLSocket | None = None
+        self._woken, self._wake_end = socket.socketpair()
+        self._wake_end.setblocking(False)
+        self._waking = threading.Lock()
         self.client = self._client(will)
         self._thread = threading.Thread(target=self._run, name="telemetry-mqtt", daemon=True)
 
@@ -106,20 +112,24 @@ class Connection:
     ) -> int | None:
         """Publish with QoS 1; return the packet identifier, None if it cannot be sent now."""
         info = self.client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+        self._wake()
         return info.mid if info.rc == mqtt.MQTT_ERR_SUCCESS else None
 
     def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe with QoS 1; retained messages come only for a new subscription."""
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
         self.client.subscribe([(each, options) for each in filters])
+        self._wake()
 
     def acknowledge(self, message: Arrived) -> None:
         """Send the PUBACK of a message that was taken in."""
         self.client.ack(message.packet, message.qos)
+        self._wake()
 
     def disconnect(self) -> None:
         """Say goodbye: the broker forgets the will and keeps the session."""
         self.client.disconnect()
+        self._wake()
 
     def cut(self, why: str) -> None:
         """End it without a word, as nothing comes back on it any more."""
@@ -146,7 +156,7 @@ class Connection:
             manual_ack=True,
         )
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages = WINDOW + 1  # and the birth; it is the caller that counts
+        client.max_inflight_messages = WINDOW + 1  # and a goodbye; it is the caller that counts
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -168,7 +178,7 @@ class Connection:
         failure: Reason | None = None
         try:
             self._connect()
-            while self.client.loop(self._endpoint.look_s) == mqtt.MQTT_ERR_SUCCESS:
+            while self._serve():
                 pass
         except TelemetryError as error:
             failure = Reason(f"{error.message}. {error.remedy}", code=0x87)  # as not authorized
@@ -181,8 +191,37 @@ class Connection:
             self._links.forget(LINK)
             if self._handshaking is not None:  # paho leaves a socket open whose handshake failed
                 self._handshaking.close()
+            with self._waking:
+                self._wake_end.close()
+                self._woken.close()
             lost = Reason(self._last_error or "the connection was lost")
             self._tell(Ended(self._reason or failure or lost))
+
+    def _serve(self) -> bool:
+        """Wait for something to read or write, do it; whether the connection is still there."""
+        connection = self.client.socket()
+        if not isinstance(connection, socket.socket):
+            return False
+        # What TLS has decrypted already is on no file descriptor.
+        is_pending = isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        poll.register(connection, select.POLLIN | (self.client.want_write() and select.POLLOUT))
+        ready = dict(poll.poll(0 if is_pending else 1000 * self._endpoint.look_s))
+        if self._woken.fileno() in ready:
+            self._woken.recv(4096)
+        events = ready.get(connection.fileno(), 0)
+        is_readable = is_pending or events & ~select.POLLOUT
+        if is_readable and self.client.loop_read() != mqtt.MQTT_ERR_SUCCESS:
+            return False
+        if self.client.want_write() and self.client.loop_write() != mqtt.MQTT_ERR_SUCCESS:
+            return False
+        return self.client.loop_misc() == mqtt.MQTT_ERR_SUCCESS
+
+    def _wake(self) -> None:
+        """Have the connection's thread look for what is to be written."""
+        with self._waking, contextlib.suppress(OSError):  # it ended, or was woken often enough
+            self._wake_end.send(b"w")
 
     def _connect(self) -> None:
         if self._contexts is not None:

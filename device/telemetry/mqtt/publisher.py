@@ -79,7 +79,7 @@ class Outlet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A publish without a PUBACK."""
+    """A publish without a PUBACK; ``seq`` is empty where it is of no rows."""
 
     boot: str
     seq: Ranges
@@ -135,6 +135,12 @@ class Publisher:
             self._ring.release_all()
         self._batch_due_s = min(self._batch_due_s, now_s)
 
+    def announce(self, topic: str, payload: bytes, now_s: float) -> None:
+        """Publish a birth, which is retained."""
+        packet = self._outlet.publish(topic, payload, retain=True)
+        if packet is not None:
+            self._pending[packet] = _Sent("", (), now_s, is_batch=False)
+
     def ended(self) -> None:
         """Give back what no PUBACK answered."""
         for sent in self._pending.values():
@@ -142,27 +148,24 @@ class Publisher:
         self._pending.clear()
         self._more_s = None
 
-    def delivered(self, event: Delivered, now_s: float) -> bool:
-        """Take in a PUBACK; a refusal is tried again when the store's time to answer is over.
-
-        Returns:
-            Whether it is of something published here.
-        """
+    def delivered(self, event: Delivered, now_s: float) -> None:
+        """Take in a PUBACK; a refusal is tried again when the store's time to answer is over."""
         sent = self._pending.pop(event.packet, None)
         if sent is None:
-            return False
+            return
         if event.code >= FAILURE:
             self.counts["refused"] += 1
             self._more_s = None
             logger.error("the broker refuses a publish: %s", event.text)
-            return True
+            return
+        if not sent.seq:
+            return
         if self._silent_since_s is None:
             self._silent_since_s = now_s
         # A store that has been silent for an hour is not asked again every two minutes.
         silent_s = now_s - self._silent_since_s
         answer_s = min(max(silent_s, ANSWER_S), MAX_ANSWER_S)
         self._ring.published(sent.boot, sent.seq, int(answer_s * 1000))
-        return True
 
     def stored(self, payload: bytes) -> None:
         """Take in the store's acknowledgement.
@@ -193,7 +196,8 @@ class Publisher:
             self._outlet.cut(f"no PUBACK in {PUBACK_S:.0f} s")
             return
         self._send_alarms(now_s)
-        if plan.batch_s is None or any(sent.is_batch for sent in self._pending.values()):
+        is_busy = any(sent.is_batch for sent in self._pending.values())
+        if plan.batch_s is None or is_busy or len(self._pending) >= self._outlet.window:
             return
         may_replay = plan.replay_bytes > 0 and not self.is_store_silent(now_s)
         if now_s >= self._batch_due_s:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import ssl
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import mqtt_certificates
 import pytest
 
-from device.simulator import descriptors
 from device.simulator.certificates import Authority
 from device.simulator.clock import boottime_ms, open_clock
 from device.simulator.day import MadeUpSensors, Spells
@@ -30,6 +29,7 @@ from edgekit.contracts.topics import Device
 from edgekit.errors import ConfigError, StorageError
 
 DAY_S = 86_400
+HERE = Path(__file__).parent
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -171,7 +171,7 @@ def test_a_file_that_is_no_authority_is_named(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"devices": 0}, "0 devices in one process"),
-        ({"devices": MAX_DEVICES + 1}, "301 devices in one process"),
+        ({"devices": MAX_DEVICES + 1}, "1001 devices in one process"),
         ({"spread_s": -1.0}, "spread over -1 s"),
         ({"spells_s": 0.0}, "spells are 0 s apart"),
         ({"tenant": "no/level"}, "tenant"),
@@ -203,29 +203,24 @@ def test_a_device_has_its_name_everywhere(tmp_path: Path) -> None:
     ]
 
 
-@pytest.fixture
-def limits() -> Iterator[tuple[int, int]]:
-    found = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield found
-    resource.setrlimit(resource.RLIMIT_NOFILE, found)
-
-
-def test_sockets_get_descriptors_that_select_takes(limits: tuple[int, int]) -> None:
-    """What is opened for long stands above what select takes, and the low ones are free after."""
-    del limits
-    descriptors.allow(1)
-    with descriptors.high():
-        ring = os.open(os.devnull, os.O_RDONLY)
-    socket = os.open(os.devnull, os.O_RDONLY)
-    os.close(ring)
-    os.close(socket)
-    assert socket < descriptors.SELECT_END <= ring
-
-
-def test_a_limit_on_files_is_raised_or_named(limits: tuple[int, int]) -> None:
+def test_a_limit_on_files_is_raised_or_named(tmp_path: Path) -> None:
     """A process allows itself what its devices need, and says how much where it may not."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1200, limits[1]))
-    descriptors.allow(100)
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024 + 8 * 100 + 64
-    with pytest.raises(ConfigError, match="a process may have"):
-        descriptors.allow(10**9)
+    script = """
+import resource, sys
+from pathlib import Path
+from test_simulator import settings
+from device.simulator.clock import open_clock
+from device.simulator.fleet import Fleet
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+Fleet(settings(folder, devices=20), open_clock(folder, 1.0))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+Fleet(settings(folder, first=20, devices=50), open_clock(folder, 1.0))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)])}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, env=environment
+    )
+    assert ended.stdout.strip() == str(8 * 20 + 64)
+    assert "50 devices need 464 open files, and a process may have 300" in ended.stderr

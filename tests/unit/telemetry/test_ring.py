@@ -375,3 +375,22 @@ def test_an_acknowledgement_of_many_ranges_is_quick() -> None:
     waiting.remove("boot", tuple((2 * n + 1, 2 * n + 1) for n in range(10_000)))
     assert len(waiting) == 5000
     assert time.perf_counter() - began < 2
+
+
+def test_rows_are_counted_along(tmp_path: Path) -> None:
+    """The reading is that of the file after puts, drops, acknowledgements and a new start."""
+    clock = FakeClock()
+    ring = Ring(tmp_path / "ring.db", KERNEL, clock, Limits(file_bytes=100_000))
+    for step in range(40):
+        ring.put([b"x" * 500] * 10)
+        if step % 3 == 0:
+            ring.acknowledge(ring.boot, ((5 * step, 5 * step + 4), (10**6, 10**7)))
+        if step % 7 == 0:
+            ring.discard(ring.take(1)[0], "unsendable")
+        counted = ring._db.execute("SELECT count(*) FROM row").fetchone()[0]
+        assert ring.values()["ring_rows"] == counted
+    assert ring.values()["ring_dropped_total.full"] > 0
+    ring.close()
+    again = Ring(tmp_path / "ring.db", KERNEL, clock)
+    assert again.values()["ring_rows"] == counted
+    again.close()
