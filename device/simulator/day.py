@@ -17,6 +17,11 @@ from edgekit.contracts.series import Number, Values
 ZONES = {"cpu": 52.0, "gpu": 48.0, "tj": 52.0, "soc0": 49.0, "soc1": 48.5, "soc2": 47.5}
 RAILS = {"VDD_GPU_SOC": 5200, "VDD_CPU_CV": 1600, "VIN_SYS_5V0": 5100}
 CPU_MHZ = (729.6, 1190.4, 1728.0, 2201.6)
+RADIO = (-94.0, -11.0, 12.0)
+"""RSRP, RSRQ and signal to noise, about which they wander."""
+AVAILABLE = 43_189_248_000
+LOSS = 0.0002
+"""Of the probes, one in a second."""
 Readings = dict[str, Number | None]
 SPELL_S = (120.0, 600.0)
 """How long something is wrong with a made-up device."""
@@ -40,8 +45,8 @@ class Day:
         names = "requests prompt generated segments repeated sent received probes lost written read"
         self._counters = dict.fromkeys([*names.split(), "udp"], 0)
         self._busy = False
-        self._radio = [-94.0, -11.0, 12.0]
-        self._available = 43_189_248_000
+        self._radio = list(RADIO)
+        self._available = AVAILABLE
         self._uptime = 86_400
 
     def samples(self, count: int) -> Iterator[Readings]:
@@ -64,7 +69,7 @@ class Day:
         counters["sent"] += chance.randrange(0, 500)
         counters["received"] += chance.randrange(0, 200)
         counters["probes"] += int(self._interval_s)
-        counters["lost"] += chance.random() < 0.01
+        counters["lost"] += chance.random() < LOSS * self._interval_s
         counters["written"] += chance.randrange(0, 60) * 4096
         counters["read"] += chance.randrange(0, 3) * 4096
         counters["udp"] += chance.randrange(10, 20)
@@ -72,8 +77,12 @@ class Day:
             aim = usual + (14 if self._busy else 0)
             moved = self._celsius[zone] + 0.1 * (aim - self._celsius[zone]) + chance.gauss(0, 0.15)
             self._celsius[zone] = round(moved * 32) / 32
-        self._available += chance.randrange(-400, 400) * 4096
-        self._radio = [value + chance.gauss(0, 0.8) for value in self._radio]
+        drawn = (AVAILABLE - self._available) // 4096 // 500
+        self._available += (chance.randrange(-400, 400) + drawn) * 4096
+        self._radio = [
+            value + 0.02 * (usual - value) + chance.gauss(0, 0.8)
+            for value, usual in zip(self._radio, RADIO, strict=True)
+        ]
 
     def _host(self) -> Readings:
         chance, busy = self._chance, self._busy
