@@ -1,7 +1,8 @@
 """Collector, publisher and session put together: what the telemetry's thread does in a turn.
 
 Nothing here waits but :meth:`Station.turn`, for an event of the session, and that not longer than
-until the next tick. A part that fails is logged and left for the next turn.
+until the next tick; :meth:`Station.poll` does the same work without waiting. A part that
+fails is logged and left for the next turn.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 TURN_S = 1.0
 """Longest wait of a turn: the probe's and the session's pace."""
 GOODBYE_S = 2.0
+_POLLED_EVENTS = 64
+"""Most events of one poll: a flood of one station must not keep the others waiting."""
 _SEGMENTS = 20
 """Segments that a share of repetitions is worked out of, at least."""
 
@@ -44,11 +47,13 @@ class Pace:
         sample_s: Between two samples.
         batch_s: Between two batches.
         turn_s: Longest wait of a turn.
+        may_sample: False sends what the ring has and adds no samples to it.
     """
 
     sample_s: float = 10.0
     batch_s: float = 600.0
     turn_s: float = TURN_S
+    may_sample: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,19 +93,18 @@ class Station:
 
     def turn(self) -> None:
         """Do what is due, then wait for the session, at most until something else is due."""
-        now_s = self._now_s()
-        if self._parts.probe is not None:
-            self._parts.probe.tick(now_s)
-        if now_s >= self._tick_due_s:
-            self._tick_due_s = max(self._tick_due_s + PERIOD_S, now_s)
-            self._guarded("collecting", self._tick)
-        self._parts.session.step()
-        self._guarded("publishing", lambda: self._parts.publisher.step(now_s, self._plan))
-        event = self._parts.session.next_event(
-            min(self._tick_due_s - self._now_s(), self._pace.turn_s)
-        )
-        if event is not None:
-            self._guarded("the broker's message", lambda: self._take_in(event))
+        self._take_next(self._work())
+
+    def poll(self) -> float:
+        """Take in what came and do what is due, without waiting: for a thread with many stations.
+
+        Returns:
+            Seconds of the clock until it is to be called again, earlier when its session is woken.
+        """
+        for _ in range(_POLLED_EVENTS):
+            if not self._take_next(0.0):
+                break
+        return self._work()
 
     def close(self) -> None:
         """Say goodbye, if anyone listens."""
@@ -131,9 +135,29 @@ class Station:
             **{f"notices_total.{kind}": count for kind, count in parts.notices.counts.items()},
         }
 
+    def _work(self) -> float:
+        """Do what is due; return how long nothing else will be."""
+        now_s = self._now_s()
+        if self._parts.probe is not None:
+            self._parts.probe.tick(now_s)
+        if now_s >= self._tick_due_s:
+            self._tick_due_s = max(self._tick_due_s + PERIOD_S, now_s)
+            self._guarded("collecting", self._tick)
+        self._parts.session.step()
+        self._guarded("publishing", lambda: self._parts.publisher.step(now_s, self._plan))
+        return min(self._tick_due_s - self._now_s(), self._pace.turn_s)
+
+    def _take_next(self, wait_s: float) -> bool:
+        """Take in the session's next event; whether there was one."""
+        event = self._parts.session.next_event(wait_s)
+        if event is None:
+            return False
+        self._guarded("the broker's message", lambda: self._take_in(event))
+        return True
+
     def _tick(self) -> None:
         parts = self._parts
-        values, _ = parts.collector.tick()
+        values, _ = parts.collector.tick(may_sample=self._pace.may_sample)
         self._measure(values)
         self._plan = self._make_plan()
         parts.live.is_affordable = self._plan.live
