@@ -17,8 +17,8 @@ from metrics_cases import ListSource, alarm_of, device_of
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_server import Prometheus
 from serve_cases import wait_until
-from telemetry_day import Day
 
+from device.simulator.day import Day
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.alarms import Alarms
 from device.telemetry.batch import pack
