@@ -1,7 +1,8 @@
 """Measures the exporter: points a second into a real Prometheus, and CPU seconds of both.
 
 Usage: PYTHONPATH=.:tests python tests/bench/bench_export.py [--devices N] [--batches N]
-Batches are those of a made-up day (``device.simulator.day``), ten minutes each, as the store has them.
+Batches are those of a made-up day (``device.simulator.day``), ten minutes each, as the store has
+them.
 """
 
 from __future__ import annotations
