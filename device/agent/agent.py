@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,13 +24,15 @@ from device.api.energy import Energy, readable_rails
 from device.api.log import JsonLog
 from device.api.metrics import Metrics
 from device.api.settings import read_keys
-from device.routing.remote import read_remote
+from device.diagnostics.tail import LogTail
 from edgekit import __version__
 from edgekit.bundle.layout import MANIFEST
-from edgekit.contracts.telemetry import CommandNotice
-from edgekit.errors import EdgekitError
+from edgekit.contracts.series import Values
+from edgekit.errors import EdgekitError, MissingExtraError, TelemetryError
 
-if TYPE_CHECKING:  # NumPy comes with it
+if TYPE_CHECKING:  # packages of extras come with them, NumPy with the last
+    from device.agent.fleet import Fleet
+    from device.telemetry.clock import Clock
     from edgekit.engine.load import LoadedModel
 
 WATCH_S: Final = 5.0
@@ -44,7 +47,7 @@ class Agent:
     Args:
         config: What it is told.
         notifier: Who wants to know how it is.
-        on_notice: Called in the telemetry's thread with notices of what is to be fetched.
+        clock: The device's.
 
     Attributes:
         models: What it serves; ``models.swap`` puts another bundle in place.
@@ -55,16 +58,19 @@ class Agent:
         self,
         config: AgentConfig,
         notifier: Notifier | None = None,
-        on_notice: Callable[[CommandNotice], None] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._config = config
         self._notifier = Notifier() if notifier is None else notifier
         self._metrics = Metrics()
-        self._log = JsonLog(config.log, self._metrics.log_lost.inc)
+        self._tail = None if config.fleet is None else LogTail()
+        kept = None if self._tail is None else self._tail.add
+        self._log = JsonLog(config.log, self._metrics.log_lost.inc, kept)
         settings = config.settings()
         self._keys = settings.keys
         self.models = Models(config.bundle, config, settings, self._metrics, self._log)
-        self._telemetry = make_telemetry(config, self.models, self._metrics, on_notice)
+        self._fleet = self._make_fleet(clock)
+        self._telemetry = make_telemetry(config, self.models, self._metrics, self._fleet, clock)
         self._energy = Energy(rails) if (rails := readable_rails()) else None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload = asyncio.Lock()
@@ -84,28 +90,56 @@ class Agent:
         if model is not None:
             self.models.adopt(model)
         self._port = listener.getsockname()[1]
-        self._server.serve_on(listener)
+        with contextlib.nullcontext() if self._fleet is None else self._fleet.records:
+            self._server.serve_on(listener)
         self._log.event("stopped", exit_code=self.exit_code)
         self._log.close()
         return self.exit_code
 
-    def tighten(self, remote: Mapping[str, Any], source: str) -> None:
-        """Take away what a remote configuration forbids; the last one counts.
-
-        Nothing of it outlives the process: whoever keeps it says it again before ``run``, so that
-        no request leaves that it forbids. Later it is to be called in the event loop.
-
-        Args:
-            remote: See ``device.routing.remote``; its sender was checked.
-            source: What to call it in errors.
+    def _make_fleet(self, clock: Clock | None) -> Fleet | None:
+        """Return what does what the fleet says; None without its table.
 
         Raises:
-            ConfigError: It is not understood; what was said before stands.
+            MissingExtraError: Its packages are not installed.
+            TrustError: The file of trusted keys cannot be used.
+            StorageError: The file of what was taken up cannot be opened.
         """
-        policy = read_remote(remote, source)
-        if self.models.settings.router is not None:
-            self.models.settings.router.tighten(policy)
-        self._log.event("tightened", source=source)
+        if self._config.fleet is None or self._tail is None:
+            return None
+        try:
+            from device.agent.fleet import Fleet  # noqa: PLC0415 - an HTTP client and signatures
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("Remote configuration", "serve,telemetry") from error
+        return Fleet(
+            self._config,
+            self._config.fleet,
+            router=self.models.settings.router,
+            log=self._log,
+            tail=self._tail,
+            go_live=self._go_live,
+            readings=self._readings,
+            clock=clock,
+        )
+
+    def _go_live(self, for_s: float) -> None:
+        """Send every sample at once for a while.
+
+        Raises:
+            TelemetryError: There is no telemetry, or the day's bytes are spoken for.
+        """
+        if self._telemetry is None:
+            raise TelemetryError("there is no table [telemetry]: nothing is sent")
+        self._telemetry.go_live(for_s)
+
+    def _readings(self) -> Values:
+        """Return the last readings.
+
+        Raises:
+            TelemetryError: Nothing is read.
+        """
+        if self._telemetry is None:
+            raise TelemetryError("there is no table [telemetry]: nothing is read")
+        return self._telemetry.readings
 
     async def _begin(self) -> None:
         """Begin what goes on beside the server."""
@@ -121,6 +155,8 @@ class Agent:
             self._energy.start()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if self._fleet is not None:
+            self._start(self._fleet.run())
         if self._telemetry is not None:
             self._telemetry.start()
         self._notifier.ready()

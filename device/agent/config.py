@@ -172,5 +172,5 @@ def parse_config(data: Mapping[str, Any]) -> AgentConfig:
     config = read_table(AgentConfig, table, f"[{TABLE}]", without=(ROUTING, TELEMETRY, FLEET))
     routing = parse_routing(data[ROUTING]) if ROUTING in data else None
     telemetry = parse_telemetry(data[TELEMETRY]) if TELEMETRY in data else None
-    fleet = parse_fleet(data[FLEET]) if FLEET in data else None
+    fleet = parse_fleet(data[FLEET], telemetry=telemetry) if FLEET in data else None
     return replace(config, routing=routing, telemetry=telemetry, fleet=fleet)

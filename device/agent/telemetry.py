@@ -1,4 +1,4 @@
-"""What the agent tells its telemetry: the server's counters, and which model it serves."""
+"""What the agent tells its telemetry: the server's counters, which model it serves, what holds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from device.agent.models import Models
 from device.api.metrics import Metrics
 from device.telemetry.sensors.files import read_text
 from edgekit.contracts.series import Number, Values
-from edgekit.contracts.telemetry import CommandNotice
 from edgekit.errors import MissingExtraError
 
 if TYPE_CHECKING:  # paho takes memory, and an agent without the table needs none of it
+    from device.agent.fleet import Fleet
+    from device.telemetry.clock import Clock
     from device.telemetry.service import Telemetry
 
 _STATUS = Path("/proc/self/status")
@@ -26,9 +27,17 @@ def make_telemetry(
     config: AgentConfig,
     models: Models,
     metrics: Metrics,
-    on_notice: Callable[[CommandNotice], None] | None = None,
+    fleet: Fleet | None = None,
+    clock: Clock | None = None,
 ) -> Telemetry | None:
     """Return the telemetry that a configuration asks for; None without its table.
+
+    Args:
+        config: The agent's.
+        models: Tells which one is served.
+        metrics: The server's.
+        fleet: Is told of notices, and says what holds; None where nobody does.
+        clock: The device's.
 
     Raises:
         MissingExtraError: The extra ``telemetry`` is not installed.
@@ -41,14 +50,21 @@ def make_telemetry(
         raise MissingExtraError("sending telemetry", "telemetry", "or leave [telemetry] out") from (
             error
         )
+    own = config.telemetry
+    counters: dict[str, Callable[[], Values]] = {
+        "server": lambda: server_values(metrics),
+        "engine": lambda: engine_values(config, models),
+    }
+    if fleet is None:
+        return Telemetry(own, counters=counters, details=lambda: model_details(models), clock=clock)
     return Telemetry(
-        config.telemetry,
-        counters={
-            "server": lambda: server_values(metrics),
-            "engine": lambda: engine_values(config, models),
-        },
-        details=lambda: model_details(models),
-        on_notice=on_notice,
+        own,
+        counters={**counters, "remote": fleet.remote.readings},
+        details=lambda: {**model_details(models), **fleet.remote.details()},
+        tuning=lambda: fleet.tuning or own.tuning,
+        on_notice=fleet.puller.notice,
+        on_connect=fleet.puller.connected,
+        clock=clock,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from device.diagnostics.bundle import Part, pack
 from device.diagnostics.sources import facts_of, kernel_tail, versions
 from device.remote.commands import handlers
 from device.remote.config import FleetConfig
-from device.remote.effective import Effective, Leaks, Local, describe
+from device.remote.effective import TELEMETRY, Effective, Leaks, Local, alarm_table, describe
 from device.remote.exchange import Exchange
 from device.remote.gate import Gate
 from device.remote.puller import Puller
@@ -19,19 +20,29 @@ from device.remote.remote import Remote
 from device.remote.state import StateFile
 from device.routing.remote import SHUT
 from device.telemetry.clock import Clock
+from device.telemetry.tuning import Tuning
 from edgekit.signing import TrustedKeys
 
 
-def local_of(config: AgentConfig, alarms: Mapping[str, Any]) -> Local:
-    """Return the owner's word.
-
-    Args:
-        config: The agent's file.
-        alarms: Its table ``alarms``.
-    """
+def local_of(config: AgentConfig) -> Local:
+    """Return the owner's word, as the agent's file has it."""
     policy = SHUT if config.routing is None else config.routing.policy
     # Nothing in this release writes prompts down, so nothing may.
-    return Local(Leaks(policy, log_prompts=False), alarms)
+    leaks, telemetry = Leaks(policy, log_prompts=False), config.telemetry
+    if telemetry is None:
+        return Local(leaks)
+    return Local(leaks, alarm_table(telemetry.alarms), telemetry.sample_s, telemetry.batch_s)
+
+
+def tuning_of(effective: Effective, own: Tuning) -> Tuning:
+    """Return what holds of the telemetry's settings.
+
+    Args:
+        effective: What holds of all.
+        own: The owner's, for what nobody else has set.
+    """
+    said = {name: value for name in TELEMETRY if (value := getattr(effective, name)) is not None}
+    return replace(own, rules=effective.rules, **said)
 
 
 def make_remote(

@@ -61,7 +61,7 @@ def _show(config: AgentConfig, options: argparse.Namespace) -> None:
     from device.remote.effective import describe  # noqa: PLC0415
 
     if config.fleet is None:
-        told: Mapping[str, Any] = {"effective": describe(merge(local_of(config, {}), []))}
+        told: Mapping[str, Any] = {"effective": describe(merge(local_of(config), []))}
     else:
         told = {"device": config.fleet.identity.path, **told_of(_remote(config))}
     print(json.dumps(told, indent=2))  # noqa: T201 - a command line
@@ -98,7 +98,7 @@ def _remote(config: AgentConfig) -> Any:
 
     if config.fleet is None:
         raise ConfigError("there is no table [fleet]")
-    return make_remote(config.fleet, local_of(config, {}), SystemClock(), hold)
+    return make_remote(config.fleet, local_of(config), SystemClock(), hold)
 
 
 def _log_of(config: AgentConfig) -> Iterable[str]:

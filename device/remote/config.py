@@ -1,6 +1,7 @@
 """The table ``[fleet]`` of the agent's file: who the device is, and whose word it takes.
 
-Without the table nothing is pulled. What is said here can be changed on the device alone.
+Without the table nothing is pulled. What is said here can be changed on the device alone. Who the
+device is and its files it may leave to the table ``[telemetry]``, which has the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from device.tables import read_table
+from device.telemetry.config import TelemetryConfig
 from edgekit.contracts.topics import Device, check_segment
 from edgekit.errors import ConfigError, MessageError
 
@@ -86,20 +88,30 @@ class FleetConfig:
         return context
 
 
-def parse_fleet(table: Mapping[str, Any], source: str = SOURCE) -> FleetConfig:
+def parse_fleet(
+    table: Mapping[str, Any], source: str = SOURCE, telemetry: TelemetryConfig | None = None
+) -> FleetConfig:
     """Return the configuration of a table.
 
     Args:
         table: Keys and values, as TOML has them.
         source: What to call it in errors.
+        telemetry: Has who the device is, and its files, where the table does not say.
 
     Raises:
-        ConfigError: An unknown or missing key, a wrong type or an impossible value.
+        ConfigError: An unknown or missing key, a wrong type or an impossible value, or the two
+            tables name different devices.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source} is no table", f"Write {SOURCE} above its keys")
-    config = read_table(FleetConfig, table, source)
+    beside = {} if telemetry is None else _shared(telemetry)
+    config = read_table(FleetConfig, {**beside, **table}, source)
     _check_names(config, source)
+    if telemetry is not None and config.identity != telemetry.identity:
+        raise ConfigError(
+            f"{source} is of {config.identity.path}, [telemetry] of {telemetry.identity.path}",
+            f"A device is one: leave tenant and device out of {source}",
+        )
     _check_url(config.url, "url", source)
     for host in config.upload_hosts:
         _check_url(f"https://{host}", "upload_hosts", source)
@@ -110,6 +122,17 @@ def parse_fleet(table: Mapping[str, Any], source: str = SOURCE) -> FleetConfig:
         if not Path(getattr(config, key)).is_absolute():
             raise ConfigError(f"{source}: {key} is no absolute path")
     return config
+
+
+def _shared(telemetry: TelemetryConfig) -> dict[str, str]:
+    """Return what both tables say, under this one's names."""
+    return {
+        "tenant": telemetry.tenant,
+        "device": telemetry.device,
+        "certificate": str(telemetry.certificate),
+        "key": str(telemetry.key),
+        "ca_file": str(telemetry.ca),
+    }
 
 
 def _check_names(config: FleetConfig, source: str) -> None:

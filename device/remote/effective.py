@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from device.routing.policy import Policy, read_policy
-from device.routing.remote import SHUT
+from device.routing.policy import Policy
+from device.routing.remote import SHUT, read_remote
+from device.routing.remote import TABLE as ROUTING
 from device.telemetry.alarm_rules import DEFAULTS, Rule, rules_from_config
 from edgekit.contracts.remote_settings import ALARMS, check_settings
 from edgekit.errors import TelemetryError
@@ -88,7 +89,8 @@ class Effective:
     log_level: str | None = None
 
 
-_TELEMETRY: Final = ("sample_s", "batch_s", "daily_bytes", "probe_daily_bytes")
+TELEMETRY: Final = ("sample_s", "batch_s", "daily_bytes", "probe_daily_bytes")
+"""Settings of the telemetry besides alarms."""
 
 
 def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
@@ -118,7 +120,7 @@ def merge(local: Local, documents: Iterable[Mapping[str, Any]]) -> Effective:
     effective = Effective(
         leaks,
         rules_from_config(alarms),
-        **{name: telemetry.get(name) for name in _TELEMETRY},
+        **{name: telemetry.get(name) for name in TELEMETRY},
         log_level=said.get("log", {}).get("level"),
     )
     if (effective.batch_s or local.batch_s) < (effective.sample_s or local.sample_s):
@@ -147,7 +149,7 @@ def describe(effective: Effective) -> dict[str, Any]:
             "local_clients": sorted(policy.local_clients),
         },
         "log_prompts": effective.leaks.log_prompts,
-        **{name: getattr(effective, name) for name in (*_TELEMETRY, "log_level")},
+        **{name: getattr(effective, name) for name in (*TELEMETRY, "log_level")},
         "alarms": {
             name: {"raise_above": rule.raise_above, "clear_below": rule.clear_below}
             for name, rule in effective.rules.items()
@@ -156,7 +158,7 @@ def describe(effective: Effective) -> dict[str, Any]:
 
 
 def _leaks_of(settings: Mapping[str, Any]) -> Leaks:
-    policy = read_policy(settings.get("routing", {}), "routing of a signed configuration")
+    policy = read_remote({ROUTING: settings.get(ROUTING, {})}, "a signed configuration")
     return Leaks(policy, log_prompts=settings.get("log", {}).get("prompts", True))
 
 

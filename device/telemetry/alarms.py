@@ -44,13 +44,18 @@ class Decision:
 
 @dataclass(slots=True)
 class _State:
-    """Of one rule and reading; ``since_s`` is when a hold began, None if none runs."""
+    """Of one rule and reading; ``since_s`` is when a hold began, None if none runs.
+
+    ``last`` is the last reading that was there.
+    """
 
     raised: bool = False
     since_s: float | None = None
+    last: Number = 0
 
     def step(self, rule: Rule, value: Number | None, now_s: float) -> bool:
         """Take in a reading; whether ``raised`` changed."""
+        self.last = self.last if value is None else value
         turning = value is not None and (
             value < rule.clear_below if self.raised else value > rule.raise_above
         )
@@ -76,6 +81,7 @@ class Alarms:
     def __init__(self, rules: Mapping[str, Rule]) -> None:
         self._rules = dict(rules)
         self._states: dict[tuple[str, str], _State] = {}
+        self._withdrawn: list[Decision] = []
 
     @property
     def raised(self) -> tuple[str, ...]:
@@ -85,6 +91,26 @@ class Alarms:
             for (alarm, reading), state in sorted(self._states.items())
             if state.raised
         )
+
+    def change(self, rules: Mapping[str, Rule]) -> None:
+        """Go by other rules from the next look on.
+
+        What is raised stays raised where a rule has other thresholds, which decide when it ends;
+        a hold begins anew. What nothing looks at any more is cleared, with its last reading: else
+        nobody ever would. A rule that is the same keeps all.
+
+        Args:
+            rules: By name; all of them.
+        """
+        for (alarm, reading), state in list(self._states.items()):
+            old, new = self._rules[alarm], rules.get(alarm)
+            if new is None or new.series != old.series:
+                del self._states[alarm, reading]
+                if state.raised:
+                    self._withdrawn.append(_decision(alarm, old, reading, state.last, raised=False))
+            elif new != old:
+                state.since_s = None
+        self._rules = dict(rules)
 
     def step(self, values: Values, now_s: float) -> list[Decision]:
         """Take in the readings of now; call it every ``PERIOD_S``.
@@ -97,7 +123,7 @@ class Alarms:
             What begins and ends.
         """
         series = {name: split_name(name)[0] for name in values}
-        decisions = []
+        decisions, self._withdrawn = self._withdrawn, []
         for alarm, rule in self._rules.items():
             seen = {name for name, of in series.items() if of == rule.series}
             known = {reading for name, reading in self._states if name == alarm}

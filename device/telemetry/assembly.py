@@ -36,11 +36,11 @@ from device.telemetry.sensors.storage import Storage
 from device.telemetry.sensors.sysfs import Sysfs
 from device.telemetry.sensors.tcp_info import Links
 from device.telemetry.sensors.tegrastats_process import Tegrastats
-from device.telemetry.station import TURN_S, Pace, Parts, Station
+from device.telemetry.station import TURN_S, Parts, Station
+from device.telemetry.tuning import Tuning
 from edgekit.contracts.series import Values
+from edgekit.contracts.telemetry import COMMANDS
 
-FETCHED = ("config", "job", "logs")
-"""Notices of something that is fetched."""
 _DAY_MS = 86_400_000
 _ROOT = Path("/")
 
@@ -74,7 +74,11 @@ class Assembly:
         config: What the telemetry is told.
         counters: Other parts' readings by name, such as the engine's.
         details: More facts for the birth, such as the model's name; called at every connect.
-        on_notice: Called with notices of what is to be fetched; it must not wait.
+        tuning: Returns what holds of the settings that may change; the configuration's, if None.
+        on_notice: Called with notices of what is to be fetched; it must not wait. Without it they
+            are unknown.
+        on_connect: Called once a broker has accepted the device; it must not wait.
+        live: Whether samples are sent live; None for one that nobody starts.
         clock: Tells the time.
         turn_s: Longest wait of a turn.
         windows: Of the session's back-off.
@@ -88,7 +92,10 @@ class Assembly:
     config: TelemetryConfig
     counters: Mapping[str, Callable[[], Values]] = field(default_factory=dict)
     details: Callable[[], Details] = dict
+    tuning: Callable[[], Tuning] | None = None
     on_notice: Handler | None = None
+    on_connect: Callable[[], None] | None = None
+    live: Live | None = None
     clock: Clock = field(default_factory=SystemClock)
     turn_s: float = TURN_S
     windows: Windows = field(default_factory=Windows)
@@ -107,20 +114,20 @@ class Assembly:
             StorageError: The file of the day's bytes cannot.
         """
         config, clock = self.config, self.clock
-        links, alarms = Links(), Alarms(config.alarms)
+        tuning = config.tuning if self.tuning is None else self.tuning()
+        links, alarms = Links(), Alarms(tuning.rules)
         with contextlib.ExitStack() as closing:
             limits = Limits(config.ring_bytes, int(config.ring_days * _DAY_MS))
             ring = self.make_ring(config.ring, boot_id(), clock, limits)
             closing.callback(ring.close)
-            day = DayBytes(_beside(config.ring), config.daily_bytes, clock)
+            day = DayBytes(_beside(config.ring), tuning.daily_bytes, clock)
             closing.callback(day.close)
             healths = Healths(
                 config.identity, lambda: ring.boot, clock, lambda: alarms.raised, self._facts
             )
             session = self._session(healths, links)
             closing.callback(session.close)
-            live = Live(clock)
-            probe = self._probe(closing)
+            probe = self._probe(closing, tuning)
 
             def own() -> Values:
                 return station.values()  # made below, and asked by it
@@ -132,29 +139,28 @@ class Assembly:
                 sensors.append(probe)
             parts = Parts(
                 clock=clock,
-                collector=Collector(sensors, alarms, ring, clock, config.sample_s),
+                alarms=alarms,
+                collector=Collector(sensors, alarms, ring, clock, tuning.sample_s),
                 session=session,
                 publisher=Publisher(ring, session, config.identity, clock, config.encoding),
-                notices=Notices(config.identity, clock, self._handlers(live)),
+                notices=Notices(config.identity, clock, self._handlers()),
                 healths=healths,
-                live=live,
+                live=self.live or Live(clock),
                 day=day,
                 probe=probe,
+                on_connect=self.on_connect,
             )
-            pace = Pace(config.sample_s, config.batch_s, self.turn_s, self.may_sample)
-            station = Station(parts, pace)
+            station = Station(parts, tuning, self.turn_s, may_sample=self.may_sample)
             yield station
 
-    def _handlers(self, live: Live) -> dict[str, Handler]:
-        handlers: dict[str, Handler] = {"live": live.start}
-        if self.on_notice is not None:
-            handlers |= dict.fromkeys(FETCHED, self.on_notice)
-        return handlers
+    def _handlers(self) -> dict[str, Handler]:
+        """Return what takes notices: every kind is of something that is fetched."""
+        return {} if self.on_notice is None else dict.fromkeys(COMMANDS, self.on_notice)
 
-    def _probe(self, closing: contextlib.ExitStack) -> EchoProbe | None:
+    def _probe(self, closing: contextlib.ExitStack, tuning: Tuning) -> EchoProbe | None:
         if self.config.probe is None:
             return None
-        probe = EchoProbe(self.config.probe_address, day_bytes=self.config.probe_daily_bytes)
+        probe = EchoProbe(self.config.probe_address, day_bytes=tuning.probe_daily_bytes)
         closing.callback(probe.close)
         return probe
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from device.telemetry.alarm_rules import Rule, rules_from_config
+from device.telemetry.tuning import Tuning
 from edgekit.batch_encoding import ENCODINGS
 from edgekit.contracts.topics import Device
 from edgekit.errors import ConfigError, MessageError, TelemetryError
@@ -132,6 +133,17 @@ class TelemetryConfig:
             return Device(self.tenant, self.device)
         except MessageError as error:
             raise ConfigError(error.message) from error
+
+    @property
+    def tuning(self) -> Tuning:
+        """What of it may change while it runs."""
+        return Tuning(
+            sample_s=self.sample_s,
+            batch_s=self.batch_s,
+            daily_bytes=self.daily_bytes,
+            probe_daily_bytes=self.probe_daily_bytes,
+            rules=self.alarms,
+        )
 
     @property
     def probe_address(self) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from device.telemetry.alarm_rules import PERIOD_S
+from device.telemetry.alarms import Alarms
 from device.telemetry.clock import Clock
 from device.telemetry.collector import Collector
 from device.telemetry.mqtt.day_bytes import DayBytes, wire_bytes
@@ -24,6 +25,7 @@ from device.telemetry.mqtt.policy import Day, Link, Plan, plan
 from device.telemetry.mqtt.publisher import Publisher
 from device.telemetry.mqtt.session import Session
 from device.telemetry.sensors.probe import EchoProbe
+from device.telemetry.tuning import Tuning
 from edgekit.contracts.series import Number, Values
 from edgekit.contracts.topics import Topic
 from edgekit.errors import EdgekitError, MessageError, StorageError
@@ -39,28 +41,12 @@ _SEGMENTS = 20
 """Segments that a share of repetitions is worked out of, at least."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often, while all is well.
-
-    Attributes:
-        sample_s: Between two samples.
-        batch_s: Between two batches.
-        turn_s: Longest wait of a turn.
-        may_sample: False sends what the ring has and adds no samples to it.
-    """
-
-    sample_s: float = 10.0
-    batch_s: float = 600.0
-    turn_s: float = TURN_S
-    may_sample: bool = True
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a station is made of."""
+    """What a station is made of; ``on_connect`` is called once a broker has accepted it."""
 
     clock: Clock
+    alarms: Alarms
     collector: Collector
     session: Session
     publisher: Publisher
@@ -69,6 +55,7 @@ class Parts:
     live: Live
     day: DayBytes
     probe: EchoProbe | None = None
+    on_connect: Callable[[], None] | None = None
 
 
 class Station:
@@ -76,20 +63,37 @@ class Station:
 
     Args:
         parts: Its parts.
-        pace: How often it does what.
+        tuning: How often it does what; its parts are made with the same.
+        turn_s: Longest wait of a turn.
+        may_sample: False sends what the ring has and adds no samples to it.
 
     Attributes:
+        readings: The last ones.
         counts: ``malformed``: messages of the broker that could not be read.
     """
 
-    def __init__(self, parts: Parts, pace: Pace) -> None:
-        self._parts, self._pace = parts, pace
+    def __init__(
+        self, parts: Parts, tuning: Tuning, turn_s: float = TURN_S, *, may_sample: bool = True
+    ) -> None:
+        self._parts, self._tuning = parts, tuning
+        self._turn_s, self._may_sample = turn_s, may_sample
         self._tick_due_s = float("-inf")
         self._last: Mapping[str, Number | None] = {}
         self._link = Link()
         self._plan = self._make_plan()
         self._told: dict[str, str] = {}
+        self.readings: Values = {}
         self.counts: Counter[str] = Counter()
+
+    def tune(self, tuning: Tuning) -> None:
+        """Go on as another tuning says, from the next look at the sensors on."""
+        if tuning == self._tuning:
+            return
+        self._tuning, parts = tuning, self._parts
+        parts.alarms.change(tuning.rules)
+        parts.day.limit = tuning.daily_bytes
+        if parts.probe is not None:
+            parts.probe.allow(tuning.probe_daily_bytes)
 
     def turn(self) -> None:
         """Do what is due, then wait for the session, at most until something else is due."""
@@ -145,7 +149,7 @@ class Station:
             self._guarded("collecting", self._tick)
         self._parts.session.step()
         self._guarded("publishing", lambda: self._parts.publisher.step(now_s, self._plan))
-        return min(self._tick_due_s - self._now_s(), self._pace.turn_s)
+        return min(self._tick_due_s - self._now_s(), self._turn_s)
 
     def _take_next(self, wait_s: float) -> bool:
         """Take in the session's next event; whether there was one."""
@@ -157,7 +161,8 @@ class Station:
 
     def _tick(self) -> None:
         parts = self._parts
-        values, _ = parts.collector.tick(may_sample=self._pace.may_sample)
+        values, _ = parts.collector.tick(may_sample=self._may_sample)
+        self.readings = values
         self._measure(values)
         self._plan = self._make_plan()
         parts.live.is_affordable = self._plan.live
@@ -204,8 +209,8 @@ class Station:
             Day(day.limit, day.left, day.left_s),
             self._link,
             self._parts.publisher.cost,
-            sample_s=self._pace.sample_s,
-            batch_s=self._pace.batch_s,
+            sample_s=self._tuning.sample_s,
+            batch_s=self._tuning.batch_s,
         )
 
     def _take_in(self, event: Event) -> None:
@@ -213,6 +218,8 @@ class Station:
         if isinstance(event, Connected):
             parts.publisher.announce(parts.healths.topic, parts.healths.birth(), now_s)
             parts.publisher.connected(event, now_s)
+            if parts.on_connect is not None:
+                parts.on_connect()
         elif isinstance(event, Ended):
             parts.publisher.ended()
         elif isinstance(event, Delivered):

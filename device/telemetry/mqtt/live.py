@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from device.telemetry.clock import Clock
-from edgekit.contracts.telemetry import CommandNotice
+from edgekit.contracts.command_arguments import MAX_LIVE_MINUTES
 from edgekit.errors import TelemetryError
 
-LIVE_S = 300.0
-"""Longest that one notice keeps it on: 60 samples, about 150 kB."""
+LIVE_S: Final = 60.0 * MAX_LIVE_MINUTES
+"""Longest that one command keeps it on: 720 samples, about 1.8 MB, if the day has them."""
 
 
 class Live:
-    """Whether it is on; it ends by itself.
+    """Whether it is on; it ends by itself. Any thread may start it.
 
     Args:
         clock: The ring's.
-        longest_s: Bound of one notice.
     """
 
-    def __init__(self, clock: Clock, longest_s: float = LIVE_S) -> None:
-        self._clock, self._longest_s = clock, longest_s
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._until_s = float("-inf")
         self.is_affordable = True
 
@@ -28,21 +29,18 @@ class Live:
         """Whether samples are sent live now."""
         return self.is_affordable and self._now_s() < self._until_s
 
-    def start(self, notice: CommandNotice) -> None:
-        """Begin, or go on for longer.
+    def start(self, for_s: float) -> None:
+        """Begin; asked again it begins anew.
 
         Args:
-            notice: It is over when this expires, and after ``longest_s`` at the latest.
+            for_s: For how long; ``LIVE_S`` at most.
 
         Raises:
             TelemetryError: The day's bytes are spoken for.
         """
         if not self.is_affordable:
             raise TelemetryError("no live mode: the day's bytes are spoken for")
-        for_s = self._longest_s
-        if self._clock.is_synced():
-            for_s = min(for_s, (notice.expires_ms - self._clock.time_ms()) / 1000)
-        self._until_s = self._now_s() + for_s
+        self._until_s = self._now_s() + min(for_s, LIVE_S)
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ms() / 1000

@@ -2,8 +2,7 @@
 
 A notice says that something waits. It carries nothing that a device would act upon: what is behind
 it is fetched and trusted only if it is signed. So a notice that was forged, late or double costs a
-request at most. ``live`` is the exception that proves it: all that it does is bounded here
-(``device.telemetry.mqtt.publisher``).
+request at most.
 """
 
 from __future__ import annotations

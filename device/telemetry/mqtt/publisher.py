@@ -200,6 +200,8 @@ class Publisher:
         if plan.batch_s is None or is_busy or len(self._pending) >= self._outlet.window:
             return
         may_replay = plan.replay_bytes > 0 and not self.is_store_silent(now_s)
+        if self._last_batch_s is not None:  # batches may have become more frequent meanwhile
+            self._batch_due_s = min(self._batch_due_s, self._last_batch_s + plan.batch_s)
         if now_s >= self._batch_due_s:
             self._batch_due_s = now_s + plan.batch_s
             self._send_batch(now_s, BATCH_ROWS if may_replay else self._new_rows(now_s, plan))

@@ -46,7 +46,8 @@ class EchoProbe:
         day_bytes: int = 8_000_000,
     ) -> None:
         self._address = address
-        self.interval_s = max(interval_s, PROBE_BYTES * _DAY_S / max(day_bytes, 1))
+        self._shortest_s = interval_s
+        self.interval_s = self._interval_s(day_bytes)
         self._timeout_s = timeout_s
         self._run = os.urandom(8)
         self._number = 0
@@ -59,6 +60,12 @@ class EchoProbe:
     def sent(self) -> int:
         """Probes whose fate is known: those that wait count neither as sent nor as lost."""
         return self.answered + self.lost
+
+    def allow(self, day_bytes: int) -> None:
+        """Let it have other bytes a day from the next probe on, which comes in the new interval."""
+        interval_s = self._interval_s(day_bytes)
+        self._due_s += interval_s - self.interval_s
+        self.interval_s = interval_s
 
     def tick(self, now_s: float) -> None:
         """Take in what came, give up what is late, send what is due; never waits.
@@ -91,6 +98,10 @@ class EchoProbe:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _interval_s(self, day_bytes: int) -> float:
+        """Return the time between two probes that takes a day's bytes, or less."""
+        return max(self._shortest_s, PROBE_BYTES * _DAY_S / max(day_bytes, 1))
 
     def _send(self, now_s: float) -> None:
         self._number = (self._number + 1) % 2**32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routing_cases import FACTS
 
-from device.agent.agent import Agent
-from device.agent.config import AgentConfig
 from device.routing.config import RoutingConfig
 from device.routing.policy import CLOUD_REASONS, Policy
 from device.routing.remote import SHUT, read_remote, tightened
@@ -95,30 +92,3 @@ def test_what_is_not_understood_is_told(remote: dict[str, Any], said: str) -> No
     """By table, key and value."""
     with pytest.raises(ConfigError, match=said):
         read_remote(remote, "remote")
-
-
-def test_the_agent_applies_it_before_it_serves(tmp_path: Path) -> None:
-    """What is refused changes nothing; an agent without routing takes it, too."""
-    routing = RoutingConfig(
-        base_url="https://api.example.com/v1",
-        model="big",
-        state_file=str(tmp_path / "budget.json"),
-        daily_bytes=1000,
-        enabled=True,
-    )
-    agent = Agent(AgentConfig(log="off", routing=routing))
-    router = agent.models.settings.router
-    assert router is not None
-    try:
-        assert router.policy == Policy(daily_bytes=1000)
-        agent.tighten({"routing": {"daily_bytes": 10, "local_clients": ["a"]}}, "remote")
-        wanted = Policy(daily_bytes=10, local_clients=frozenset({"a"}))
-        assert (router.policy, router.budget.limit) == (wanted, 10)
-        with pytest.raises(ConfigError):
-            agent.tighten({"routing": {"cloud": True, "x": 1}}, "remote")
-        assert router.policy == wanted
-        agent.tighten({"routing": {"cloud": False}}, "remote")
-        assert not router.policy.cloud
-    finally:
-        router.budget.close()
-    Agent(AgentConfig(log="off")).tighten({"routing": {"cloud": False}}, "remote")

@@ -113,13 +113,12 @@ def test_the_parts_fit_together(agent_file: Path, tmp_path: Path) -> None:
     """What the agent calls makes a remote, a puller and a bundle of its configuration."""
     config = read_config(agent_file)
     assert config.fleet is not None
-    local = local_of(config, {"disk": False})
+    local = local_of(config)
     assert local.leaks.policy.cloud
-    assert local_of(parse_config({}), {}).leaks == CLOSED
+    assert local_of(parse_config({})).leaks == CLOSED
     held: list[Effective] = []
     remote = make_remote(config.fleet, local, FakeClock(), held.append)
     assert not held[0].leaks.policy.cloud
-    assert "disk" not in held[0].rules
     parts = bundle_parts(config, lambda: ["{}"], lambda: {"uptime_s": 1}, remote)
     assert make_puller(config.fleet, remote, FakeClock(), lambda _: None, parts) is not None
     told = {part.name: part.read() for part in parts if part.kind == "facts"}
@@ -138,3 +137,35 @@ def test_an_agent_that_takes_nobodys_word_loads_nothing_for_it() -> None:
     )
     assert "device.remote.config" in done.stdout.split()
     assert not {"httpx", "cryptography", "numpy"} & set(done.stdout.split())
+
+
+def test_the_owners_alarms_and_times_are_those_of_the_file(
+    agent_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shown as they are; what was taken up and makes no sense beside them any more closes."""
+    table = """
+[telemetry]
+broker = "broker.example"
+ca = "/a"
+certificate = "/c"
+key = "/k"
+tenant = "acme"
+device = "orin-1"
+batch_s = {batch_s}
+[telemetry.alarms]
+disk = false
+temperature = {{ raise_above = 70, clear_below = 60 }}
+"""
+    text = agent_file.read_text()
+    for batch_s, cloud_counts in ((600, True), (20, False)):  # samples were to come every 30 s
+        agent_file.write_text(text + table.format(batch_s=batch_s))
+        assert main(["config", "show", "--config", str(agent_file)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [row["proven"] for row in told["documents"]] == [cloud_counts]
+        assert told["effective"]["routing"]["cloud"] is False
+        assert told["effective"]["routing"]["daily_bytes"] == (5000 if cloud_counts else 0)
+        assert "disk" not in told["effective"]["alarms"]
+        assert told["effective"]["alarms"]["temperature"] == {
+            "raise_above": 70,
+            "clear_below": 60,
+        }

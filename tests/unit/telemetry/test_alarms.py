@@ -198,3 +198,45 @@ def test_the_window_forgets_and_begins_anew() -> None:
     assert bound == 0.0
     assert window.update(6000, 5, 1) is None
     assert len(window._points) <= 362
+
+
+def changed(rules: dict[str, Rule], readings: dict[str, float] | None = None) -> list[Decision]:
+    """Return what is decided at the first look after a change; one alarm is raised, one rises."""
+    alarms = Alarms({"hot": RULE, "warm": Rule("temperature_celsius", 60, 50)})
+    alarms.step({READING: 95.0}, 0.0)
+    assert len(alarms.step({READING: 95.0}, 5.0)) == 2
+    alarms.change(rules)
+    return alarms.step({READING: 86.0} if readings is None else readings, 10.0)
+
+
+def test_a_change_of_rules_keeps_what_is_unchanged() -> None:
+    """Nothing is decided twice; a hold that runs goes on, one of a changed rule begins anew."""
+    assert changed({"hot": RULE, "warm": Rule("temperature_celsius", 60, 50)}) == []
+    assert changed({"hot": Rule("temperature_celsius", 80, 70), "warm": RULE}) == []
+    for other, decided in ((RULE, 1), (Rule("temperature_celsius", 80, 70), 0)):
+        alarms = Alarms({"hot": RULE})
+        assert not alarms.step({READING: 95.0}, 0.0)
+        alarms.change({"hot": other, "new": Rule("memory_used_ratio", 0.9, 0.8)})
+        assert len(alarms.step({READING: 95.0}, 5.0)) == decided
+        assert len(alarms.step({READING: 95.0}, 10.0)) == 1 - decided
+
+
+def test_other_thresholds_decide_when_it_ends() -> None:
+    """What is raised stays so until a reading is below the new one."""
+    alarms = Alarms({"hot": RULE})
+    alarms.step({READING: 95.0}, 0.0)
+    alarms.step({READING: 95.0}, 5.0)
+    alarms.change({"hot": Rule("temperature_celsius", 98.0, 96.0, clear_hold_s=5)})
+    assert alarms.raised == (f"hot:{READING}",)
+    assert not alarms.step({READING: 95.0}, 10.0)
+    (decision,) = alarms.step({READING: 95.0}, 15.0)
+    assert (decision.state, decision.threshold) == ("cleared", 96.0)
+
+
+@pytest.mark.parametrize(
+    "rules", [{"warm": RULE}, {"warm": RULE, "hot": Rule("memory_used_ratio", 0.9, 0.8)}]
+)
+def test_what_nothing_looks_at_any_more_is_cleared(rules: dict[str, Rule]) -> None:
+    """Else it would be raised for ever; told once, with its last reading."""
+    (decision,) = changed(rules, {})
+    assert (decision.alarm, decision.state, decision.value) == ("hot", "cleared", 95.0)

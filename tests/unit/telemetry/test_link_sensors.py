@@ -176,3 +176,19 @@ def test_the_days_budget_is_kept() -> None:
     assert probe._number == 2
     probe.close()
     reflector.socket.close()
+
+
+def test_other_bytes_a_day_count_from_the_next_probe_on() -> None:
+    """None stop it, and more again have it go on in time."""
+    reflector = Reflector()
+    probe = EchoProbe(reflector.address, interval_s=1, day_bytes=1_000_000)
+    probe.tick(0.0)
+    probe.allow(0)
+    probe.tick(86_400.0)
+    assert probe._number == 1
+    probe.allow(8_000_000)
+    assert probe.interval_s == 1.0
+    probe.tick(86_401.0)
+    assert probe._number == 2
+    probe.close()
+    reflector.socket.close()
