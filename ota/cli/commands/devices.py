@@ -11,9 +11,16 @@ from edgekit.cli.render import console, facts_table, grid_table, print_json
 from ota.cli.options import find_named, json_option, moment, store_option
 from ota.store.read import active_alarms, alarms_of
 from ota.store.read import devices as all_devices
+from ota.store.records import StoredDevice
 from ota.store.schema import open_store
 
 _SHOWN_ALARMS = 20
+
+
+def _state(device: StoredDevice) -> str:
+    """Return a device's state for a person: who was stopped on purpose is not lost."""
+    reason = f" ({device.down_reason})" if device.down_reason else ""
+    return f"{device.state or '-'}{reason}"
 
 
 @click.group()
@@ -44,7 +51,7 @@ def list_devices(*, url: str, tenant: str | None, as_json: bool) -> None:
             [
                 [
                     f"{one.tenant}/{one.device}",
-                    one.state or "-",
+                    _state(one),
                     moment(one.last_seen_ms),
                     str(raised.get((one.tenant, one.device), 0)),
                 ]
@@ -74,7 +81,7 @@ def show(*, url: str, device: str, as_json: bool) -> None:
         )
         return
     facts = [
-        ("state", f"{found.state or '-'}, since {moment(found.state_ms)}"),
+        ("state", f"{_state(found)}, since {moment(found.state_ms)}"),
         ("first seen", moment(found.first_seen_ms)),
         ("last seen", moment(found.last_seen_ms)),
         ("boot", found.boot or "-"),
