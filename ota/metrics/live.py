@@ -73,9 +73,7 @@ class FleetCollector(Collector):
             *_devices(devices),
             _down(devices),
             _alarms(self._source.active_alarms()),
-            *_validities(
-                "certificate", "not_before", "not_after", _DEVICE, certificates.items()
-            ),
+            *_validities("certificate", "not_before", "not_after", _DEVICE, certificates.items()),
             *_validities("metadata", "signed", "expires", ("role",), roles),
             _rollbacks(facts.rollbacks),
         ]

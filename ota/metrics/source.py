@@ -10,7 +10,6 @@ from ota.store import read
 from ota.store.database import Store
 from ota.store.records import StoredAlarm, StoredBatch, StoredDevice
 
-
 _TIMES = ("not_before", "not_after")
 
 

@@ -28,8 +28,8 @@ _PUT_STATE = text(
 )
 _PUT_PRESENCE = text(
     "UPDATE devices SET state = :state, state_received_ms = :state_received_ms,"
-    " down_reason = :down_reason, boot = :boot, connection = :connection, birth_ms = :birth_ms, birth_alarms = :birth_alarms,"
-    " details = :details WHERE id = :key"
+    " down_reason = :down_reason, boot = :boot, connection = :connection,"
+    " birth_ms = :birth_ms, birth_alarms = :birth_alarms, details = :details WHERE id = :key"
 )
 
 

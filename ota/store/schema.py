@@ -94,7 +94,9 @@ def _check(version: str | None) -> None:
 
 def _known() -> list[str]:
     """Return all versions, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(schema_config()).walk_revisions()]
+    return [
+        script.revision for script in ScriptDirectory.from_config(schema_config()).walk_revisions()
+    ]
 
 
 def schema_config() -> Config:

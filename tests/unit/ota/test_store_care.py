@@ -62,10 +62,13 @@ def put_first_tables(store: Store, rows: int) -> None:
     """Make the tables of version 0001, with devices, a batch and an alarm in them."""
     with store.writing() as connection:
         migrate_to("0001", connection)
-        devices_of = "tenant, device, first_received_ms, last_received_ms, state, details"
         for number in range(1, rows + 1):
             connection.execute(
-                text(f"INSERT INTO devices ({devices_of}) VALUES ('acme', :name, 1, 2, :state, :d)"),
+                text(
+                    "INSERT INTO devices"
+                    " (tenant, device, first_received_ms, last_received_ms, state, details)"
+                    " VALUES ('acme', :name, 1, 2, :state, :d)"
+                ),
                 {"name": f"orin-{number}", "state": "down", "d": '{"site":"hall-7"}'},
             )
         connection.execute(

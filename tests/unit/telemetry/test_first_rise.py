@@ -74,9 +74,8 @@ def test_the_first_rows_that_are_dropped_raise_the_alert(tmp_path: Path) -> None
     )
     case = tmp_path / "case.test.yml"
     case.write_text(CASE.format(rules=RULES, series=series))
-    done = subprocess.run(
-        ["promtool", "test", "rules", case], capture_output=True, text=True, check=False, timeout=60
-    )
+    command = ("promtool", "test", "rules", case)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "SUCCESS" in done.stdout, done.stdout + done.stderr
 
 
