@@ -88,7 +88,7 @@ def device_batches(
 
     def readings() -> Values:
         values = {**next(day), "storage_life_used_ratio.mmcblk0": 0.12, "emc_load_percent": 21.5}
-        values["ring_dropped_total.bytes"] = clock.elapsed_ms // 3_000_000
+        values["ring_dropped_total.full"] = clock.elapsed_ms // 3_000_000
         if hot and ticks * TICK_MS - clock.elapsed_ms < HOT_MS:
             values["temperature_celsius.gpu"] = 93.5
             values["engine_memory_bytes"] = 12_100_000_000

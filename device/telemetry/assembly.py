@@ -16,6 +16,7 @@ from device.telemetry.alarms import Alarms
 from device.telemetry.clock import Clock, SystemClock, boot_id
 from device.telemetry.collector import Collector
 from device.telemetry.config import TelemetryConfig
+from device.telemetry.identity import identity_details
 from device.telemetry.mqtt.backoff import Windows
 from device.telemetry.mqtt.connection import Endpoint
 from device.telemetry.mqtt.day_bytes import DayBytes
@@ -202,7 +203,7 @@ class Assembly:
         )
 
     def _facts(self) -> Details:
-        return {**machine_details(), **self.details()}
+        return {**machine_details(), **self.details(), **identity_details(self.config)}
 
 
 def _mount_of(path: Path) -> Path:

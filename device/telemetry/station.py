@@ -20,9 +20,10 @@ from device.telemetry.mqtt.day_bytes import DayBytes, wire_bytes
 from device.telemetry.mqtt.events import Arrived, Connected, Delivered, Ended, Event
 from device.telemetry.mqtt.health import Healths
 from device.telemetry.mqtt.live import Live
-from device.telemetry.mqtt.notices import Notices
+from device.telemetry.mqtt.notices import OUTCOMES, Notices
 from device.telemetry.mqtt.policy import Day, Link, Plan, plan
 from device.telemetry.mqtt.publisher import Publisher
+from device.telemetry.mqtt.reasons import KINDS
 from device.telemetry.mqtt.session import Session
 from device.telemetry.sensors.probe import EchoProbe
 from device.telemetry.tuning import Tuning
@@ -128,7 +129,8 @@ class Station:
     def values(self) -> dict[str, Number | None]:
         """Return readings of the session itself."""
         counts, parts = self._parts.session.counts, self._parts
-        failures = {kind: counts[kind] for kind in ("link", "busy", "config")}
+        failures = {kind: counts[kind] for kind in KINDS}
+        notices = {**dict.fromkeys(OUTCOMES, 0), **parts.notices.counts}
         refused = parts.publisher.counts["refused"] + counts["subscriptions_refused"]
         return {
             "mqtt_connects_total": counts["connects"],
@@ -136,7 +138,7 @@ class Station:
             "mqtt_refused_total": refused,
             "mqtt_malformed_total": self.counts["malformed"],
             "mqtt_day_bytes": parts.day.used,
-            **{f"notices_total.{kind}": count for kind, count in parts.notices.counts.items()},
+            **{f"notices_total.{kind}": count for kind, count in notices.items()},
         }
 
     def _work(self) -> float:
