@@ -19,6 +19,7 @@ else:
 
 T = TypeVar("T")
 _LARGEST = 2**53
+_DOCUMENTS = "See docs/agent.md, docs/routing.md and docs/telemetry.md"
 _KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),
@@ -70,7 +71,7 @@ def read_table(
     refuse_unknown(table, known, source)
     missing = [n for n, f in known.items() if f.default is MISSING and n not in table]
     if missing:
-        raise ConfigError(f"{source} lacks {missing[0]}", "See docs/agent.md and docs/routing.md")
+        raise ConfigError(f"{source} lacks {missing[0]}", _DOCUMENTS)
     return kind(**{key: _value(str(known[key].type), v, key, source) for key, v in table.items()})
 
 

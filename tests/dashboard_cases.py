@@ -17,8 +17,8 @@ from metrics_cases import ListSource, alarm_of, device_of
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_server import Prometheus
 from serve_cases import wait_until
-from telemetry_day import Day
 
+from device.simulator.day import Day
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.alarms import Alarms
 from device.telemetry.batch import pack
@@ -88,7 +88,7 @@ def device_batches(
 
     def readings() -> Values:
         values = {**next(day), "storage_life_used_ratio.mmcblk0": 0.12, "emc_load_percent": 21.5}
-        values["ring_dropped_total.bytes"] = clock.elapsed_ms // 3_000_000
+        values["ring_dropped_total.full"] = clock.elapsed_ms // 3_000_000
         if hot and ticks * TICK_MS - clock.elapsed_ms < HOT_MS:
             values["temperature_celsius.gpu"] = 93.5
             values["engine_memory_bytes"] = 12_100_000_000

@@ -94,7 +94,11 @@ class ListSource:
 
 
 def device_of(
-    name: str, last_seen_ms: int, state: str | None = "up", **details: str
+    name: str,
+    last_seen_ms: int,
+    state: str | None = "up",
+    down_reason: str | None = None,
+    **details: str | Number,
 ) -> StoredDevice:
     """Return a device of the store."""
     return StoredDevice(
@@ -104,6 +108,7 @@ def device_of(
         last_seen_ms=last_seen_ms,
         state=state,
         state_ms=None if state is None else last_seen_ms,
+        down_reason=down_reason,
         boot=BOOT,
         connection=1,
         details=details,

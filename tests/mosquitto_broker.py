@@ -40,6 +40,8 @@ class Broker:
         persistent: Keep sessions on disk, as shipped; else in memory alone.
         settings: Global settings that replace shipped ones or are added, such as
             ``{"max_inflight_messages": 1}``.
+        address: Where it listens for devices.
+        called: The address that devices call it by, which its certificate must have.
 
     Attributes:
         plain_port: No TLS, no access rules.
@@ -52,12 +54,19 @@ class Broker:
     """
 
     def __init__(
-        self, folder: Path, *, persistent: bool = True, settings: dict[str, object] | None = None
+        self,
+        folder: Path,
+        *,
+        persistent: bool = True,
+        settings: dict[str, object] | None = None,
+        address: str = "127.0.0.1",
+        called: str = "127.0.0.1",
     ) -> None:
         self._folder = folder / "broker"
         self._data = self._folder / "data"
         self._data.mkdir(parents=True)
         self._settings = {"persistence": str(persistent).lower(), **(settings or {})}
+        self._address = address
         self._process: subprocess.Popen[bytes] | None = None
         self.plain_port, self.device_port, self.service_port = _free_ports(3)
         self.log = self._folder / "log"
@@ -65,7 +74,7 @@ class Broker:
         self.services = Authority(self._folder, "services")
         server = Authority(self._folder, "server")
         self.server_ca = server.certificate
-        identity = server.issue("localhost", server=True)
+        identity = server.issue("localhost", server=True, addresses=("127.0.0.1", called))
         shutil.copy(identity.certificate, self._folder / "server.pem")
         shutil.copy(identity.key, self._folder / "server-key.pem")
         for name in ("devices.acl", "services.acl"):
@@ -103,7 +112,8 @@ class Broker:
                 [_program(), "-c", self._config], stdout=log, stderr=log
             )
         deadline = time.monotonic() + _START_S
-        while not all(map(_listens, (self.plain_port, self.device_port, self.service_port))):
+        ports = (self.plain_port, self.device_port, self.service_port)
+        while not all(map(_listens, ports, ("127.0.0.1", self._address, "127.0.0.1"))):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"mosquitto does not listen: {self.log.read_text()}")
@@ -121,6 +131,12 @@ class Broker:
         """End it and start it again on the same ports."""
         self._end(signal.SIGKILL if crash else signal.SIGTERM)
         self.start()
+
+    def forget(self) -> None:
+        """Lose all sessions and retained messages, as with a broken disk; it is not running."""
+        assert self._process is None, "the broker is running"
+        for file in self._data.iterdir():
+            file.unlink()
 
     def pause(self) -> None:
         """Stop it in its tracks (SIGSTOP): connections stay, nothing is answered."""
@@ -166,7 +182,7 @@ class Broker:
         moved = {
             _SHIPPED_FOLDER: str(self._folder),
             "/var/lib/mosquitto/": f"{self._data}/",
-            "listener 8883": f"listener {self.device_port} 127.0.0.1",
+            "listener 8883": f"listener {self.device_port} {self._address}",
             "listener 8884": f"listener {self.service_port} 127.0.0.1",
         }
         for shipped, ours in moved.items():
@@ -190,9 +206,9 @@ def _program() -> str:
     return found
 
 
-def _listens(port: int) -> bool:
+def _listens(port: int, address: str) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
+        socket.create_connection((address, port), 1.0).close()
     except OSError:
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +64,21 @@ class Authority:
         self.certificate.write_bytes(self._self_signed.public_bytes(serialization.Encoding.PEM))
         self.revoke()
 
-    def issue(self, name: str, *, server: bool = False, lifetime: dt.timedelta = _HOUR) -> Identity:
+    def issue(
+        self,
+        name: str,
+        *,
+        server: bool = False,
+        lifetime: dt.timedelta = _HOUR,
+        addresses: Sequence[str] = ("127.0.0.1",),
+    ) -> Identity:
         """Return a new key with its certificate.
 
         Args:
-            name: Common name. A server's certificate is for ``localhost`` and 127.0.0.1.
+            name: Common name.
             server: For a server; else for a client.
             lifetime: From now; negative for one that has ended.
+            addresses: Of a server, beside ``localhost``.
         """
         self._issued += 1
         key = ec.generate_private_key(ec.SECP256R1())
@@ -81,8 +90,8 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         )
         if server:
-            loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-            names = x509.SubjectAlternativeName([x509.DNSName("localhost"), loopback])
+            found = [x509.IPAddress(ipaddress.ip_address(one)) for one in sorted({*addresses})]
+            names = x509.SubjectAlternativeName([x509.DNSName("localhost"), *found])
             builder = builder.add_extension(names, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         stem = f"{name.replace('/', '-')}-{self._issued}"
@@ -102,6 +111,20 @@ class Authority:
             )
         )
         return identity
+
+    def bundle(self) -> Path:
+        """Return a PEM file of its certificate and its key, for a program that issues more."""
+        path = self.certificate.with_name(f"{self.certificate.stem}-and-key.pem")
+        path.touch(mode=0o600)
+        path.write_bytes(
+            self.certificate.read_bytes()
+            + self._key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return path
 
     def revoke(self, *identities: Identity, lifetime: dt.timedelta = _HOUR) -> None:
         """Write the revocation list anew, with some more certificates.

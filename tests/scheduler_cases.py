@@ -44,6 +44,7 @@ class Engine:
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.prefilled = 0
         self.batches: list[int] = []
+        self.ran: list[list[int]] = []
         self.poison: set[int] = set()
         self.broken: Exception | None = None
 
@@ -74,6 +75,7 @@ class Engine:
             if position > len(self.held[slot]) == 0:
                 raise EngineError(f"slot {slot} holds nothing: its logits were not finite")
         self.batches.append(len(slots))
+        self.ran.append(list(slots))
         rows = [
             self._feed(slot, [token], position)
             for slot, token, position in zip(slots, tokens, positions, strict=True)

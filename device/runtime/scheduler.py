@@ -219,8 +219,25 @@ class Scheduler:
             slot.tokens[:] = slot.request.prompt[:count]
             slot.prefilled = count
 
+    def _gather(self) -> None:
+        """Move those who generate together, where the engine can copy what their slots hold."""
+        if not isinstance(self._session, CopiesPrefixes):
+            return
+        for source, target in self._slots.scattered():
+            try:
+                if not self._session.copy_prefix(source.index, target.index, len(source.tokens)):
+                    return
+            except EngineError as error:
+                self._fail(source, error)
+                continue
+            target.tokens[:] = source.tokens
+            target.request, source.request = source.request, None
+            target.prefilled, source.prefilled = source.prefilled, 0
+            target.used = source.used
+
     def _decode(self) -> None:
         """Run one token of every request that generates, and of those alone if one fails."""
+        self._gather()
         slots = [slot for slot in self._slots.all if slot.is_decoding]
         while slots:
             try:

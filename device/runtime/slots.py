@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -93,6 +94,20 @@ class Slots:
             return None
         return others[held.index(max(held))], most
 
+    def scattered(self) -> list[tuple[Slot, Slot]]:
+        """Return who generates where, and the free slot to move to, to make their block smaller.
+
+        Those who end leave holes, and an engine runs all slots of a block: two who generate in
+        slots 0 and 9 cost as much as sixteen.
+        """
+        busy = [slot.index for slot in self.all if slot.is_decoding]
+        free = sorted(
+            (slot for slot in self.all if slot.request is None),
+            key=lambda slot: (len(slot.tokens) >= LONG_TEXT_TOKENS, slot.used),
+        )
+        pairs = moves(busy, [slot.index for slot in free])
+        return [(self.all[source], self.all[target]) for source, target in pairs]
+
     def of(self, request: Request) -> Slot | None:
         """Return the slot that a request has."""
         return next((slot for slot in self.all if slot.request is request), None)
@@ -116,6 +131,29 @@ def covering_block(slots: Sequence[int]) -> int:
     while min(slots) // size != max(slots) // size:
         size *= 2
     return size
+
+
+def moves(busy: Sequence[int], free: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the fewest moves that bring busy slots into the smallest block that can have them.
+
+    Args:
+        busy: Slots to be run.
+        free: Slots to move to, the best first.
+
+    Returns:
+        Pairs of a busy slot and a free one; none if the block is as small as it can be.
+    """
+    if not busy:
+        return []
+    size = 1 << (len(busy) - 1).bit_length()
+    while size < covering_block(busy):
+        room = Counter(index // size for index in free)
+        for block, count in Counter(index // size for index in busy).most_common():
+            if count + room[block] >= len(busy):
+                targets = (index for index in free if index // size == block)
+                return list(zip((i for i in busy if i // size != block), targets, strict=False))
+        size *= 2
+    return []
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -52,7 +52,7 @@ class Rule:
         numbers = (self.raise_above, self.clear_below, self.hold_s, self.clear_hold_s)
         if SEGMENT.fullmatch(name) is None:
             raise TelemetryError(f"{show(name)} is not a name for an alarm")
-        if self.series not in SERIES:
+        if not isinstance(self.series, str) or self.series not in SERIES:
             raise TelemetryError(f"alarm {name}: there is no series {show(self.series)}")
         if not all(is_value(number) and number is not None for number in numbers):
             raise TelemetryError(f"alarm {name}: a threshold or time is not a number")

@@ -51,7 +51,8 @@ class Collector:
         self._clock = clock
         self.sample_s = sample_s
         self._window = LossWindow()
-        self._errors: Counter[str] = Counter()
+        # 0 is told, too: the first failure of a counter that begins above it would be no increase.
+        self._errors = Counter({sensor.name: 0 for sensor in sensors})
         self._sampled_s = float("-inf")
         self._synced = False  # what an agent before this one has kept may have to be dated, too
         self._unsaved: deque[bytes] = deque(maxlen=_UNSAVED)

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from device.tables import read_table
 from device.telemetry.alarm_rules import Rule, rules_from_config
 from device.telemetry.tuning import Tuning
 from edgekit.batch_encoding import ENCODINGS
-from edgekit.contracts.topics import Device
+from edgekit.contracts.topics import Device, check_segment
 from edgekit.errors import ConfigError, MessageError, TelemetryError
 
 TABLE = "telemetry"
 MAX_IDENTITY_CHARS = 64
 """Of a certificate's common name (X.520's ub-common-name)."""
-_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "a string"),
-    "str | None": ((str,), "a string"),
-    "Path": ((str,), "a path"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-}
 _AT_LEAST: Mapping[str, float] = {
     "port": 1,
     "sample_s": 5,
@@ -59,6 +52,8 @@ class TelemetryConfig:
         key: PEM file of its key.
         tenant: Whose fleet the device belongs to.
         device: Its name.
+        site: Where it stands; devices of one site that fall silent together are one alert. None
+            names none.
         sample_s: Time between two samples.
         batch_s: Time between two batches: the longest that a sample waits while all is well.
         daily_bytes: Most bytes a UTC day on the broker's connection, headers included; alarms are
@@ -85,6 +80,7 @@ class TelemetryConfig:
     key: Path
     tenant: str
     device: str
+    site: str | None = None
     port: int = 8883
     sample_s: float = 10.0
     batch_s: float = 600.0
@@ -113,6 +109,8 @@ class TelemetryConfig:
             raise ConfigError(f"batch_s {self.batch_s:g} is below sample_s {self.sample_s:g}")
         if not self.broker:
             raise ConfigError("broker is empty", "Name the broker as its certificate does")
+        if self.site is not None:
+            _check_site(self.site)
         path = self.identity.path
         if len(path) > MAX_IDENTITY_CHARS:
             raise ConfigError(
@@ -159,6 +157,18 @@ class TelemetryConfig:
             raise ConfigError(f"probe {self.probe!a} is not ADDRESS:PORT with IPv4") from error
 
 
+def _check_site(site: str) -> None:
+    """Refuse a site that could not stand where a tenant or a device can.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    try:
+        check_segment(site, "site")
+    except MessageError as error:
+        raise ConfigError(error.message) from error
+
+
 def parse_telemetry(table: Any) -> TelemetryConfig:
     """Return the configuration of a parsed table.
 
@@ -167,27 +177,11 @@ def parse_telemetry(table: Any) -> TelemetryConfig:
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{TABLE} is no table", f"Write [{TABLE}] above its keys")
-    known = {one.name: one for one in fields(TelemetryConfig)}
-    for name in table:
-        if name not in known:
-            raise ConfigError(f"unknown key {name} in [{TABLE}]", f"Known are: {', '.join(known)}")
-    for name, one in known.items():
-        if name not in table and one.default is MISSING and one.default_factory is MISSING:
-            raise ConfigError(f"[{TABLE}] lacks {name}", "docs/telemetry.md has its keys")
-    said = {name: _value(name, str(known[name].type), value) for name, value in table.items()}
-    return TelemetryConfig(**said)
-
-
-def _value(name: str, kind: str, value: Any) -> Any:
-    """Return a TOML value as its field's type."""
-    if name == "alarms":
-        try:
-            return rules_from_config(value)
-        except TelemetryError as error:
-            raise ConfigError(f"[{TABLE}] {error.message}", error.remedy) from error
-    types, words = _KINDS[kind]
-    if type(value) not in types:  # by type: true is no number
-        raise ConfigError(f"[{TABLE}]: {name} is {value!a}, and must be {words}")
-    if kind == "Path":
-        return Path(value)
-    return float(value) if kind == "float" else value
+    plain = {name: value for name, value in table.items() if name != "alarms"}
+    config = read_table(TelemetryConfig, plain, f"[{TABLE}]", without=("alarms",))
+    if "alarms" not in table:
+        return config
+    try:
+        return replace(config, alarms=rules_from_config(table["alarms"]))
+    except TelemetryError as error:
+        raise ConfigError(f"[{TABLE}] {error.message}", error.remedy) from error

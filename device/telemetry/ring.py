@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 SAMPLE, ALARM = 0, 1
 """Priorities: the higher one is sent first and dropped last."""
 SYNCED, UNSYNCED, REDATED = (CLOCKS.index(name) for name in ("synced", "unsynced", "redated"))
+DROP_REASONS = ("age", "full", "unsendable", "broken")
+"""Labels of ``ring_dropped_total``; all are told from the start, for a counter that begins above 0
+has no increase, and its first rise would alert nobody."""
 _DROPPED_AT_ONCE = 256
 _DAY_MS = 86_400_000
 _SEQ_MASK = (1 << SEQ_BITS) - 1
@@ -245,7 +248,7 @@ class Ring:
 
         Args:
             row: It.
-            reason: Label of ``ring_dropped_total``.
+            reason: One of :data:`DROP_REASONS`.
 
         Raises:
             RingError: The disk fails.
@@ -285,11 +288,14 @@ class Ring:
         """
         with self._guarded() as db:
             dropped = dict(db.execute("SELECT reason, rows FROM dropped").fetchall())
+            dropped["broken"] = len(self.moved_aside)
             return {
                 "ring_rows": self._rows,  # counted along: SQLite would read the whole file
                 "ring_file_bytes": used_bytes(db),
-                **{f"ring_dropped_total.{reason}": rows for reason, rows in dropped.items()},
-                "ring_dropped_total.broken": len(self.moved_aside),
+                **{
+                    f"ring_dropped_total.{reason}": dropped.get(reason, 0)
+                    for reason in {*DROP_REASONS, *dropped}
+                },
             }
 
     def close(self) -> None:

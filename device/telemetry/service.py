@@ -7,41 +7,21 @@ serves requests waits for it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from device.telemetry.alarms import Alarms
-from device.telemetry.clock import Clock, SystemClock, boot_id
-from device.telemetry.collector import Collector
+from device.telemetry.assembly import Assembly
+from device.telemetry.clock import Clock, SystemClock
 from device.telemetry.config import TelemetryConfig
 from device.telemetry.mqtt.backoff import Windows
-from device.telemetry.mqtt.connection import Endpoint
-from device.telemetry.mqtt.day_bytes import DayBytes
-from device.telemetry.mqtt.health import Details, Healths, machine_details
+from device.telemetry.mqtt.health import Details
 from device.telemetry.mqtt.live import Live
-from device.telemetry.mqtt.notices import Handler, Notices
-from device.telemetry.mqtt.publisher import Publisher
-from device.telemetry.mqtt.session import Session
-from device.telemetry.mqtt.tls import TlsContexts, TlsFiles
-from device.telemetry.ring import Limits, Ring
-from device.telemetry.sensors.board import Board
-from device.telemetry.sensors.counters import Counters
-from device.telemetry.sensors.modem import Modem
-from device.telemetry.sensors.probe import EchoProbe
-from device.telemetry.sensors.proc import Proc
-from device.telemetry.sensors.sensor import Sensor
-from device.telemetry.sensors.storage import Storage
-from device.telemetry.sensors.sysfs import Sysfs
-from device.telemetry.sensors.tcp_info import Links
-from device.telemetry.sensors.tegrastats_process import Tegrastats
-from device.telemetry.station import TURN_S, Parts, Station
+from device.telemetry.mqtt.notices import Handler
+from device.telemetry.station import TURN_S
 from device.telemetry.tuning import Tuning
 from edgekit.batch_encoding import compress
 from edgekit.contracts.series import Values
-from edgekit.contracts.telemetry import COMMANDS
 from edgekit.errors import EdgekitError
 
 logger = logging.getLogger(__name__)
@@ -49,8 +29,6 @@ logger = logging.getLogger(__name__)
 RETRY_S = 60.0
 """Between two tries to open the ring."""
 STOP_S = 10.0
-_DAY_MS = 86_400_000
-_ROOT = Path("/")
 
 
 class Telemetry:
@@ -88,18 +66,24 @@ class Telemetry:
         windows: Windows | None = None,
         is_encrypted: bool = True,
     ) -> None:
-        self._config = config
-        self._counters = dict(counters or {})
-        self._details = details or dict
         own = config.tuning
         self._tuning = tuning or (lambda: own)
-        self._on_notice, self._on_connect = on_notice, on_connect
-        self._clock = clock or SystemClock()
-        self._turn_s = turn_s
-        self._live = Live(self._clock)
+        clock = clock or SystemClock()
+        self._live = Live(clock)
         self._readings: Values = {}
-        self._windows = windows or Windows()
-        self._is_encrypted = is_encrypted
+        self._assembly = Assembly(
+            config=config,
+            counters=dict(counters or {}),
+            details=details or dict,
+            tuning=self._tuning,
+            on_notice=on_notice,
+            on_connect=on_connect,
+            live=self._live,
+            clock=clock,
+            turn_s=turn_s,
+            windows=windows or Windows(),
+            is_encrypted=is_encrypted,
+        )
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         compress(b"", config.encoding)
@@ -137,7 +121,7 @@ class Telemetry:
         """Work until it is stopped; a ring that cannot be opened is tried again."""
         while not self._stopping.is_set():
             try:
-                with self._station() as station:
+                with self._assembly.station() as station:
                     while not self._stopping.is_set():
                         station.tune(self._tuning())
                         station.turn()
@@ -148,112 +132,3 @@ class Telemetry:
             except Exception:  # a fault of ours must not end the agent
                 logger.exception("telemetry failed; next try in %.0f s", RETRY_S)
             self._stopping.wait(RETRY_S)
-
-    @contextlib.contextmanager
-    def _station(self) -> Iterator[Station]:
-        """Put a station together, and take it apart.
-
-        Raises:
-            RingError: The ring cannot be opened.
-            StorageError: The file of the day's bytes cannot.
-        """
-        config, clock, tuning = self._config, self._clock, self._tuning()
-        links, alarms = Links(), Alarms(tuning.rules)
-        with contextlib.ExitStack() as closing:
-            limits = Limits(config.ring_bytes, int(config.ring_days * _DAY_MS))
-            ring = Ring(config.ring, boot_id(), clock, limits)
-            closing.callback(ring.close)
-            day = DayBytes(_beside(config.ring), tuning.daily_bytes, clock)
-            closing.callback(day.close)
-            healths = Healths(
-                config.identity, lambda: ring.boot, clock, lambda: alarms.raised, self._facts
-            )
-            session = self._session(healths, links)
-            closing.callback(session.close)
-            probe = self._probe(closing, tuning)
-
-            def own() -> Values:
-                return station.values()  # made below, and asked by it
-
-            sensors = self._sensors(
-                closing, links, Counters("ring", ring.values), Counters("mqtt", own)
-            )
-            if probe is not None:
-                sensors.append(probe)
-            parts = Parts(
-                clock=clock,
-                alarms=alarms,
-                collector=Collector(sensors, alarms, ring, clock, tuning.sample_s),
-                session=session,
-                publisher=Publisher(ring, session, config.identity, clock, config.encoding),
-                notices=Notices(config.identity, clock, self._handlers()),
-                healths=healths,
-                live=self._live,
-                day=day,
-                probe=probe,
-                on_connect=self._on_connect,
-            )
-            station = Station(parts, tuning, self._turn_s)
-            yield station
-
-    def _handlers(self) -> dict[str, Handler]:
-        """Return what takes notices: every kind is of something that is fetched."""
-        return {} if self._on_notice is None else dict.fromkeys(COMMANDS, self._on_notice)
-
-    def _probe(self, closing: contextlib.ExitStack, tuning: Tuning) -> EchoProbe | None:
-        if self._config.probe is None:
-            return None
-        probe = EchoProbe(self._config.probe_address, day_bytes=tuning.probe_daily_bytes)
-        closing.callback(probe.close)
-        return probe
-
-    def _sensors(self, closing: contextlib.ExitStack, *ours: Sensor) -> list[Sensor]:
-        sensors: list[Sensor] = []
-        if self._config.tegrastats:
-            tegrastats = Tegrastats()
-            closing.callback(tegrastats.close)
-            sensors.append(tegrastats)  # first: of two readings the later one counts
-        mounts = sorted({_ROOT, _mount_of(self._config.ring)})
-        sensors += [Sysfs(), Proc(), Storage(mounts), Board(), *ours]
-        sensors += [Counters(name, source) for name, source in self._counters.items()]
-        if self._config.modem:
-            modem = Modem()
-            closing.callback(modem.close)
-            sensors.append(modem)
-        return sensors
-
-    def _session(self, healths: Healths, links: Links) -> Session:
-        config = self._config
-        files = TlsFiles(config.ca, config.certificate, config.key)
-        return Session(
-            Endpoint(
-                config.broker,
-                config.port,
-                config.identity.path,
-                config.keepalive_s,
-                config.session_expiry_s,
-                config.will_delay_s,
-            ),
-            config.identity.down_filters,
-            healths.will,
-            contexts=TlsContexts(files) if self._is_encrypted else None,
-            links=links,
-            clock=self._clock,
-            windows=self._windows,
-        )
-
-    def _facts(self) -> Details:
-        return {**machine_details(), **self._details()}
-
-
-def _mount_of(path: Path) -> Path:
-    """Return where the file system of a file that may not be there yet is mounted."""
-    path = path.absolute()
-    while not path.is_mount():
-        path = path.parent
-    return path
-
-
-def _beside(ring: Path) -> Path:
-    """Return the file of the day's bytes."""
-    return ring.with_name(ring.name + ".bytes.json")

@@ -1,7 +1,8 @@
 """Collector, publisher and session put together: what the telemetry's thread does in a turn.
 
 Nothing here waits but :meth:`Station.turn`, for an event of the session, and that not longer than
-until the next tick. A part that fails is logged and left for the next turn.
+until the next tick; :meth:`Station.poll` does the same work without waiting. A part that
+fails is logged and left for the next turn.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from device.telemetry.mqtt.day_bytes import DayBytes, wire_bytes
 from device.telemetry.mqtt.events import Arrived, Connected, Delivered, Ended, Event
 from device.telemetry.mqtt.health import Healths
 from device.telemetry.mqtt.live import Live
-from device.telemetry.mqtt.notices import Notices
+from device.telemetry.mqtt.notices import OUTCOMES, Notices
 from device.telemetry.mqtt.policy import Day, Link, Plan, plan
 from device.telemetry.mqtt.publisher import Publisher
+from device.telemetry.mqtt.reasons import KINDS
 from device.telemetry.mqtt.session import Session
 from device.telemetry.sensors.probe import EchoProbe
 from device.telemetry.tuning import Tuning
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 TURN_S = 1.0
 """Longest wait of a turn: the probe's and the session's pace."""
 GOODBYE_S = 2.0
+_POLLED_EVENTS = 64
+"""Most events of one poll: a flood of one station must not keep the others waiting."""
 _SEGMENTS = 20
 """Segments that a share of repetitions is worked out of, at least."""
 
@@ -62,14 +66,18 @@ class Station:
         parts: Its parts.
         tuning: How often it does what; its parts are made with the same.
         turn_s: Longest wait of a turn.
+        may_sample: False sends what the ring has and adds no samples to it.
 
     Attributes:
         readings: The last ones.
         counts: ``malformed``: messages of the broker that could not be read.
     """
 
-    def __init__(self, parts: Parts, tuning: Tuning, turn_s: float = TURN_S) -> None:
-        self._parts, self._tuning, self._turn_s = parts, tuning, turn_s
+    def __init__(
+        self, parts: Parts, tuning: Tuning, turn_s: float = TURN_S, *, may_sample: bool = True
+    ) -> None:
+        self._parts, self._tuning = parts, tuning
+        self._turn_s, self._may_sample = turn_s, may_sample
         self._tick_due_s = float("-inf")
         self._last: Mapping[str, Number | None] = {}
         self._link = Link()
@@ -90,17 +98,18 @@ class Station:
 
     def turn(self) -> None:
         """Do what is due, then wait for the session, at most until something else is due."""
-        now_s = self._now_s()
-        if self._parts.probe is not None:
-            self._parts.probe.tick(now_s)
-        if now_s >= self._tick_due_s:
-            self._tick_due_s = max(self._tick_due_s + PERIOD_S, now_s)
-            self._guarded("collecting", self._tick)
-        self._parts.session.step()
-        self._guarded("publishing", lambda: self._parts.publisher.step(now_s, self._plan))
-        event = self._parts.session.next_event(min(self._tick_due_s - self._now_s(), self._turn_s))
-        if event is not None:
-            self._guarded("the broker's message", lambda: self._take_in(event))
+        self._take_next(self._work())
+
+    def poll(self) -> float:
+        """Take in what came and do what is due, without waiting: for a thread with many stations.
+
+        Returns:
+            Seconds of the clock until it is to be called again, earlier when its session is woken.
+        """
+        for _ in range(_POLLED_EVENTS):
+            if not self._take_next(0.0):
+                break
+        return self._work()
 
     def close(self) -> None:
         """Say goodbye, if anyone listens."""
@@ -120,7 +129,8 @@ class Station:
     def values(self) -> dict[str, Number | None]:
         """Return readings of the session itself."""
         counts, parts = self._parts.session.counts, self._parts
-        failures = {kind: counts[kind] for kind in ("link", "busy", "config")}
+        failures = {kind: counts[kind] for kind in KINDS}
+        notices = {**dict.fromkeys(OUTCOMES, 0), **parts.notices.counts}
         refused = parts.publisher.counts["refused"] + counts["subscriptions_refused"]
         return {
             "mqtt_connects_total": counts["connects"],
@@ -128,12 +138,32 @@ class Station:
             "mqtt_refused_total": refused,
             "mqtt_malformed_total": self.counts["malformed"],
             "mqtt_day_bytes": parts.day.used,
-            **{f"notices_total.{kind}": count for kind, count in parts.notices.counts.items()},
+            **{f"notices_total.{kind}": count for kind, count in notices.items()},
         }
+
+    def _work(self) -> float:
+        """Do what is due; return how long nothing else will be."""
+        now_s = self._now_s()
+        if self._parts.probe is not None:
+            self._parts.probe.tick(now_s)
+        if now_s >= self._tick_due_s:
+            self._tick_due_s = max(self._tick_due_s + PERIOD_S, now_s)
+            self._guarded("collecting", self._tick)
+        self._parts.session.step()
+        self._guarded("publishing", lambda: self._parts.publisher.step(now_s, self._plan))
+        return min(self._tick_due_s - self._now_s(), self._turn_s)
+
+    def _take_next(self, wait_s: float) -> bool:
+        """Take in the session's next event; whether there was one."""
+        event = self._parts.session.next_event(wait_s)
+        if event is None:
+            return False
+        self._guarded("the broker's message", lambda: self._take_in(event))
+        return True
 
     def _tick(self) -> None:
         parts = self._parts
-        values, _ = parts.collector.tick()
+        values, _ = parts.collector.tick(may_sample=self._may_sample)
         self.readings = values
         self._measure(values)
         self._plan = self._make_plan()

@@ -30,6 +30,8 @@ from edgekit.errors import MessageError
 ALARM_STATES = ("raised", "cleared")
 SEVERITIES = ("critical", "major", "minor", "warning")
 """As thin-edge.io's."""
+LOST, STOPPED = "lost", "stopped"
+"""A device's ``details.reason`` for being down: nobody heard of it any more, or it said goodbye."""
 HEALTH_STATES = ("up", "down")
 COMMANDS = ("config", "job", "live", "logs")
 """Commands that a notice can be about; a device ignores others."""

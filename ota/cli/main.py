@@ -17,6 +17,7 @@ COMMANDS = {
     "samples": "Show what a device measured.",
     "config": "Sign configurations and commands, and hand them out.",
     "export": "Write what the store gets to Prometheus.",
+    "simulate": "Run made-up devices against a broker.",
 }
 NEEDED = (
     "alembic",

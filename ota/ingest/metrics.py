@@ -7,6 +7,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from ota.store.commit import Committed
+from ota.store.items import REASONS
 
 _P = "edgekit_ingest"
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -28,6 +29,8 @@ class Metrics:
             "Samples and alarms: stored now, or known already and dropped.",
             ["kind", "outcome"],
         )
+        for reason in REASONS:  # a series that begins above 0 has no increase
+            self.rejects.labels(reason)
         self.health = counter(f"{_P}_health_total", "Births and wills.")
         self.acknowledgements = counter(
             f"{_P}_store_acknowledgements_total", "Acknowledgements published to devices."

@@ -14,7 +14,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ota.metrics.source import Facts, FactSource, Source, Validity
+from ota.metrics.source import Facts, FactSource, Source, Validity, birth_certificates
 from ota.store.records import StoredAlarm, StoredDevice
 
 PREFIX = "edgekit_fleet"
@@ -30,7 +30,7 @@ class FleetCollector(Collector):
 
     Args:
         source: The store.
-        facts: What other parts know.
+        facts: What other parts know; of certificates it counts before what births tell.
         keep_s: See :data:`KEEP_S`.
         clock: Monotonic seconds.
     """
@@ -66,14 +66,14 @@ class FleetCollector(Collector):
             return self._kept
 
     def _ask(self) -> list[Metric]:
-        facts = self._facts()
+        facts, devices = self._facts(), self._source.devices()
+        certificates = {**birth_certificates(devices), **facts.certificates}
         roles = [((role,), validity) for role, validity in facts.metadata.items()]
         return [
-            *_devices(self._source.devices()),
+            *_devices(devices),
+            _down(devices),
             _alarms(self._source.active_alarms()),
-            *_validities(
-                "certificate", "not_before", "not_after", _DEVICE, facts.certificates.items()
-            ),
+            *_validities("certificate", "not_before", "not_after", _DEVICE, certificates.items()),
             *_validities("metadata", "signed", "expires", ("role",), roles),
             _rollbacks(facts.rollbacks),
         ]
@@ -100,6 +100,19 @@ def _devices(devices: Sequence[StoredDevice]) -> Iterable[Metric]:
         details = [str(one.details.get(name) or "") for name in _INFO.values()]
         info.add_metric((*key, *details), 1.0)
     return seen, up, info
+
+
+def _down(devices: Sequence[StoredDevice]) -> Metric:
+    """Return why devices are down: who said goodbye is not who was lost."""
+    family = GaugeMetricFamily(
+        f"{PREFIX}_device_down",
+        "1 for a device that is down: stopped, lost, or empty where nothing says why.",
+        labels=(*_DEVICE, "reason"),
+    )
+    for one in devices:
+        if one.state == "down":
+            family.add_metric((one.tenant, one.device, one.down_reason or ""), 1.0)
+    return family
 
 
 def _alarms(alarms: Sequence[StoredAlarm]) -> Metric:

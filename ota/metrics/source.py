@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ota.store import read
 from ota.store.database import Store
 from ota.store.records import StoredAlarm, StoredBatch, StoredDevice
+
+_TIMES = ("not_before", "not_after")
 
 
 class Source(Protocol):
@@ -77,3 +79,16 @@ class Facts:
 
 
 FactSource = Callable[[], Facts]
+
+
+def birth_certificates(devices: Iterable[StoredDevice]) -> dict[tuple[str, str], Validity]:
+    """Return the lives of the devices' certificates, as their last births told them.
+
+    A birth that tells none, or no life (a device may write what it likes), is left out.
+    """
+    found = {}
+    for one in devices:
+        begin, end = (one.details.get(f"certificate_{name}_ms") for name in _TIMES)
+        if isinstance(begin, int | float) and isinstance(end, int | float) and begin < end:
+            found[one.tenant, one.device] = Validity(begin / 1000, end / 1000)
+    return found

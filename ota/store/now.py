@@ -27,9 +27,9 @@ _PUT_STATE = text(
     " time_ms = excluded.time_ms, raised = excluded.raised, active = excluded.active"
 )
 _PUT_PRESENCE = text(
-    "UPDATE devices SET state = :state, state_received_ms = :state_received_ms, boot = :boot,"
-    " connection = :connection, birth_ms = :birth_ms, birth_alarms = :birth_alarms,"
-    " details = :details WHERE id = :key"
+    "UPDATE devices SET state = :state, state_received_ms = :state_received_ms,"
+    " down_reason = :down_reason, boot = :boot, connection = :connection,"
+    " birth_ms = :birth_ms, birth_alarms = :birth_alarms, details = :details WHERE id = :key"
 )
 
 
@@ -75,6 +75,7 @@ def _presences(connection: Connection, devices: Iterable[int]) -> dict[int, Pres
         table.id,
         table.state,
         table.state_received_ms,
+        table.down_reason,
         table.boot,
         table.connection,
         table.birth_ms,
@@ -88,6 +89,7 @@ def _presence(row: Any) -> Presence:
     return Presence(
         state=row.state,
         state_received_ms=row.state_received_ms,
+        down_reason=row.down_reason,
         boot=row.boot,
         connection=row.connection,
         birth_ms=row.birth_ms,
@@ -104,6 +106,7 @@ def _write_presences(connection: Connection, presences: Mapping[int, Presence]) 
             "key": key,
             "state": presence.state,
             "state_received_ms": presence.state_received_ms,
+            "down_reason": presence.down_reason,
             "boot": presence.boot,
             "connection": presence.connection,
             "birth_ms": presence.birth_ms,

@@ -2,9 +2,10 @@
 
 Two workers share a device's messages and a killed worker's come again later, so nothing here goes
 by the order of arrival. Of one boot, the higher connection is the newer, and its will is newer than
-its birth. A boot that was born before the present one's birth came is over: what it still sends is
-history. Alarms count if they are the newest of their boot by number and the last birth has not
-ended them; without a birth, all that are raised count.
+its birth. A goodbye is the device's own word: it counts before the will of its connection, which
+the broker may publish all the same. A boot that was born before the present one's birth came is
+over: what it still sends is history. Alarms count if they are the newest of their boot by number
+and the last birth has not ended them; without a birth, all that are raised count.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edgekit.contracts.series import Number
-from edgekit.contracts.telemetry import Health
+from edgekit.contracts.telemetry import STOPPED, Health
+from edgekit.contracts.topics import SEGMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Presence:
     Attributes:
         state: ``up`` or ``down``.
         state_received_ms: When that came.
+        down_reason: Why it is down; None while it is up, or if nothing says.
         boot: Which boot it is in.
         connection: Of that boot.
         birth_ms: When the last birth was written, by the device's clock.
@@ -32,6 +35,7 @@ class Presence:
 
     state: str | None = None
     state_received_ms: int | None = None
+    down_reason: str | None = None
     boot: str | None = None
     connection: int | None = None
     birth_ms: int | None = None
@@ -70,7 +74,8 @@ def after_health(
     if health.boot == presence.boot:
         connection = presence.connection or 0
         same = health.connection == connection
-        if health.connection < connection or (same and presence.state == health.state):
+        known = same and presence.state == health.state and not _is_newly_stopped(presence, health)
+        if health.connection < connection or known:
             return None
         state = "down" if same else health.state
     else:
@@ -83,13 +88,27 @@ def after_health(
         presence = replace(presence, state=state, state_received_ms=received_ms)
     presence = replace(presence, boot=health.boot, connection=health.connection)
     if health.state == "down":
-        return presence
+        return replace(presence, down_reason=_reason(health))
     return replace(
         presence,
+        down_reason=presence.down_reason if state == "down" else None,
         birth_ms=health.time_ms,
         birth_alarms=health.alarms,
         details=health.details,
     )
+
+
+def _reason(health: Health) -> str | None:
+    """Return why a device is down; None where that is not one plain word."""
+    reason = health.details.get("reason")
+    is_word = isinstance(reason, str) and SEGMENT.fullmatch(reason) is not None
+    return str(reason) if is_word else None
+
+
+def _is_newly_stopped(presence: Presence, health: Health) -> bool:
+    """Whether this is the goodbye of a connection whose will came before it."""
+    said_goodbye = health.state == "down" and _reason(health) == STOPPED
+    return said_goodbye and presence.down_reason != STOPPED
 
 
 def is_active(presence: Presence, boot: str, name: str, alarm: AlarmState) -> bool:

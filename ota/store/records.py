@@ -62,6 +62,8 @@ class StoredDevice:
         last_seen_ms: When its last one was; a will does not count.
         state: ``up`` or ``down``; None until a birth or will has come.
         state_ms: When that was received.
+        down_reason: Why it is down: ``stopped`` if it said goodbye, ``lost`` if it did not, None
+            if nothing says, or it is up.
         boot: Of the last birth or will.
         connection: Of the last birth or will.
         details: Of the last birth.
@@ -74,6 +76,7 @@ class StoredDevice:
     last_seen_ms: int
     state: str | None
     state_ms: int | None
+    down_reason: str | None
     boot: str | None
     connection: int | None
     details: Mapping[str, str | Number | None]

@@ -54,7 +54,7 @@ def migrate(store: Store) -> tuple[str | None, str]:
         before = version_of(connection)
         if before is not None and not is_known(before):
             _check(before)
-        config = _config()
+        config = schema_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return before, newest()
@@ -94,10 +94,13 @@ def _check(version: str | None) -> None:
 
 def _known() -> list[str]:
     """Return all versions, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+    return [
+        script.revision for script in ScriptDirectory.from_config(schema_config()).walk_revisions()
+    ]
 
 
-def _config() -> Config:
+def schema_config() -> Config:
+    """Return alembic's configuration; its attribute ``connection`` is to be set."""
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -55,6 +55,8 @@ class DeviceTable(Base):
     last_received_ms: Mapped[int] = mapped_column(_BIG)
     state: Mapped[str | None] = mapped_column(Text)
     state_received_ms: Mapped[int | None] = mapped_column(_BIG)
+    down_reason: Mapped[str | None] = mapped_column(Text)
+    """Why it is down, as its will or goodbye says; null while it is up, or if neither says."""
     boot: Mapped[str | None] = mapped_column(Text)
     connection: Mapped[int | None] = mapped_column(_BIG)
     birth_ms: Mapped[int | None] = mapped_column(_BIG)

@@ -1,7 +1,8 @@
 """Measures the exporter: points a second into a real Prometheus, and CPU seconds of both.
 
 Usage: PYTHONPATH=.:tests python tests/bench/bench_export.py [--devices N] [--batches N]
-Batches are those of a made-up day (``telemetry_day.py``), ten minutes each, as the store has them.
+Batches are those of a made-up day (``device.simulator.day``), ten minutes each, as the store has
+them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from metrics_cases import ListSource, device_of, stored
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_server import Prometheus
 from report import machine
-from telemetry_day import Day
 
+from device.simulator.day import Day
 from ota.metrics.export_metrics import ExportMetrics, Rejects
 from ota.metrics.exporter import CursorFile, Exporter
 from ota.metrics.live import FleetCollector

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from report import machine
-from telemetry_day import Day, Readings
 
+from device.simulator.day import Day, Readings
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.alarms import Alarms
 from device.telemetry.batch import pack

@@ -17,8 +17,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from telemetry_day import Day
 
+from device.simulator.day import Day
 from edgekit.batch_encoding import PROPERTY, compress
 from edgekit.contracts.telemetry import Batch, Sample
 

@@ -21,7 +21,7 @@ from ota.cli.entry import main
 from ota.ingest.messages import read_message
 from ota.store.commit import Writer
 from ota.store.database import connect
-from ota.store.items import NewItem, Reject
+from ota.store.items import NewHealth, NewItem, Reject
 from ota.store.schema import migrate
 
 
@@ -73,6 +73,27 @@ def test_devices_are_listed(store: str, capsys: pytest.CaptureFixture[str]) -> N
     _, out, _ = run(capsys, "devices", "list", "--store", store, "--tenant", "acme")
     assert "acme/orin-1" in out
     assert "beta" not in out
+
+
+def test_why_a_device_is_down_is_told(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped on purpose is another thing than lost; details that are times are read as such."""
+    details = {"certificate_not_after_ms": START_MS, "odd_ms": 10**15}
+    birth = arrived("status/health", health(connection=2, details=details).to_bytes())
+    ends = {"reason": "stopped"}
+    goodbye = arrived("status/health", health("down", 2, details=ends).to_bytes())
+    with closing(connect(store)) as opened:
+        for message in (birth, goodbye):
+            item = read_message(message)
+            assert isinstance(item, NewHealth)
+            Writer(opened).commit([item])
+    [found] = run_json(capsys, "devices", "list", "--store", store, "--tenant", "acme")["devices"]
+    assert (found["state"], found["down_reason"]) == ("down", "stopped")
+    _, out, _ = run(capsys, "devices", "list", "--store", store)
+    assert "down (stopped)" in out
+    _, out, _ = run(capsys, "devices", "show", "acme/orin-1", "--store", store)
+    assert "down (stopped), since" in out
+    assert "2026-07-25 09:08:28" in out
+    assert "1000000000000000" in out
 
 
 def test_a_device_is_shown(store: str, capsys: pytest.CaptureFixture[str]) -> None:

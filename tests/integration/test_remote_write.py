@@ -12,8 +12,8 @@ import httpx
 import pytest
 from metrics_cases import ListSource, stored
 from prometheus_server import Prometheus
-from telemetry_day import Day
 
+from device.simulator.day import Day
 from edgekit.contracts.series import Number
 from edgekit.errors import ExportError
 from ota.metrics.export_metrics import ExportMetrics, Rejects

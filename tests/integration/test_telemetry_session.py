@@ -18,7 +18,8 @@ from telemetry_cases import ORIN, FastClock, Proxy, Store, configuration, notice
 from device.telemetry.mqtt.backoff import Windows
 from device.telemetry.mqtt.connection import Endpoint
 from device.telemetry.mqtt.events import Connected, Delivered, Ended, Event, Subscribed
-from device.telemetry.mqtt.reasons import CONFIG, LINK
+from device.telemetry.mqtt.notices import OUTCOMES
+from device.telemetry.mqtt.reasons import CONFIG, KINDS, LINK
 from device.telemetry.mqtt.session import Session
 from device.telemetry.mqtt.tls import TlsContexts, TlsFiles
 from device.telemetry.sensors.tcp_info import Links
@@ -174,7 +175,11 @@ def test_notices_reach_their_handler_once(broker: Broker, store: Store, tmp_path
         seen = len(store.samples)
         store.wait_until(lambda: len(store.samples) > seen, "samples as before")
     assert [(one.command, one.id) for one in taken] == [("job", "j-1"), ("config", "c-1")]
-    last = max(store.samples)
+    first, last = min(store.samples), max(store.samples)
+    values = store.samples[first].values
+    # Told before anything happened, or the first of each would be no increase.
+    assert {values[f"notices_total.{outcome}"] for outcome in OUTCOMES} == {0}
+    assert {values[f"mqtt_failures_total.{kind}"] for kind in KINDS} == {0}
     values = store.samples[last].values
     assert values["mqtt_malformed_total"] == 1
     assert values["notices_total.taken"] == 2

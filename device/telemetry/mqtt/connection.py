@@ -48,7 +48,6 @@ CONNECT_S = 10.0
 """For each of TCP's and TLS's steps."""
 USER_TIMEOUT_MS = 30_000
 """Sent bytes that stay unacknowledged for this long end the connection (TCP_USER_TIMEOUT)."""
-_LOOP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class Endpoint:
         keepalive_s: Longest silence before a ping.
         session_expiry_s: How long the broker keeps the session without a connection.
         will_delay_s: How long after a loss the will is published.
+        look_s: How late a ping may be.
     """
 
     host: str
@@ -70,6 +70,7 @@ class Endpoint:
     keepalive_s: int = 240
     session_expiry_s: int = 86_400
     will_delay_s: int = 60
+    look_s: float = 1.0
 
 
 class Connection:
@@ -206,7 +207,7 @@ class Connection:
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
         poll.register(connection, select.POLLIN | (self.client.want_write() and select.POLLOUT))
-        ready = dict(poll.poll(0 if is_pending else 1000 * _LOOP_S))
+        ready = dict(poll.poll(0 if is_pending else 1000 * self._endpoint.look_s))
         if self._woken.fileno() in ready:
             self._woken.recv(4096)
         events = ready.get(connection.fileno(), 0)

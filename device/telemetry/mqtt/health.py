@@ -16,14 +16,12 @@ from edgekit import __version__
 from edgekit.batch_encoding import ENCODINGS
 from edgekit.contracts.message import CLOCKS
 from edgekit.contracts.series import Number
-from edgekit.contracts.telemetry import Health
+from edgekit.contracts.telemetry import LOST, STOPPED, Health
 from edgekit.contracts.topics import Device, Topic
 from edgekit.power import Jetson, read_machine
 
 Details = Mapping[str, str | Number | None]
 _ROOT = Path("/")
-LOST, STOPPED = "lost", "stopped"
-"""Why a device is down: nobody heard of it any more, or it said goodbye."""
 
 
 def machine_details(root: Path = _ROOT) -> dict[str, str | Number | None]:

@@ -24,6 +24,9 @@ MAX_NOTICE_BYTES = 4096
 REMEMBERED = 1000
 """Ids of the latest notices; the broker repeats within a session, not a thousand notices later."""
 
+OUTCOMES = ("taken", "double", "expired", "unknown", "refused", "failed")
+"""What becomes of notices: labels of ``notices_total``."""
+
 Handler = Callable[[CommandNotice], None]
 
 
@@ -36,7 +39,7 @@ class Notices:
         handlers: By command; called once a notice, and quick: what takes long runs elsewhere.
 
     Attributes:
-        counts: Outcomes: ``taken``, ``double``, ``expired``, ``unknown``, ``refused``, ``failed``.
+        counts: By outcome, see :data:`OUTCOMES`.
     """
 
     def __init__(self, device: Device, clock: Clock, handlers: Mapping[str, Handler]) -> None:

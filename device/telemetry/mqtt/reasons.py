@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LINK, BUSY, CONFIG = "link", "busy", "config"
+KINDS = LINK, BUSY, CONFIG = "link", "busy", "config"
 _BUSY = frozenset({0x88, 0x89, 0x8B, 0x93, 0x96, 0x97, 0x98, 0x9F, 0xA0})
 """Server unavailable, busy, shutting down, receive maximum, message rate, quota, administrative
 action, connection rate, maximum connect time."""

@@ -47,6 +47,7 @@ class Session:
         clock: Tells the time.
         windows: Of the back-off.
         chance: Of the jitter.
+        woken: Called in the connection's thread when :meth:`next_event` has something.
 
     Attributes:
         is_up: Whether a broker has accepted the connection.
@@ -66,11 +67,13 @@ class Session:
         clock: Clock,
         windows: Windows | None = None,
         chance: random.Random | None = None,
+        woken: Callable[[], None] | None = None,
     ) -> None:
         self._endpoint, self._filters, self._will = endpoint, filters, will
         self._contexts, self._links, self._clock = contexts, links, clock
         self._chance = chance or random.SystemRandom()
         self._backoff = Backoff(windows or Windows(), self._chance)
+        self._woken = woken
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._due_s = 0.0
@@ -95,7 +98,7 @@ class Session:
             if now_s >= self._due_s:
                 self._begun_s = now_s
                 self._connection = Connection(
-                    self._endpoint, self._contexts, self._will(), self._events.put, self._links
+                    self._endpoint, self._contexts, self._will(), self._told_of, self._links
                 )
                 self._connection.start()
         elif not self.is_up and now_s - self._begun_s > CONNACK_S:
@@ -147,6 +150,12 @@ class Session:
         if not self._connection.join(_CLOSE_S):
             self._connection.cut("the agent ends")
             self._connection.join(_CLOSE_S)
+
+    def _told_of(self, event: Event) -> None:
+        """Take an event in; called in the connection's thread."""
+        self._events.put(event)
+        if self._woken is not None:
+            self._woken()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ms() / 1000

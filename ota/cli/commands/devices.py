@@ -8,12 +8,28 @@ from dataclasses import asdict
 import click
 
 from edgekit.cli.render import console, facts_table, grid_table, print_json
+from edgekit.contracts.series import Number
 from ota.cli.options import find_named, json_option, moment, store_option
 from ota.store.read import active_alarms, alarms_of
 from ota.store.read import devices as all_devices
+from ota.store.records import StoredDevice
 from ota.store.schema import open_store
 
 _SHOWN_ALARMS = 20
+_YEAR_10000_MS = 253_402_300_800_000
+"""Where calendars of :mod:`datetime` end."""
+
+
+def _state(device: StoredDevice) -> str:
+    """Return a device's state for a person: who was stopped on purpose is not lost."""
+    reason = f" ({device.down_reason})" if device.down_reason else ""
+    return f"{device.state or '-'}{reason}"
+
+
+def _detail(key: str, value: str | Number | None) -> str:
+    """Return a detail of a birth for a person; a device may write any number as a time."""
+    is_time = key.endswith("_ms") and isinstance(value, int) and 0 <= value < _YEAR_10000_MS
+    return moment(int(value)) if is_time and value is not None else str(value)
 
 
 @click.group()
@@ -44,7 +60,7 @@ def list_devices(*, url: str, tenant: str | None, as_json: bool) -> None:
             [
                 [
                     f"{one.tenant}/{one.device}",
-                    one.state or "-",
+                    _state(one),
                     moment(one.last_seen_ms),
                     str(raised.get((one.tenant, one.device), 0)),
                 ]
@@ -74,12 +90,12 @@ def show(*, url: str, device: str, as_json: bool) -> None:
         )
         return
     facts = [
-        ("state", f"{found.state or '-'}, since {moment(found.state_ms)}"),
+        ("state", f"{_state(found)}, since {moment(found.state_ms)}"),
         ("first seen", moment(found.first_seen_ms)),
         ("last seen", moment(found.last_seen_ms)),
         ("boot", found.boot or "-"),
         ("connection", str(found.connection or "-")),
-        *((key, str(value)) for key, value in sorted(found.details.items())),
+        *((key, _detail(key, value)) for key, value in sorted(found.details.items())),
         *(("raised", f"{a.alarm} {a.reading} {a.value:g} > {a.threshold:g}") for a in raised),
     ]
     console().print(facts_table(f"{found.tenant}/{found.device}", facts))

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from fleet_cases import BOOT, DEVICE, alarm, arrived, batch_payload, health, stored_samples
 from postgres_server import Postgres
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from edgekit.errors import ConfigError, StorageError, StoreAwayError, StoreError
 from ota.ingest.messages import read_message
@@ -22,9 +23,9 @@ from ota.store.backup import CURSOR_STEP, back_up, restore
 from ota.store.commit import Writer
 from ota.store.database import Store, connect
 from ota.store.items import NewAlarm, NewBatch, NewHealth, Reject
-from ota.store.read import active_alarms, alarms_of, batches_after, last_cursor
+from ota.store.read import active_alarms, alarms_of, batches_after, devices, last_cursor
 from ota.store.retention import DAY_MS, Retention, prune
-from ota.store.schema import migrate, newest, open_store, version_of
+from ota.store.schema import migrate, newest, open_store, schema_config, version_of
 from ota.store.tables import Base
 
 
@@ -55,6 +56,64 @@ def test_migrations_make_what_the_models_say(store: Store) -> None:
         assert compare_metadata(context, Base.metadata) == []
         assert version_of(connection) == newest()
     assert migrate(store) == (newest(), newest())
+
+
+def put_first_tables(store: Store, rows: int) -> None:
+    """Make the tables of version 0001, with devices, a batch and an alarm in them."""
+    with store.writing() as connection:
+        migrate_to("0001", connection)
+        for number in range(1, rows + 1):
+            connection.execute(
+                text(
+                    "INSERT INTO devices"
+                    " (tenant, device, first_received_ms, last_received_ms, state, details)"
+                    " VALUES ('acme', :name, 1, 2, :state, :d)"
+                ),
+                {"name": f"orin-{number}", "state": "down", "d": '{"site":"hall-7"}'},
+            )
+        connection.execute(
+            text(
+                "INSERT INTO batches (device_id, boot, clock, seq, samples, first_ms, last_ms,"
+                " received_ms, encoding, payload)"
+                " VALUES (1, 'b', 'synced', '[[1,1]]', 1, 1, 1, 1, 'json', :payload)"
+            ),
+            {"payload": b"{}"},
+        )
+
+
+def migrate_to(version: str, connection: Connection) -> None:
+    config = schema_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, version)
+
+
+def test_the_first_tables_are_brought_to_this_release(store_url: str, tmp_path: Path) -> None:
+    """Every row stays; nobody knows yet why a device is down, and the next message says it."""
+    with closing(connect(store_url)) as plain:
+        put_first_tables(plain, rows=3)
+        with pytest.raises(StoreError, match=r"older version 0001.*store migrate"):
+            open_store(store_url)
+        back_up(plain, tmp_path / "saved")
+        assert migrate(plain) == ("0001", newest())
+    with closing(open_store(store_url)) as store:
+        assert [(one.device, one.state, one.down_reason) for one in devices(store)] == [
+            (f"orin-{number}", "down", None) for number in (1, 2, 3)
+        ]
+        assert devices(store)[0].details == {"site": "hall-7"}
+        assert [one.cursor for one in batches_after(store, 0, 9)] == [1]
+        writer = Writer(store)
+        stopped = health("down", details={"reason": "stopped"})
+        writer.commit([NewHealth(device=DEVICE, received_ms=9, health=health())])
+        writer.commit([NewHealth(device=DEVICE, received_ms=9, health=stopped)])
+        assert devices(store)[0].down_reason == "stopped"
+        back_up(store, tmp_path / "new")
+        writer.commit([NewHealth(device=DEVICE, received_ms=9, health=health(connection=2))])
+        restore(store, tmp_path / "new", replace=True)
+        assert devices(store)[0].down_reason == "stopped"
+        # A backup of before the migration comes back as it was, and is migrated again.
+        restore(store, tmp_path / "saved", replace=True)
+        assert migrate(store) == ("0001", newest())
+        assert [one.down_reason for one in devices(store)] == [None] * 3
 
 
 def test_other_versions_are_refused(store_url: str) -> None:

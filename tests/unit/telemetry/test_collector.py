@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from telemetry_fakes import FakeClock
 
+from device.remote.errors import OUTCOMES as REMOTE_OUTCOMES
 from device.telemetry.alarm_rules import DEFAULTS
 from device.telemetry.alarms import Alarms
 from device.telemetry.batch import pack
 from device.telemetry.collector import Collector
-from device.telemetry.ring import ALARM, Ring, Row
+from device.telemetry.mqtt.notices import OUTCOMES
+from device.telemetry.mqtt.reasons import KINDS
+from device.telemetry.ring import ALARM, DROP_REASONS, Ring, Row
 from device.telemetry.rows import alarm_of, sample_of, sample_payload
 from device.telemetry.sensors.counters import Counters
 from device.telemetry.sensors.proc import Proc
@@ -135,6 +139,30 @@ def test_a_damaged_row_is_named(cut: int) -> None:
         if damaged.payload != ROWS[0].payload:
             with pytest.raises(MessageError, match="a row of the ring"):
                 sample_of(damaged)
+
+
+def test_rows_of_a_release_before_are_read() -> None:
+    """An update of the agent does not lose what its ring holds: rows name their dictionary."""
+    packer = zlib.compressobj(6, zdict=DICTIONARY)
+    old = packer.compress(b'{"gpu_mhz":1300.5,"ring_rows":7}') + packer.flush()
+    assert sample_of(dataclasses.replace(ROWS[0], payload=old)).values["ring_rows"] == 7
+    other = zlib.compressobj(6, zdict=b"another program's")
+    foreign = other.compress(b'{"gpu_mhz":1}') + other.flush()
+    with pytest.raises(MessageError, match="a row of the ring cannot be read"):
+        sample_of(dataclasses.replace(ROWS[0], payload=foreign))
+
+
+def test_counters_that_stand_at_nothing_take_no_room() -> None:
+    """What is told as 0 from the start adds two bytes a row and counter at most."""
+    zeros = {
+        **{f"notices_total.{one}": 0 for one in OUTCOMES},
+        **{f"remote_documents_total.{one}": 0 for one in REMOTE_OUTCOMES},
+        **{f"ring_dropped_total.{one}": 0 for one in DROP_REASONS},
+        **{f"mqtt_failures_total.{one}": 0 for one in KINDS},
+    }
+    load = {"gpu_load_percent": 7, "uptime_s": 5}
+    more = len(sample_payload({**load, **zeros})) - len(sample_payload(load))
+    assert more <= 2 * len(zeros)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from telemetry_day import Day as Readings
 from telemetry_fakes import FakeClock
 
+from device.simulator.day import Day as Readings
 from device.telemetry.alarms import Decision
 from device.telemetry.mqtt.day_bytes import DayBytes
 from device.telemetry.mqtt.events import Connected, Delivered

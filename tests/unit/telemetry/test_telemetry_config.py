@@ -36,9 +36,10 @@ def test_the_least_is_enough() -> None:
 
 def test_types_are_those_of_the_fields() -> None:
     """A whole number is a number of seconds, paths are paths, rules replace rules."""
-    more = {"sample_s": 30, "probe": "192.0.2.1:7", "alarms": {"disk": False}}
+    more = {"sample_s": 30, "site": "hall-7", "probe": "192.0.2.1:7", "alarms": {"disk": False}}
     config = parse_telemetry({**LEAST, **more})
     assert type(config.sample_s) is float
+    assert config.site == "hall-7"
     assert config.key == Path("/etc/edgekit/device-key.pem")
     assert config.probe_address == ("192.0.2.1", 7)
     assert "disk" not in config.alarms
@@ -47,15 +48,15 @@ def test_types_are_those_of_the_fields() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"brocker": 1}, "unknown key brocker"),
-        ({"port": "8883"}, "port is '8883', and must be a whole number"),
+        ({"brocker": 1}, "unknown key 'brocker'"),
+        ({"port": "8883"}, "port must be of type int, got '8883'"),
         ({"port": 0}, "port is 0, and must be 1 to 65535"),
-        ({"port": True}, "must be a whole number"),
+        ({"port": True}, "port must be of type int"),
         ({"broker": ""}, "broker is empty"),
         ({"tenant": "a/b"}, "tenant 'a/b' is not"),
         ({"device": "x" * 60}, "characters, a certificate's name 64"),
         ({"encoding": "gzip"}, "encoding 'gzip' is none of"),
-        ({"sample_s": float("nan")}, "sample_s is nan"),
+        ({"sample_s": float("nan")}, "sample_s must be 0 to"),
         ({"batch_s": 5.0}, "batch_s is 5.0, and must be 10"),
         ({"sample_s": 60, "batch_s": 20}, "is below sample_s"),
         ({"daily_bytes": 1000}, "daily_bytes is 1000"),
@@ -63,6 +64,10 @@ def test_types_are_those_of_the_fields() -> None:
         ({"probe": "192.0.2.1"}, "is not ADDRESS:PORT"),
         ({"alarms": {"disk": {"raise_above": 0.1}}}, "clear_below is not below"),
         ({"alarms": 3}, "alarms is not a table"),
+        ({"alarms": {"x": {"series": ["uptime_s"], "raise_above": 1, "clear_below": 0}}}, "series"),
+        ({"site": "hall 7"}, "site 'hall 7' is not 1 to 64"),
+        ({"site": ""}, "site '' is not 1 to 64"),
+        ({"site": 7}, "site must be of type str"),
     ],
 )
 def test_what_means_nothing_is_named(changes: dict[str, Any], said: str) -> None:

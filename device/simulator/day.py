@@ -1,4 +1,6 @@
-"""Readings of an AGX Orin that serves a model, made from a seed: what batches are measured on.
+"""Readings of an AGX Orin that serves a model, made from a seed.
+
+What batches are measured on (``tests/bench``), and what simulated devices' sensors say.
 
 Steps are those of real sensors: temperatures move in 1/32 degree, rails in the INA3221's 398 mW,
 clocks jump between a few rates, counters grow with the requests, the radio's figures wander.
@@ -6,15 +8,26 @@ clocks jump between a few rates, counters grow with the requests, the radio's fi
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
+from random import Random
 
-from edgekit.contracts.series import Number
+from device.simulator.seeds import chance_of
+from edgekit.contracts.series import Number, Values
 
 ZONES = {"cpu": 52.0, "gpu": 48.0, "tj": 52.0, "soc0": 49.0, "soc1": 48.5, "soc2": 47.5}
 RAILS = {"VDD_GPU_SOC": 5200, "VDD_CPU_CV": 1600, "VIN_SYS_5V0": 5100}
 CPU_MHZ = (729.6, 1190.4, 1728.0, 2201.6)
+RADIO = (-94.0, -11.0, 12.0)
+"""RSRP, RSRQ and signal to noise, about which they wander."""
+AVAILABLE = 43_189_248_000
+LOSS = 0.0002
+"""Of the probes, one in a second."""
 Readings = dict[str, Number | None]
+SPELL_S = (120.0, 600.0)
+"""How long something is wrong with a made-up device."""
+_BUDGET_BYTES = 12_884_901_888
+_OURS = ("link_", "mqtt_", "ring_")
+"""Readings that a simulated device has true ones of."""
 
 
 class Day:
@@ -26,14 +39,14 @@ class Day:
     """
 
     def __init__(self, seed: int, interval_s: float = 10.0) -> None:
-        self._chance = random.Random(seed)
+        self._chance = chance_of(seed)
         self._interval_s = interval_s
         self._celsius = dict(ZONES)
         names = "requests prompt generated segments repeated sent received probes lost written read"
         self._counters = dict.fromkeys([*names.split(), "udp"], 0)
         self._busy = False
-        self._radio = [-94.0, -11.0, 12.0]
-        self._available = 43_189_248_000
+        self._radio = list(RADIO)
+        self._available = AVAILABLE
         self._uptime = 86_400
 
     def samples(self, count: int) -> Iterator[Readings]:
@@ -56,7 +69,7 @@ class Day:
         counters["sent"] += chance.randrange(0, 500)
         counters["received"] += chance.randrange(0, 200)
         counters["probes"] += int(self._interval_s)
-        counters["lost"] += chance.random() < 0.01
+        counters["lost"] += chance.random() < LOSS * self._interval_s
         counters["written"] += chance.randrange(0, 60) * 4096
         counters["read"] += chance.randrange(0, 3) * 4096
         counters["udp"] += chance.randrange(10, 20)
@@ -64,8 +77,12 @@ class Day:
             aim = usual + (14 if self._busy else 0)
             moved = self._celsius[zone] + 0.1 * (aim - self._celsius[zone]) + chance.gauss(0, 0.15)
             self._celsius[zone] = round(moved * 32) / 32
-        self._available += chance.randrange(-400, 400) * 4096
-        self._radio = [value + chance.gauss(0, 0.8) for value in self._radio]
+        drawn = (AVAILABLE - self._available) // 4096 // 500
+        self._available += (chance.randrange(-400, 400) + drawn) * 4096
+        self._radio = [
+            value + 0.02 * (usual - value) + chance.gauss(0, 0.8)
+            for value, usual in zip(self._radio, RADIO, strict=True)
+        ]
 
     def _host(self) -> Readings:
         chance, busy = self._chance, self._busy
@@ -108,7 +125,7 @@ class Day:
         counters = self._counters
         return {
             "engine_memory_bytes": 9_876_543_210,
-            "engine_memory_budget_bytes": 12_884_901_888,
+            "engine_memory_budget_bytes": _BUDGET_BYTES,
             "engine_memory_used_ratio": 0.7665,
             "requests_running": self._chance.randrange(1, 4) if self._busy else 0,
             "requests_waiting": 0,
@@ -140,3 +157,71 @@ class Day:
             "modem_snr_db.nr5g": round(snr * 2) / 2,
             "modem_signal_percent": 71,
         }
+
+
+class Spells:
+    """Times when something is wrong, so that alarms rise, and then clear.
+
+    Args:
+        seed: Of everything.
+        between_s: From one to the next, on average.
+    """
+
+    def __init__(self, seed: int, between_s: float) -> None:
+        self._chance = chance_of("spells", seed)
+        self._between_s = between_s
+        self._kind: str | None = None
+        self._until_s: float | None = None
+
+    def readings(self, now_s: float) -> Readings:
+        """Return what is other than it should be, if anything.
+
+        Args:
+            now_s: Monotonic time.
+        """
+        chance = self._chance
+        if self._until_s is None:
+            self._until_s = now_s + chance.expovariate(1 / self._between_s)
+        while now_s >= self._until_s:
+            if self._kind is None:
+                self._kind = chance.choice(("memory", "heat"))
+                self._until_s += chance.uniform(*SPELL_S)
+            else:
+                self._kind = None
+                self._until_s += chance.expovariate(1 / self._between_s)
+        if self._kind == "memory":
+            used = round(chance.uniform(0.92, 0.97), 4)
+            return {
+                "engine_memory_bytes": int(used * _BUDGET_BYTES),
+                "engine_memory_used_ratio": used,
+            }
+        if self._kind == "heat":
+            return {f"temperature_celsius.{zone}": _hot(chance) for zone in ("gpu", "tj")}
+        return {}
+
+
+class MadeUpSensors:
+    """All sensors of a simulated device's machine.
+
+    Args:
+        seed: Of everything.
+        interval_s: Between two looks.
+        spells_s: From one thing that goes wrong to the next, on average.
+    """
+
+    name = "made_up"
+
+    def __init__(self, seed: int, interval_s: float, spells_s: float) -> None:
+        self._day = Day(seed, interval_s)
+        self._spells = Spells(seed, spells_s)
+
+    def read(self, now_s: float) -> Values:
+        """Return the readings of now."""
+        (readings,) = self._day.samples(1)
+        readings.update(self._spells.readings(now_s))
+        return {name: value for name, value in readings.items() if not name.startswith(_OURS)}
+
+
+def _hot(chance: Random) -> float:
+    """Return a temperature that raises an alarm, in steps of a sensor."""
+    return int(chance.uniform(91, 96) * 32) / 32
