@@ -98,7 +98,8 @@ def device_of(
     last_seen_ms: int,
     state: str | None = "up",
     down_reason: str | None = None,
-    **details: str | Number,
+    details: Mapping[str, str | Number] | None = None,
+    **more: str,
 ) -> StoredDevice:
     """Return a device of the store."""
     return StoredDevice(
@@ -111,7 +112,7 @@ def device_of(
         down_reason=down_reason,
         boot=BOOT,
         connection=1,
-        details=details,
+        details={**(details or {}), **more},
         encodings=("zstd-ek1",),
     )
 

@@ -37,7 +37,14 @@ def command() -> None:
 
 @command.command()
 @store_option
-@click.option("--url", "to", required=True, metavar="URL", help="http://prometheus:9090, or whole.")
+@click.option(
+    "--url",
+    "to",
+    required=True,
+    metavar="URL",
+    envvar="EDGEKIT_FLEET_EXPORT_PROMETHEUS_URL",  # click would call it after the argument
+    help="http://prometheus:9090, or whole.",
+)
 @click.option("--state", required=True, type=_FILE, help="Where the cursor is kept.")
 @click.option("--from-now", is_flag=True, help="Without a cursor yet, leave out what is stored.")
 @click.option(
