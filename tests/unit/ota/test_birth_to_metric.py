@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_cases import DEVICE, START_MS, arrived
@@ -131,7 +132,7 @@ def test_a_certificate_that_cannot_be_read_is_missing(
         {"certificate_not_before_ms": "2026-01-01", "certificate_not_after_ms": "2027-01-01"},
     ],
 )
-def test_what_is_no_life_is_left_out(details: dict[str, str | int]) -> None:
+def test_what_is_no_life_is_left_out(details: dict[str, Any]) -> None:
     """A birth that tells half of it, none, or words does not fail the scrape of the others."""
     good: dict[str, str | int] = {
         "certificate_not_before_ms": 1000,
