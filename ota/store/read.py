@@ -212,7 +212,7 @@ def _device(row: Any) -> StoredDevice:
 def _text(value: Any) -> Any:
     """Return a text without halves of surrogate pairs, anything else as it is.
 
-    JSON can escape them and UTF-8 cannot write them: one device's would fail the scrape of the fleet.
+    JSON can escape them, UTF-8 cannot write them: one device's would fail the scrape of all.
     """
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
