@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,11 @@ def test_a_certificate_that_cannot_be_read_is_missing(
 def test_what_is_no_life_is_left_out(details: dict[str, str | int]) -> None:
     """A birth that tells half of it, none, or words does not fail the scrape of the others."""
     good = {"certificate_not_before_ms": 1000, "certificate_not_after_ms": 2000}
-    found = birth_certificates([device_of("bad", 0, **details), device_of("good", 0, **good)])
+    devices = [
+        replace(device_of(name, 0), details=told)
+        for name, told in (("bad", details), ("good", good))
+    ]
+    found = birth_certificates(devices)
     assert [(key, one.begin_s, one.end_s) for key, one in found.items()] == [
         (("acme", "good"), 1.0, 2.0)
     ]
