@@ -1,7 +1,7 @@
 """A small fleet for the dashboards: devices' own code makes samples, the exporter writes them.
 
 ``orin-1`` has worked hard and hot for twenty minutes, ``orin-2`` is calm, ``orin-3`` was not heard
-for most of an hour.
+for most of an hour, ``orin-4`` said goodbye.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _source(folder: Path) -> ListSource:
     known = [
         device_of("orin-1", now_ms, site="north", edgekit="1.4.0"),
         device_of("orin-2", now_ms, site="north", edgekit="1.4.0"),
-        device_of("orin-3", now_ms - 50 * 60_000, "down", site="south", edgekit="1.3.2"),
+        device_of("orin-3", now_ms - 50 * 60_000, "down", "lost", site="south", edgekit="1.3.2"),
+        device_of("orin-4", now_ms - 60_000, "down", "stopped", site="south", edgekit="1.4.0"),
     ]
     alarms = [
         alarm_of("orin-1", "temperature", "temperature_celsius.gpu"),
@@ -162,5 +163,5 @@ def watched_fleet(folder: Path) -> Iterator[Prometheus]:
             ingest.rows.labels("sample", "stored").inc(60)
             time.sleep(1)
         wait_until(lambda: ("EdgekitTemperatureHigh", "orin-1") in prometheus.firing(), 30)
-        wait_until(lambda: prometheus.value("count(device:edgekit_silence:seconds)") == 3, 30)
+        wait_until(lambda: prometheus.value("count(device:edgekit_silence:seconds)") == 4, 30)
         yield prometheus

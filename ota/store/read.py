@@ -192,7 +192,8 @@ def _devices() -> Any:  # SQLAlchemy 2.0 and 2.1 have unlike types for a select 
 
 
 def _device(row: Any) -> StoredDevice:
-    details = json.loads(row.details or "{}")
+    written = json.loads(row.details or "{}")
+    details = {_text(name): _text(value) for name, value in written.items()}
     return StoredDevice(
         tenant=row.tenant,
         device=row.device,
@@ -206,6 +207,14 @@ def _device(row: Any) -> StoredDevice:
         details=details,
         encodings=tuple(re.findall(r"[^\s,]+", str(details.get("encodings", "")))),
     )
+
+
+def _text(value: Any) -> Any:
+    """Return a text without halves of surrogate pairs, anything else as it is.
+
+    JSON can escape them, UTF-8 cannot write them: one device's would fail the scrape of all.
+    """
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _alarms() -> Any:

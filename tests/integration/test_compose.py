@@ -91,10 +91,41 @@ def test_no_secret_is_in_the_text() -> None:
         assert secret in SERVICES["emqx"]["secrets"]
 
 
+@pytest.mark.parametrize(
+    ("script", "ends"),
+    [
+        (SERVICES["emqx"]["command"], "emqx foreground"),
+        (SERVICES["emqx"]["healthcheck"]["test"][1:], "emqx ctl status"),
+    ],
+    ids=["start", "health"],
+)
+def test_the_brokers_cookie_is_a_secret(script: list[str], ends: str, tmp_path: Path) -> None:
+    """EMQX's node has a cookie, without which it does not start: that of a file, never its own."""
+    shell, option, line = script
+    assert (shell, option) == ("sh", "-c")
+    assert line.endswith(ends)
+    assert not re.search(r"^\s*cookie", (COMPOSE.parent / "emqx.conf").read_text(), re.MULTILINE)
+    line = line.replace("$$", "$").replace("/run/secrets", str(tmp_path))
+    line = line.replace(f"/opt/emqx/bin/{ends}", "printenv EMQX_NODE__COOKIE")
+    run = [shell, option, line]
+    missing = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    (tmp_path / "broker_cookie").write_text("5eed\n")
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout == "5eed\n"
+
+
+def test_the_secrets_are_documented() -> None:
+    """docs/fleet-metrics.md names every file that is to be put there."""
+    guide = (ROOT / "docs/fleet-metrics.md").read_text()
+    for secret in DOCUMENT["secrets"].values():
+        assert f"`{secret['file'].removeprefix('secrets/')}`" in guide, secret["file"]
+
+
 def test_ports_are_one_each_and_few() -> None:
-    """What is published: MQTT over TLS, bundles, and Grafana for this host."""
+    """What is published: MQTT over TLS; what speaks plain HTTP is for this host alone."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert sorted(ports) == ["127.0.0.1:3000:3000", "8883:8883", "9000:9000"]
+    assert sorted(ports) == ["127.0.0.1:3000:3000", "127.0.0.1:9000:9000", "8883:8883"]
 
 
 def test_services_wait_for_healthy_ones() -> None:

@@ -114,6 +114,15 @@ def test_panels_are_laid_out(name: str) -> None:
         assert beside or under, f"{one} and {other} overlap"
 
 
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_alerts_are_those_of_the_chosen_tenants(name: str) -> None:
+    """No other tenant's alert is counted or drawn; the cloud's are of no tenant."""
+    chosen = {"fleet": 'tenant=~"$tenant|"', "device": 'tenant="$tenant",device="$device"'}[name]
+    asked = re.findall(r"ALERTS\{([^}]*)\}", json.dumps(DASHBOARDS[name]).replace(r"\"", '"'))
+    assert len(asked) >= 2
+    assert [one for one in asked if chosen not in one] == []
+
+
 def test_metrics_of_devices_exist() -> None:
     """No panel asks for a device's metric that the exporter does not write."""
     known = {metric.name for metric in METRICS.values()}

@@ -146,6 +146,17 @@ def test_what_is_no_life_is_left_out(details: dict[str, Any]) -> None:
     ]
 
 
+def test_a_text_that_utf8_cannot_write_fails_no_scrape(store: Store, tmp_path: Path) -> None:
+    """Half a surrogate pair in a device's birth is a question mark, and the fleet is still told."""
+    birth = json.loads(healths_of(configured(tmp_path / "none.pem")).birth())
+    birth["details"].update({"site": "hall\ud8007", "odd\udfff": 1})
+    take_in(store, json.dumps(birth).encode())
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(StoreSource(store)))
+    assert b'site="hall?7"' in generate_latest(registry)
+    assert "odd?" in StoreSource(store).devices()[0].details
+
+
 def test_a_goodbye_is_told_from_a_loss(store: Store, tmp_path: Path) -> None:
     """Stopped, lost, and up again: one series at a time, and none while it is up."""
     healths = healths_of(configured(tmp_path / "none.pem"))
