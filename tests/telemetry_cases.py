@@ -156,6 +156,8 @@ def configuration(broker: Broker, folder: Path, **changes: Any) -> TelemetryConf
         "ring": folder / "telemetry/ring.db",
         "sample_s": 5.0,
         "batch_s": 20.0,
+        # At these paces a whole day does not fit the usual budget: early in one, batches are rarer.
+        "daily_bytes": 100_000_000,
     }
     return TelemetryConfig(**{**told, **changes})
 

@@ -147,9 +147,10 @@ def moves(busy: Sequence[int], free: Sequence[int]) -> list[tuple[int, int]]:
         return []
     size = 1 << (len(busy) - 1).bit_length()
     while size < covering_block(busy):
+        held = Counter(index // size for index in busy)
         room = Counter(index // size for index in free)
-        for block, count in Counter(index // size for index in busy).most_common():
-            if count + room[block] >= len(busy):
+        for block in sorted({*held, *room}, key=lambda block: -held[block]):
+            if held[block] + room[block] >= len(busy):
                 targets = (index for index in free if index // size == block)
                 return list(zip((i for i in busy if i // size != block), targets, strict=False))
         size *= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scheduler_cases import CopyingEngine, Engine, ask, expected, lasting, run
 
@@ -12,6 +12,7 @@ from device.runtime.slots import covering_block, moves
 
 
 @given(st.sets(st.integers(0, 15), min_size=1), st.sets(st.integers(0, 15)))
+@example({7, 8}, {6, 9})
 def test_moves_make_the_block_as_small_as_it_can_be(busy: set[int], taken: set[int]) -> None:
     """From busy to free slots, each once; none where a smaller block has no room."""
     free = sorted(set(range(16)) - busy - taken)
