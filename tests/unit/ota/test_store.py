@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 from collections.abc import Iterator
@@ -16,61 +15,32 @@ from fleet_cases import (
     DEVICE,
     START_MS,
     alarm,
-    arrived,
+    alarm_item,
+    batch_item,
     batch_of,
-    batch_payload,
-    health,
+    migrated,
     sample,
     stored_samples,
 )
 from sqlalchemy import text
 
 from edgekit.contracts import seq_ranges
-from edgekit.contracts.telemetry import Alarm, Batch, Health
+from edgekit.contracts.telemetry import Batch
 from edgekit.contracts.topics import Device
-from ota.ingest.messages import read_message
 from ota.store import commit as commit_module
 from ota.store.commit import Committed, Writer
-from ota.store.database import Store, connect
-from ota.store.items import NewAlarm, NewBatch, NewHealth, Reject
-from ota.store.read import (
-    active_alarms,
-    alarms_of,
-    batches_after,
-    devices,
-    find_device,
-    last_cursor,
-)
-from ota.store.schema import migrate, open_store
+from ota.store.database import Store
+from ota.store.items import Reject
+from ota.store.read import alarms_of, batches_after, devices, find_device, last_cursor
+from ota.store.schema import open_store
 
 OTHER = Device("acme", "orin-2")
 
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    with closing(connect(store_url)) as plain:
-        migrate(plain)
-    with closing(open_store(store_url)) as opened:
+    with migrated(store_url) as opened:
         yield opened
-
-
-def batch_item(first: int, last: int, device: Device = DEVICE, boot: str = BOOT) -> NewBatch:
-    payload = batch_payload(range(first, last + 1), boot)
-    item = read_message(arrived("m/batch", payload, device))
-    assert isinstance(item, NewBatch)
-    return item
-
-
-def alarm_item(message: Alarm, device: Device = DEVICE) -> NewAlarm:
-    return NewAlarm(device=device, received_ms=START_MS, alarm=message)
-
-
-def health_item(message: Health, received_ms: int = START_MS) -> NewHealth:
-    return NewHealth(device=DEVICE, received_ms=received_ms, health=message)
-
-
-def raised(store: Store) -> list[str]:
-    return [f"{one.alarm}:{one.reading}" for one in active_alarms(store)]
 
 
 def test_a_batch_is_stored_as_it_came(store: Store) -> None:
@@ -253,140 +223,6 @@ def test_a_torn_boot_is_refused_and_kept(store: Store, monkeypatch: pytest.Monke
     assert done.stored == {DEVICE: {BOOT: ((1, 3),)}}
     assert done.samples == 1
     assert seq_ranges.count(done.stored[DEVICE][BOOT]) == 3
-
-
-def test_an_alarm_is_stored_once_and_shares_the_numbers(store: Store) -> None:
-    """Alarms have numbers among the samples' and are acknowledged with them."""
-    writer = Writer(store)
-    done = writer.commit([batch_item(1, 4), alarm_item(alarm(5)), alarm_item(alarm(5))])
-    assert (done.alarms, done.known_alarms) == (1, 1)
-    assert done.stored == {DEVICE: {BOOT: ((1, 5),)}}
-    [found] = alarms_of(store, "acme", "orin-1")
-    assert (found.alarm, found.value, found.seq) == ("temperature", 91.5, 5)
-    assert raised(store) == ["temperature:temperature_celsius.cpu"]
-
-
-def test_replay_newest_first_does_not_raise_what_was_cleared(store: Store) -> None:
-    """The number decides, not the order of arrival."""
-    writer = Writer(store)
-    writer.commit([health_item(health(boot=BOOT))])
-    writer.commit([alarm_item(alarm(9, "cleared"))])
-    writer.commit([alarm_item(alarm(5, "raised"))])
-    assert not raised(store)
-    writer.commit([alarm_item(alarm(12, "raised"))])
-    assert len(raised(store)) == 1
-
-
-def test_a_birth_ends_alarms_that_it_does_not_list(store: Store) -> None:
-    """A device that restarted decides anew: only what its birth lists is still raised."""
-    writer = Writer(store)
-    disk = {"alarm": "disk", "reading": "disk_used_ratio./"}
-    writer.commit([health_item(health()), alarm_item(alarm(5)), alarm_item(alarm(6, **disk))])
-    assert len(raised(store)) == 2
-    later = START_MS + 100_000
-    writer.commit(
-        [health_item(health(connection=2, time_ms=later, alarms=("disk:disk_used_ratio./",)))]
-    )
-    assert raised(store) == ["disk:disk_used_ratio./"]
-
-
-def test_an_alarm_that_comes_before_its_birth_stays(store: Store) -> None:
-    """A worker may have the alarm of a new boot before another has the birth."""
-    writer = Writer(store)
-    writer.commit([health_item(health()), alarm_item(alarm(5))])
-    later = START_MS + 1_000_000
-    writer.commit([alarm_item(alarm(2, boot="later", time_ms=later + 500))])
-    assert raised(store) == ["temperature:temperature_celsius.cpu"]
-    writer.commit([health_item(health(boot="later", time_ms=later))])
-    [now] = active_alarms(store)
-    assert (now.boot, now.seq) == ("later", 2)
-
-
-def test_an_alarm_of_before_the_birth_is_history(store: Store) -> None:
-    """What a device raised before it restarted, and sends afterwards, is not raised now."""
-    writer = Writer(store)
-    writer.commit([health_item(health(time_ms=START_MS + 100_000))])
-    writer.commit([alarm_item(alarm(5))])
-    assert not raised(store)
-    assert len(alarms_of(store, "acme", "orin-1")) == 1
-
-
-def test_a_will_takes_a_device_down(store: Store) -> None:
-    """A will of the present connection does; its alarms and details stay."""
-    writer = Writer(store)
-    writer.commit([health_item(health()), alarm_item(alarm(5))])
-    writer.commit([health_item(health("down"), START_MS + 77)])
-    [device] = devices(store)
-    assert (device.state, device.state_ms, device.connection) == ("down", START_MS + 77, 1)
-    assert device.encodings == ("zstd-ek1", "zstd", "json")
-    assert device.last_seen_ms == START_MS
-    assert len(raised(store)) == 1
-
-
-def test_a_will_of_an_earlier_connection_is_stale(store: Store) -> None:
-    """A broker may find out late that a connection is gone; the device is on the next by then."""
-    writer = Writer(store)
-    writer.commit([health_item(health()), health_item(health(connection=2))])
-    writer.commit([health_item(health("down", connection=1))])
-    [device] = devices(store)
-    assert (device.state, device.connection) == ("up", 2)
-
-
-def test_a_will_that_comes_before_its_birth_holds(store: Store) -> None:
-    """Of one connection the will is the last word, in whatever order two workers have them."""
-    writer = Writer(store)
-    writer.commit([health_item(health("down", connection=3))])
-    writer.commit([health_item(health("up", connection=3))])
-    [device] = devices(store)
-    assert (device.state, device.details["version"]) == ("down", "1.0")
-
-
-def down(reason: object, connection: int = 1) -> NewHealth:
-    return health_item(health("down", connection, details={"reason": reason}))
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_a_goodbye_counts_before_the_will_of_its_connection(
-    store: Store, order: tuple[int, ...]
-) -> None:
-    """In whatever order birth, goodbye and will come, a device that was stopped is not lost."""
-    writer = Writer(store)
-    messages = [health_item(health()), down("stopped"), down("lost")]
-    for index in order:
-        writer.commit([messages[index]])
-    [device] = devices(store)
-    assert (device.state, device.down_reason) == ("down", "stopped")
-
-
-def test_a_device_that_is_back_is_down_for_no_reason(store: Store) -> None:
-    """The next connection ends the reason, and so does another boot; a late goodbye is stale."""
-    writer = Writer(store)
-    writer.commit([health_item(health()), down("stopped")])
-    writer.commit([health_item(health(connection=2)), down("stopped", 1)])
-    [device] = devices(store)
-    assert (device.state, device.down_reason) == ("up", None)
-    writer.commit([down("lost", 2)])
-    assert [one.down_reason for one in devices(store)] == ["lost"]
-    writer.commit([health_item(health(boot="later", time_ms=START_MS + 5))])
-    assert [(one.state, one.down_reason) for one in devices(store)] == [("up", None)]
-
-
-@pytest.mark.parametrize("reason", [None, 7, "", "a\0b", "two words", "x" * 65])
-def test_a_reason_that_is_no_word_is_none(store: Store, reason: object) -> None:
-    """Whatever a device writes there, it is down, and the store takes it."""
-    Writer(store).commit([health_item(health()), down(reason)])
-    [device] = devices(store)
-    assert (device.state, device.down_reason) == ("down", None)
-
-
-def test_births_of_boots_that_are_over_are_stale(store: Store) -> None:
-    """A message of an earlier boot that a killed worker had comes again when the boot is over."""
-    writer = Writer(store)
-    writer.commit([health_item(health(connection=8))])
-    writer.commit([health_item(health(boot="later", time_ms=START_MS + 5))])
-    writer.commit([health_item(health(connection=9)), health_item(health("down", connection=8))])
-    [device] = devices(store)
-    assert (device.boot, device.connection, device.state) == ("later", 1, "up")
 
 
 def test_devices_are_listed_with_last_seen(store: Store) -> None:
