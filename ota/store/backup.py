@@ -153,7 +153,8 @@ def _run(store: Store, program: str, options: list[str]) -> None:
         raise StoreError(f"{program} is not in the PATH", "Install PostgreSQL's client programs")
     url = store.url.set(drivername="postgresql")
     password = {} if url.password is None else {"PGPASSWORD": str(url.password)}
-    plain = url.set(password=None).render_as_string(hide_password=False)
+    # Not URL.set(), which takes a password of None for "as it was".
+    plain = url._replace(password=None).render_as_string(hide_password=False)
     result = subprocess.run(
         [found, f"--dbname={plain}", "--no-password", *options],
         env={**os.environ, **password},

@@ -260,3 +260,26 @@ def test_postgres_programs_that_are_missing_are_named(
         migrate(store)
         with pytest.raises(StoreError, match=r"pg_dump is not in the PATH\. Install"):
             back_up(store, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("program", ["pg_dump", "pg_restore"])
+def test_a_password_is_on_no_command_line(
+    program: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everyone on a machine may read programs' arguments; their owner alone the environment."""
+    told = tmp_path / "told"
+    fake = tmp_path / program
+    fake.write_text(f'#!/bin/sh\necho "$@ env=$PGPASSWORD" >> {told}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    url = postgres.database().replace("@", ":hush@")
+    (tmp_path / "file").write_text("a backup")
+    with closing(connect(url)) as store:
+        migrate(store)
+        if program == "pg_dump":
+            back_up(store, tmp_path / "saved")
+        else:
+            restore(store, tmp_path / "file", replace=True)
+    arguments, _, environment = told.read_text().partition(" env=")
+    assert "hush" not in arguments
+    assert environment == "hush\n"
