@@ -212,6 +212,17 @@ def test_a_backup_of_a_store_in_use_comes_back(store: Store, tmp_path: Path) -> 
     assert oct(saved.stat().st_mode)[-3:] == "600"
 
 
+def test_no_cursor_skips_what_comes_after_a_restore(store: Store, tmp_path: Path) -> None:
+    """Neither of a backup without a batch, nor of one that is restored for a second time."""
+    back_up(store, tmp_path / "saved")
+    for first in (1, 11, 21):
+        Writer(store).commit([batch(first, first + 9, 1), batch(first + 100, first + 109, 1)])
+        cursor = last_cursor(store)
+        restore(store, tmp_path / "saved", replace=True)
+        Writer(store).commit([batch(1, 5, 2)])
+        assert len(batches_after(store, cursor, 10)) == 1
+
+
 def test_a_backup_makes_a_new_store(store: Store, tmp_path: Path, postgres: Postgres) -> None:
     """On another machine it is restored into an empty database."""
     Writer(store).commit([batch(1, 30, 1)])
