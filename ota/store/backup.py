@@ -45,6 +45,7 @@ def back_up(store: Store, file: Path, *, replace: bool = False) -> None:
     with _beside(file) as new:
         if store.is_sqlite:
             _copy(_path(store), new)
+            _make_single(new)
         else:
             options = ["--format=custom", "--no-owner", "--no-privileges", f"--file={new}"]
             _run(store, "pg_dump", options)
@@ -126,12 +127,20 @@ def _copy(source: Path, target: Path) -> None:
     """
     try:
         with (
-            closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=BUSY_S)) as old,
+            closing(
+                sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+            ) as old,
             closing(sqlite3.connect(target, timeout=BUSY_S)) as new,
         ):
             old.backup(new)
     except sqlite3.Error as error:
         raise StoreError(f"{source} cannot be copied to {target}: {error}") from error
+
+
+def _make_single(file: Path) -> None:
+    """End a copy's write-ahead log: readers of it need no files beside it, nor the right to any."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE").close()
 
 
 @contextmanager

@@ -234,6 +234,19 @@ def test_a_backup_makes_a_new_store(store: Store, tmp_path: Path, postgres: Post
         assert len(stored_samples(opened)) == 30
 
 
+@pytest.mark.parametrize("name", ["a b", "100%.db", "a%20b", "what?mode=rw", "#1"])
+def test_files_may_have_any_name(name: str, tmp_path: Path) -> None:
+    """Marks that mean something in a URL do not; a backup is one file, before and after its use."""
+    saved = tmp_path / name
+    with closing(connect(f"sqlite:///{tmp_path}/store")) as store:
+        migrate(store)
+        Writer(store).commit([batch(1, 30, 1)])
+        back_up(store, saved)
+        restore(store, saved, replace=True)
+        assert len(stored_samples(store)) == 30
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "store"])
+
+
 def test_a_backup_replaces_nothing_unasked(store: Store, tmp_path: Path) -> None:
     """A file that is there stays, unless it is to be replaced; nothing else is left behind."""
     saved = tmp_path / "saved"
