@@ -18,6 +18,9 @@ MIN_BOOTS_DAYS = 30
 """A device keeps rows that no store has acknowledged for two weeks, and sends them again: the
 numbers of its boots must be known for longer than that, or they are stored twice."""
 
+MAX_DAYS = 36_500
+"""A hundred years."""
+
 _BATCHES = text(
     "DELETE FROM batches WHERE id IN"
     " (SELECT id FROM batches WHERE received_ms < :before ORDER BY received_ms LIMIT :rows)"
@@ -59,9 +62,11 @@ class Retention:
     boots: float = 400
 
     def __post_init__(self) -> None:
-        if min(self.batches, self.alarms, self.rejects) < 0 or self.boots < MIN_BOOTS_DAYS:
+        rows = (self.batches, self.alarms, self.rejects)
+        is_right = all(0 <= days <= MAX_DAYS for days in rows)  # which NaN is not
+        if not is_right or not MIN_BOOTS_DAYS <= self.boots <= MAX_DAYS:
             raise ConfigError(
-                f"rows are kept for 0 days at least, boots for {MIN_BOOTS_DAYS}",
+                f"rows are kept for 0 to {MAX_DAYS} days, boots for {MIN_BOOTS_DAYS} at least",
                 "Devices send again what they had while they were away",
             )
 
