@@ -138,12 +138,20 @@ def test_other_versions_are_refused(store_url: str) -> None:
         ("nonsense", "cannot be read"),
         ("sqlite://", "needs a file"),
         ("mysql://host/x", "cannot be in 'mysql'"),
+        ("postgresql://host:port/x", "cannot be read"),
+        ("sqlite:////tmp/store.db?timeout=long", "has no options"),
     ],
 )
 def test_urls_of_no_store_are_refused(url: str, said: str) -> None:
     """The error shows what a URL looks like."""
     with pytest.raises(ConfigError, match=f"{said}.*sqlite:////var"):
         connect(url)
+
+
+def test_another_driver_of_a_database_is_not_looked_for(tmp_path: Path) -> None:
+    """Other programs' URLs name theirs; the database is what counts."""
+    with closing(connect(f"sqlite+aiosqlite:///{tmp_path}/store.db")) as store:
+        assert migrate(store) == (None, newest())
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
@@ -190,6 +198,14 @@ def test_boots_are_kept_longer_than_devices_keep_rows() -> None:
     """Forgetting numbers that a device may still send would store rows twice."""
     with pytest.raises(ConfigError, match="boots for 30"):
         Retention(boots=20)
+
+
+@pytest.mark.parametrize("days", [float("nan"), float("inf"), 1e30, -1])
+@pytest.mark.parametrize("table", ["batches", "alarms", "rejects", "boots"])
+def test_days_that_are_no_age_are_refused(table: str, days: float) -> None:
+    """Options are numbers that a shell's arithmetic made, or did not."""
+    with pytest.raises(ConfigError, match="0 to 36500 days"):
+        Retention(**{table: days})
 
 
 def test_a_backup_of_a_store_in_use_comes_back(store: Store, tmp_path: Path) -> None:
