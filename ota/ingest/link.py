@@ -33,6 +33,8 @@ _TAKEN_OVER_AFTER = 3
 _MAX_UNSENT = 200
 """Acknowledgements that the broker has not taken, beyond which no group more is published."""
 _PATIENCE_S = 30.0
+_FAREWELL_S = 5.0
+"""How long a worker that ends waits for the broker to take its acknowledgements."""
 _MAX_RECONNECT_S = 30
 
 
@@ -82,7 +84,12 @@ class Link:
         self._client.loop_start()
 
     def stop(self) -> None:
-        """Disconnect, after what is to be sent; the broker keeps the session."""
+        """Disconnect, once the broker has the acknowledgements; it keeps the session.
+
+        Only some are on their way at a time; a device that is not told of its rows sends them again.
+        """
+        with self._sent:
+            self._sent.wait_for(lambda: not (self._unsent and self._connected), _FAREWELL_S)
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -164,6 +171,8 @@ class Link:
     ) -> None:
         with self._lock:
             self._connected = False
+        with self._sent:
+            self._sent.notify_all()
         # What has not been stored comes again.
         self._inbox.clear()
         self._metrics.broker_up.set(0)
