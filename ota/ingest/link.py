@@ -86,7 +86,7 @@ class Link:
     def stop(self) -> None:
         """Disconnect, once the broker has the acknowledgements; it keeps the session.
 
-        Only some are on their way at a time; a device that is not told of its rows sends them again.
+        Only some are on their way at a time, and a device that is not told sends its rows again.
         """
         with self._sent:
             self._sent.wait_for(lambda: not (self._unsent and self._connected), _FAREWELL_S)
@@ -206,6 +206,10 @@ class Link:
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         named = dict(getattr(message.properties, "UserProperty", ()))
         self._metrics.payload_bytes.inc(len(message.payload))
+        if not message.qos and len(self._inbox) >= self._settings.receive_maximum:
+            # The broker sends these whatever it has been told, and nobody was promised them.
+            self._metrics.dropped.inc()
+            return
         self._inbox.put(
             Arrived(
                 message.topic,

@@ -127,6 +127,31 @@ def test_the_receive_maximum_bounds_what_is_held(
         assert worker.stop() == 0
 
 
+def test_messages_without_a_promise_fill_no_memory(
+    tmp_path: Path, broker: Broker, store: str
+) -> None:
+    """The receive maximum does not bound QoS 0: what is more than that is dropped, and counted."""
+    port = free_port()
+    options = ["--metrics-port", str(port), "--receive-maximum", "7", "--group-messages", "3"]
+    address = f"mqtt://127.0.0.1:{broker.plain_port}"
+    with (
+        WorkerProcess(tmp_path, store, address, options=options) as worker,
+        SendingDevice(broker.plain_port, HOSTILE) as hostile,
+        SendingDevice(broker.plain_port, DEVICE) as device,
+        closing(connect(store)) as other,
+    ):
+        with other.writing():
+            device.send(1, 5)
+            for _ in range(500):
+                hostile.client.client.publish(f"ek/{HOSTILE.path}/m/batch", b"{}", qos=0)
+            time.sleep(1)
+            found = metrics(port)
+        assert found["edgekit_ingest_unacknowledged_messages"] <= 7 + 7 + 3
+        assert found["edgekit_ingest_dropped_messages_total"] > 400
+        device.wait_until_stored(5)
+        assert worker.stop() == 0
+
+
 @pytest.mark.slow
 def test_two_workers_of_one_name_are_told(tmp_path: Path, broker: Broker, store: str) -> None:
     """They take the session from each other without end, and the log says what it may be."""
