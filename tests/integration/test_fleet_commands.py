@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fleet_cases import BOOT, DEVICE, START_MS, alarm, arrived, batch_payload, health
 
+from edgekit.contracts.telemetry import Sample
 from edgekit.contracts.topics import Device
 from edgekit.errors import MissingExtraError
 from ota.cli import main as fleet
@@ -21,7 +22,7 @@ from ota.cli.entry import main
 from ota.ingest.messages import read_message
 from ota.store.commit import Writer
 from ota.store.database import connect
-from ota.store.items import NewHealth, NewItem, Reject
+from ota.store.items import NewBatch, NewHealth, NewItem, Reject
 from ota.store.schema import migrate
 
 
@@ -129,6 +130,20 @@ def test_samples_are_decoded(store: str, capsys: pytest.CaptureFixture[str]) -> 
     code, out, _ = run(capsys, *asked, "--store", store)
     assert code == 0
     assert out.count("gpu_mhz") == 3
+
+
+def test_times_that_no_calendar_has_are_shown(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device's clock may say anything; its samples are there all the same."""
+    odd = Sample(boot=BOOT, seq=99, time_ms=2**53 - 2, clock="unsynced", values={"gpu_mhz": 7})
+    item = read_message(arrived("m/sample", odd.to_bytes()))
+    assert isinstance(item, NewBatch)
+    with closing(connect(store)) as opened:
+        Writer(opened).commit([item])
+    code, out, _ = run(capsys, "samples", "show", "acme/orin-1", "--last", "1", "--store", store)
+    assert code == 0
+    assert f"{2**53 - 2} ms" in out
 
 
 def test_the_store_is_looked_after(
