@@ -179,6 +179,13 @@ def test_the_store_is_looked_after(
         (["--broker", "mqtt://x", "--tenant", "a b"], 16, "tenant 'a b' is not"),
         (["--broker", "mqtts://x", "--ca", "/none"], 15, "TLS with the broker cannot be set up"),
         (["--broker", "mqtts://x", "--key", "/none"], 15, "go together"),
+        (["--broker", "mqtt://x", "--ca", "/none"], 15, "has no TLS. Write mqtts://"),
+        (["--broker", "mqtt://me:hush@x"], 15, "URL names a user. Workers are known by"),
+        (["--broker", "mqtt://x?keepalive=1"], 15, "is no broker's URL"),
+        (["--broker", "mqtt://x:0"], 15, "is no broker's URL"),
+        (["--broker", "mqtt://x", "--name", ""], 15, "cannot be called ''. Give it a --name"),
+        (["--broker", "mqtt://x", "--group", "a/b"], 15, "group cannot be called 'a/b'. Take"),
+        (["--broker", "mqtt://x", "--session-s", "-1"], 15, "session_s must be 0 to"),
         ([], 2, "--broker"),
     ],
 )
