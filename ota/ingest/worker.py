@@ -35,8 +35,8 @@ from ota.store.items import NewItem, Reject
 
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 15.0
-_ACKNOWLEDGED_RANGES = 2000
-"""Most ranges of one acknowledgement: a message has 64 KiB at most."""
+_ACKNOWLEDGED_RANGES = 1500
+"""Most ranges of one acknowledgement: a message has 64 KiB at most, a range up to 36 bytes."""
 
 
 class Worker:

@@ -17,7 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from sqlalchemy import text
 
-from edgekit.contracts.seq_ranges import Ranges, count, union
+from edgekit.contracts.seq_ranges import MAX_SEQ, Ranges, count, union
 from edgekit.contracts.telemetry import StoreAcknowledgement
 from ota.ingest import worker as worker_module
 from ota.ingest.inbox import Inbox
@@ -148,9 +148,10 @@ def test_acknowledgements_are_of_one_connection(monkeypatch: pytest.MonkeyPatch)
     assert acknowledged == [1, 2]
 
 
-def test_large_acknowledgements_are_split() -> None:
-    """A device reads no message over 64 KiB; many ranges come in several."""
-    ranges: Ranges = tuple((seq, seq) for seq in range(10**9, 10**9 + 20_000, 2))
+@pytest.mark.parametrize("first", [10**9, MAX_SEQ - 20_000])
+def test_large_acknowledgements_are_split(first: int) -> None:
+    """A device reads no message over 64 KiB; many ranges, of whatever size, come in several."""
+    ranges: Ranges = tuple((seq, seq) for seq in range(first, first + 20_000, 2))
     done = Committed(stored={DEVICE: {BOOT: ranges, "other": ((1, 2),)}})
     messages = list(worker_module._acknowledgements(done))
     assert {topic for topic, _ in messages} == {f"ek/{DEVICE.path}/ack/store"}
