@@ -146,6 +146,16 @@ def test_times_that_no_calendar_has_are_shown(
     assert f"{2**53 - 2} ms" in out
 
 
+def test_a_reading_that_is_not_there_is_told(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt name is no empty table."""
+    asked = ("samples", "show", "acme/orin-1", "--reading", "gpu_mhz", "--reading", "gpu_mzh")
+    code, _, said = run(capsys, *asked, "--store", store)
+    assert code == 17
+    assert "has a reading 'gpu_mzh'" in said
+
+
 def test_the_store_is_looked_after(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,8 +27,9 @@ def _state(device: StoredDevice) -> str:
 
 def _detail(key: str, value: str | Number | None) -> str:
     """Return a detail of a birth for a person."""
-    is_time = key.endswith("_ms") and isinstance(value, int)
-    return moment(int(value)) if is_time and value is not None else str(value)
+    if value is None:
+        return "-"
+    return moment(value) if key.endswith("_ms") and isinstance(value, int) else str(value)
 
 
 @click.group()
