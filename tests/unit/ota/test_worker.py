@@ -26,6 +26,7 @@ from ota.ingest.messages import Arrived, read_message
 from ota.ingest.metrics import Metrics
 from ota.ingest.settings import Settings
 from ota.ingest.worker import Worker
+from ota.store import commit as commit_module
 from ota.store.commit import Committed
 from ota.store.database import Store, connect
 from ota.store.schema import migrate
@@ -92,10 +93,26 @@ def test_one_message_that_the_database_refuses_stops_no_other(
     assert {boot for _, boot, _ in stored_samples(store)} == {BOOT}
     assert len(stored_samples(store)) == 6
     with store.reading() as connection:
-        [(reason, error)] = connection.execute(text("SELECT reason, error FROM rejects")).all()
-    assert reason == "store"
+        query = text("SELECT topic, reason, error FROM rejects")
+        [(topic, reason, error)] = connection.execute(query).all()
+    assert (topic, reason) == (f"ek/{DEVICE.path}/m/batch", "store")
     assert "never" in error
     assert metrics.registry.get_sample_value("edgekit_ingest_rejects_total", {"reason": "store"})
+
+
+def test_of_what_the_store_refuses_a_part_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device whose numbers are torn pushes nobody's rejects out of the table; all are counted."""
+    monkeypatch.setattr(commit_module, "MAX_RANGES", 1)
+    metrics = Metrics()
+    Worker(SETTINGS, store, metrics)._take([batch(seq, seq) for seq in range(1, 60, 2)])
+    with store.reading() as connection:
+        assert connection.execute(text("SELECT count(*) FROM rejects")).scalar_one() == 10
+    counted = metrics.registry.get_sample_value(
+        "edgekit_ingest_rejects_total", {"reason": "ranges"}
+    )
+    assert counted == 29
 
 
 def test_a_fault_in_reading_is_one_messages_alone(
