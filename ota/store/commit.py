@@ -148,7 +148,10 @@ class Writer:
         now = max(item.received_ms for item in items)
         ids = self._lock(connection, {item.device for item in items}, now)
         heard = {ids[item.device] for item in items if not _is_down(item)}
-        seen = update(DeviceTable).where(DeviceTable.id.in_(heard))
+        # A group that waited for the store does not make a device's last sign of life older.
+        seen = update(DeviceTable).where(
+            DeviceTable.id.in_(heard), DeviceTable.last_received_ms < now
+        )
         connection.execute(seen.values(last_received_ms=now))
         boots = _boots(connection, ids, items)
         batches: list[dict[str, Any]] = []

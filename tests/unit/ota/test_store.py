@@ -231,6 +231,8 @@ def test_devices_are_listed_with_last_seen(store: Store) -> None:
     writer.commit([replace(batch_item(1, 2), received_ms=1000)])
     writer.commit([replace(batch_item(3, 4), received_ms=5000)])
     writer.commit([replace(batch_item(1, 2, OTHER), received_ms=3000)])
+    # Of another worker, which waited for the store with it.
+    writer.commit([replace(batch_item(5, 6), received_ms=4000)])
     found = [(one.device, one.first_seen_ms, one.last_seen_ms, one.state) for one in devices(store)]
     assert found == [("orin-1", 1000, 5000, None), ("orin-2", 3000, 3000, None)]
     assert devices(store, "nobody") == []
