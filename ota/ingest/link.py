@@ -8,6 +8,7 @@ another message, so what came by an earlier connection is not acknowledged any m
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.batch_encoding import PROPERTY
-from edgekit.errors import FleetError
+from edgekit.errors import FleetError, first_line
 from ota.ingest.inbox import Inbox
 from ota.ingest.messages import Arrived
 from ota.ingest.metrics import Metrics
@@ -164,7 +165,14 @@ class Link:
 
     def _on_connect_fail(self, *_: Any) -> None:
         self._metrics.broker_up.set(0)
-        log(logging.WARNING, "the broker cannot be reached", broker=self._settings.broker)
+        # paho calls this while it handles the error, and does not hand it over.
+        error = sys.exc_info()[1]
+        log(
+            logging.WARNING,
+            "the broker cannot be reached",
+            broker=self._settings.broker,
+            error=None if error is None else first_line(error),
+        )
 
     def _on_disconnect(
         self, _: Client, __: Any, ___: DisconnectFlags, code: ReasonCode, ____: Properties | None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -184,3 +187,21 @@ def test_certificates_and_access_rules_of_the_shipped_broker(
         device.send(1, 5)
         assert device.wait_until_stored(5) == 0
         assert worker.stop() == 0
+
+
+def test_why_a_broker_cannot_be_reached_is_told(broker: Broker, store: str) -> None:
+    """A certificate that the worker does not trust is another matter than a broker that is away."""
+    command = [sys.executable, "-m", "ota.cli", "ingest", "--store", store, "--name", "w1"]
+    for address, said in (
+        (f"mqtts://localhost:{broker.service_port}", "certificate verify failed"),
+        (f"mqtt://127.0.0.1:{free_port()}", "Connection refused"),
+    ):
+        with subprocess.Popen(
+            [*command, "--broker", address], stderr=subprocess.PIPE, text=True
+        ) as worker:
+            assert worker.stderr is not None
+            line = next(text for text in worker.stderr if "cannot be reached" in text)
+            worker.terminate()
+            worker.stderr.read()
+        assert said in json.loads(line)["error"]
+        assert worker.returncode == 0
