@@ -62,6 +62,7 @@ class Link:
         self._connected = False
         self._connected_at = 0.0
         self._short_connections = 0
+        self._refusal_told = False
         self._unsent = 0
         self._sent = threading.Condition()
         self._expiring = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -158,6 +159,7 @@ class Link:
             self._connection += 1
             self._connected = True
             self._connected_at = time.monotonic()
+            self._refusal_told = False
         self._metrics.broker_up.set(1)
         log(logging.INFO, "connected to the broker", session_kept=flags.session_present)
         options = SubscribeOptions(qos=1)
@@ -206,7 +208,17 @@ class Link:
             )
             self._failed()
 
-    def _on_publish(self, *_: Any) -> None:
+    def _on_publish(
+        self, _: Client, __: Any, ___: int, code: ReasonCode, ____: Properties | None
+    ) -> None:
+        if code.is_failure and not self._refusal_told:
+            # Devices then send again what is stored, for ever.
+            self._refusal_told = True
+            log(
+                logging.ERROR,
+                "the broker refuses acknowledgements: see ota/broker/services.acl",
+                reason=str(code),
+            )
         with self._sent:
             self._unsent -= 1
             self._sent.notify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from ota.ingest.messages import Arrived, read_message
 from ota.ingest.metrics import Metrics
 from ota.ingest.settings import Settings
 from ota.ingest.worker import Worker
+from ota.logs import write_logs
 from ota.store import commit as commit_module
 from ota.store.commit import Committed
 from ota.store.database import Store, connect
@@ -163,6 +165,20 @@ def test_acknowledgements_are_of_one_connection(monkeypatch: pytest.MonkeyPatch)
     link._on_connect(link._client, None, ConnectFlags(True), yes, None)
     link.acknowledge([first, second])
     assert acknowledged == [1, 2]
+
+
+def test_refused_acknowledgements_are_told_once_a_connection() -> None:
+    """Nobody would know otherwise why devices send everything again."""
+    logged = io.StringIO()
+    write_logs(logged)
+    link = Link(SETTINGS, Inbox(), Metrics(), lambda: None)
+    yes = ReasonCode(PacketTypes.CONNACK, "Success")
+    no = ReasonCode(PacketTypes.PUBACK, "Not authorized")
+    for _ in range(2):
+        link._on_connect(link._client, None, ConnectFlags(True), yes, None)
+        link._on_publish(link._client, None, 1, no, None)
+        link._on_publish(link._client, None, 2, no, None)
+    assert logged.getvalue().count("refuses acknowledgements") == 2
 
 
 @pytest.mark.parametrize("first", [10**9, MAX_SEQ - 20_000])
