@@ -37,9 +37,16 @@ _REJECTS = text(
 )
 _OLD_BOOTS = text(
     "SELECT b.device_id, b.boot FROM boots b JOIN devices d ON d.id = b.device_id"
-    " WHERE b.last_received_ms < :before AND (d.boot IS NULL OR d.boot <> b.boot) LIMIT :rows"
+    " WHERE b.last_received_ms < :before AND (d.boot IS NULL OR d.boot <> b.boot)"
+    " ORDER BY d.id LIMIT :rows"
 )
-_BOOT_STATES = text("DELETE FROM alarm_states WHERE device_id = :device_id AND boot = :boot")
+# Workers lock the devices' rows, too: who waited for one looks at its boots anew.
+_OLD_BOOTS_LOCKED = text(f"{_OLD_BOOTS} FOR UPDATE OF d")
+_BOOT_STATES = text(
+    "DELETE FROM alarm_states WHERE device_id = :device_id AND boot = :boot AND EXISTS"
+    " (SELECT 1 FROM boots b WHERE b.device_id = alarm_states.device_id"
+    " AND b.boot = alarm_states.boot AND b.last_received_ms < :before)"
+)
 _BOOTS = text(
     "DELETE FROM boots WHERE device_id = :device_id AND boot = :boot AND last_received_ms < :before"
 )
@@ -108,9 +115,11 @@ def _prune_rows(statement: TextClause, before: int, connection: Connection) -> i
 
 
 def _prune_boots(before: int, connection: Connection) -> int:
-    found = connection.execute(_OLD_BOOTS, {"before": before, "rows": CHUNK_ROWS}).all()
+    is_sqlite = connection.dialect.name == "sqlite"  # whose writers are alone
+    query = _OLD_BOOTS if is_sqlite else _OLD_BOOTS_LOCKED
+    found = connection.execute(query, {"before": before, "rows": CHUNK_ROWS}).all()
     rows = [{"device_id": row[0], "boot": row[1], "before": before} for row in found]
-    if rows:
-        connection.execute(_BOOT_STATES, rows)
-        connection.execute(_BOOTS, rows)
-    return len(rows)
+    if not rows:
+        return 0
+    connection.execute(_BOOT_STATES, rows)
+    return connection.execute(_BOOTS, rows).rowcount

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -192,6 +193,25 @@ def test_an_alarm_that_is_raised_is_not_pruned(store: Store) -> None:
     [raised] = active_alarms(store)
     assert raised.seq == 3
     assert len(alarms_of(store, "acme", "orin-1")) == 1
+
+
+def test_a_boot_that_goes_on_while_it_is_pruned_stays_whole(store: Store) -> None:
+    """Its numbers and its alarms both stay if a worker has a message of it at that moment."""
+    Writer(store).commit([NewAlarm(device=DEVICE, received_ms=1, alarm=alarm(1))])
+    deleted: list[dict[str, int]] = []
+    pruning = threading.Thread(
+        target=lambda: deleted.append(prune(store, Retention(), 500 * DAY_MS))
+    )
+    with store.writing() as worker:
+        worker.execute(text("UPDATE devices SET last_received_ms = last_received_ms"))
+        worker.execute(text("UPDATE boots SET last_received_ms = :now"), {"now": 500 * DAY_MS})
+        pruning.start()
+        pruning.join(0.5)
+    pruning.join()
+    assert [tables["boots"] for tables in deleted] == [0]
+    with store.reading() as connection:
+        kept = "SELECT (SELECT count(*) FROM boots), (SELECT count(*) FROM alarm_states)"
+        assert tuple(connection.execute(text(kept)).one()) == (1, 1)
 
 
 def test_boots_are_kept_longer_than_devices_keep_rows() -> None:
