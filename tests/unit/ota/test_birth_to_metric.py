@@ -134,7 +134,9 @@ def test_a_certificate_that_cannot_be_read_is_missing(
 def test_what_is_no_life_is_left_out(details: dict[str, str | int]) -> None:
     """A birth that tells half of it, none, or words does not fail the scrape of the others."""
     good = {"certificate_not_before_ms": 1000, "certificate_not_after_ms": 2000}
-    found = birth_certificates([device_of("bad", 0, **details), device_of("good", 0, **good)])
+    found = birth_certificates(
+        [device_of("bad", 0, "up", None, **details), device_of("good", 0, "up", None, **good)]
+    )
     assert [(key, one.begin_s, one.end_s) for key, one in found.items()] == [
         (("acme", "good"), 1.0, 2.0)
     ]
