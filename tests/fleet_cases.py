@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 
 from edgekit.batch_encoding import compress
 from edgekit.contracts.series import Number
 from edgekit.contracts.telemetry import Alarm, Batch, Health, Sample
 from edgekit.contracts.topics import Device
-from ota.ingest.messages import Arrived
-from ota.store.database import Store
+from ota.ingest.messages import Arrived, read_message
+from ota.store.database import Store, connect
+from ota.store.items import NewAlarm, NewBatch, NewHealth
 from ota.store.read import batches_after
+from ota.store.schema import migrate, open_store
 
 START_MS = 1_784_970_508_000
 BOOT = "1f0a52c3d4e5b6a7-3f9c01d2"
@@ -96,3 +99,30 @@ def stored_samples(store: Store, device: Device | None = None) -> Counter[tuple[
                 found[f"{stored.tenant}/{stored.device}", one.boot, one.seq] += 1
         cursor = batches[-1].cursor
     return found
+
+
+@contextmanager
+def migrated(url: str) -> Iterator[Store]:
+    """Make the tables of a store, and open it."""
+    with closing(connect(url)) as plain:
+        migrate(plain)
+    with closing(open_store(url)) as opened:
+        yield opened
+
+
+def batch_item(first: int, last: int, device: Device = DEVICE, boot: str = BOOT) -> NewBatch:
+    """Return a batch as ingest gives it to the store."""
+    payload = batch_payload(range(first, last + 1), boot)
+    item = read_message(arrived("m/batch", payload, device))
+    assert isinstance(item, NewBatch)
+    return item
+
+
+def alarm_item(message: Alarm, device: Device = DEVICE) -> NewAlarm:
+    """Return an alarm as ingest gives it to the store."""
+    return NewAlarm(device=device, received_ms=START_MS, alarm=message)
+
+
+def health_item(message: Health, received_ms: int = START_MS) -> NewHealth:
+    """Return a birth or will as ingest gives it to the store."""
+    return NewHealth(device=DEVICE, received_ms=received_ms, health=message)

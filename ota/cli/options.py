@@ -13,6 +13,8 @@ from ota.store.database import Store
 from ota.store.read import devices
 from ota.store.records import StoredDevice
 
+_YEAR_10000_MS = 253_402_300_800_000
+"""Where calendars of :mod:`datetime` end."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -53,8 +55,13 @@ def find_named(store: Store, name: str) -> StoredDevice:
 
 
 def moment(time_ms: int | None) -> str:
-    """Return a time for a person, in UTC; a dash for none."""
+    """Return a time for a person, in UTC; a dash for none.
+
+    A device may write any number as a time: one that no calendar has is shown as it is.
+    """
     if time_ms is None:
         return "-"
+    if not 0 <= time_ms < _YEAR_10000_MS:
+        return f"{time_ms} ms"
     when = datetime.fromtimestamp(time_ms / 1000, timezone.utc)
     return when.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,7 +1,8 @@
 """Messages between the thread that receives them and the one that stores them.
 
 It needs no bound of its own: the broker sends no more than the receive maximum before it has
-acknowledgements, and when a connection ends, what came by it is dropped, since it comes again.
+acknowledgements, and when a connection ends, what came by it is dropped, since it comes again. Of
+what a broker sends without waiting for acknowledgements (QoS 0), the link puts little here.
 """
 
 from __future__ import annotations

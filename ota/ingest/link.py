@@ -8,6 +8,7 @@ another message, so what came by an earlier connection is not acknowledged any m
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.batch_encoding import PROPERTY
-from edgekit.errors import FleetError
+from edgekit.errors import FleetError, first_line
 from ota.ingest.inbox import Inbox
 from ota.ingest.messages import Arrived
 from ota.ingest.metrics import Metrics
@@ -33,6 +34,8 @@ _TAKEN_OVER_AFTER = 3
 _MAX_UNSENT = 200
 """Acknowledgements that the broker has not taken, beyond which no group more is published."""
 _PATIENCE_S = 30.0
+_FAREWELL_S = 5.0
+"""How long a worker that ends waits for the broker to take its acknowledgements."""
 _MAX_RECONNECT_S = 30
 
 
@@ -59,6 +62,7 @@ class Link:
         self._connected = False
         self._connected_at = 0.0
         self._short_connections = 0
+        self._refusal_told = False
         self._unsent = 0
         self._sent = threading.Condition()
         self._expiring = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -82,7 +86,12 @@ class Link:
         self._client.loop_start()
 
     def stop(self) -> None:
-        """Disconnect, after what is to be sent; the broker keeps the session."""
+        """Disconnect, once the broker has the acknowledgements; it keeps the session.
+
+        Only some are on their way at a time, and a device that is not told sends its rows again.
+        """
+        with self._sent:
+            self._sent.wait_for(lambda: not (self._unsent and self._connected), _FAREWELL_S)
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -150,6 +159,7 @@ class Link:
             self._connection += 1
             self._connected = True
             self._connected_at = time.monotonic()
+            self._refusal_told = False
         self._metrics.broker_up.set(1)
         log(logging.INFO, "connected to the broker", session_kept=flags.session_present)
         options = SubscribeOptions(qos=1)
@@ -157,13 +167,22 @@ class Link:
 
     def _on_connect_fail(self, *_: Any) -> None:
         self._metrics.broker_up.set(0)
-        log(logging.WARNING, "the broker cannot be reached", broker=self._settings.broker)
+        # paho calls this while it handles the error, and does not hand it over.
+        error = sys.exc_info()[1]
+        log(
+            logging.WARNING,
+            "the broker cannot be reached",
+            broker=self._settings.broker,
+            error=None if error is None else first_line(error),
+        )
 
     def _on_disconnect(
         self, _: Client, __: Any, ___: DisconnectFlags, code: ReasonCode, ____: Properties | None
     ) -> None:
         with self._lock:
             self._connected = False
+        with self._sent:
+            self._sent.notify_all()
         # What has not been stored comes again.
         self._inbox.clear()
         self._metrics.broker_up.set(0)
@@ -189,7 +208,17 @@ class Link:
             )
             self._failed()
 
-    def _on_publish(self, *_: Any) -> None:
+    def _on_publish(
+        self, _: Client, __: Any, ___: int, code: ReasonCode, ____: Properties | None
+    ) -> None:
+        if code.is_failure and not self._refusal_told:
+            # Devices then send again what is stored, for ever.
+            self._refusal_told = True
+            log(
+                logging.ERROR,
+                "the broker refuses acknowledgements: see ota/broker/services.acl",
+                reason=str(code),
+            )
         with self._sent:
             self._unsent -= 1
             self._sent.notify()
@@ -197,6 +226,10 @@ class Link:
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         named = dict(getattr(message.properties, "UserProperty", ()))
         self._metrics.payload_bytes.inc(len(message.payload))
+        if not message.qos and len(self._inbox) >= self._settings.receive_maximum:
+            # The broker sends these whatever it has been told, and nobody was promised them.
+            self._metrics.dropped.inc()
+            return
         self._inbox.put(
             Arrived(
                 message.topic,

@@ -22,6 +22,9 @@ class Metrics:
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
         self.messages = counter(f"{_P}_messages_total", "Messages received.", ["channel"])
+        self.dropped = counter(
+            f"{_P}_dropped_messages_total", "Messages of QoS 0 that came while others waited."
+        )
         self.payload_bytes = counter(f"{_P}_payload_bytes_total", "Their payloads.")
         self.rejects = counter(f"{_P}_rejects_total", "Messages refused.", ["reason"])
         self.rows = counter(

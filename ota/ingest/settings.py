@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edgekit.contracts.topics import up_filters
+from edgekit.contracts.topics import SEGMENT, up_filters
 from edgekit.errors import ConfigError, first_line
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 MAX_RECEIVE = 65_535
 MAX_GROUP = 5000
 """Statements name all devices of a group, and databases bound the values of a statement."""
+_MAX_STRING = 65_535
+_MAX_SESSION_S = 2**32 - 1
+"""MQTT's value for sessions that never end, which a broker would keep messages for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +58,22 @@ class Settings:
     keepalive_s: int = 30
 
     def __post_init__(self) -> None:
-        self.address()
+        is_secure = self.address()[2]
         up_filters(self.tenant)
+        if not self.name.isprintable() or not 1 <= len(self.name.encode()) <= _MAX_STRING:
+            raise ConfigError(f"a worker cannot be called {self.name!a}", "Give it a --name")
+        if not SEGMENT.fullmatch(self.group):
+            raise ConfigError(
+                f"a group cannot be called {self.group!a}",
+                "Take 1 to 64 of A-Z a-z 0-9 . _ - that begin with a letter or digit",
+            )
+        if not 0 <= self.session_s < _MAX_SESSION_S:
+            raise ConfigError(f"session_s must be 0 to {_MAX_SESSION_S - 1}")
+        if not is_secure and (self.ca or self.certificate or self.key):
+            raise ConfigError(
+                f"a certificate is of no use on the way to {self.broker!a}, which has no TLS",
+                "Write mqtts://HOST:PORT, or leave --ca, --certificate and --key out",
+            )
         if not 1 <= self.receive_maximum <= MAX_RECEIVE:
             raise ConfigError(f"receive_maximum must be 1 to {MAX_RECEIVE}")
         if not 1 <= self.group_messages <= MAX_GROUP or self.group_ms < 0:
@@ -80,7 +97,13 @@ class Settings:
             port = parts.port
         except ValueError as error:
             raise ConfigError(f"the broker's URL cannot be read: {error}") from error
-        if parts.scheme not in PORTS or not parts.hostname or parts.path.strip("/"):
+        if parts.username is not None or parts.password is not None:
+            # Not shown: a password may be in it.
+            raise ConfigError(
+                "the broker's URL names a user", "Workers are known by --certificate and --key"
+            )
+        more = parts.path.strip("/") or parts.query or parts.fragment
+        if parts.scheme not in PORTS or not parts.hostname or port == 0 or more:
             raise ConfigError(
                 f"{self.broker!a} is no broker's URL", "Write mqtts://HOST:PORT or mqtt://HOST:PORT"
             )

@@ -31,12 +31,12 @@ from ota.ingest.settings import Settings
 from ota.logs import LOGGER, log
 from ota.store.commit import Committed, Writer
 from ota.store.database import Store
-from ota.store.items import NewItem, Reject
+from ota.store.items import NewItem, Reject, reject_of
 
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 15.0
-_ACKNOWLEDGED_RANGES = 2000
-"""Most ranges of one acknowledgement: a message has 64 KiB at most."""
+_ACKNOWLEDGED_RANGES = 1500
+"""Most ranges of one acknowledgement: a message has 64 KiB at most, a range up to 36 bytes."""
 
 
 class Worker:
@@ -53,8 +53,8 @@ class Worker:
 
     def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
-        self._writer = Writer(store)
         self._limit = RejectLimit()
+        self._writer = Writer(store, self._keeps)
         self._stopped = threading.Event()
         self._inbox = Inbox()
         self._taken = 0
@@ -110,19 +110,25 @@ class Worker:
                 items.append(read)
                 continue
             refused[read.reason] += 1
-            if self._limit.keeps(read):
+            if self._keeps(read):
                 rejects.append(read)
-                log(
-                    logging.WARNING,
-                    "message refused",
-                    topic=read.topic,
-                    reason=read.reason,
-                    error=read.error,
-                    size_bytes=len(read.payload),
-                )
         for reason, count in refused.items():
             self._metrics.rejects.labels(reason).inc(count)
         return items, rejects
+
+    def _keeps(self, reject: Reject) -> bool:
+        """Whether a reject goes into the table and the log: some of each device do."""
+        keeps = self._limit.keeps(reject)
+        if keeps:
+            log(
+                logging.WARNING,
+                "message refused",
+                topic=reject.topic,
+                reason=reject.reason,
+                error=reject.error,
+                size_bytes=len(reject.payload),
+            )
+        return keeps
 
     def _commit_until_done(self, items: Sequence[NewItem], rejects: Sequence[Reject]) -> bool:
         """Commit a group, however long the store is away; False if the worker is stopped first."""
@@ -176,15 +182,10 @@ class Worker:
         except StoreAwayError:
             raise
         except StoreError as error:
-            reject = Reject(
-                f"{item.device.path}/{type(item).__name__}",
-                item.received_ms,
-                "store",
-                error.message,
-                getattr(item, "payload", b""),
-            )
+            reject = reject_of(item, "store", error.message)
             self._metrics.rejects.labels(reject.reason).inc()
-            self._commit_once([], [reject])
+            if self._keeps(reject):
+                self._commit_once([], [reject])
 
     def _commit_once(self, items: Sequence[NewItem], rejects: Sequence[Reject]) -> None:
         if not items and not rejects:

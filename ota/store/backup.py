@@ -1,9 +1,9 @@
 """Backups of the store and their way back.
 
 SQLite is copied by its own online backup while workers write, PostgreSQL by ``pg_dump`` and
-``pg_restore``. A restored store gives batches numbers far above those that any exporter can have
-seen, so cursors of before the restore skip nothing. What devices had sent after the backup is gone:
-they have been told that it is stored (``docs/fleet.md``).
+``pg_restore``. A restored store gives batches numbers far above those of the backup and of what it
+replaces, so cursors of before the restore skip nothing. What devices had sent after the backup is
+gone: they have been told that it is stored (``docs/fleet.md``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ CURSOR_STEP = 2**32
 _TABLE = "alembic_version"
 _POSTGRES_STEP = text(
     "SELECT setval(pg_get_serial_sequence('batches', 'id'),"
-    " (SELECT greatest(last_value, 1) FROM batches_id_seq) + :step)"
+    " (SELECT greatest(last_value, :given) FROM batches_id_seq) + :step)"
 )
+_POSTGRES_GIVEN = text("SELECT last_value FROM batches_id_seq")
+_SQLITE_GIVEN = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'batches'"
 
 
 def back_up(store: Store, file: Path, *, replace: bool = False) -> None:
@@ -43,6 +45,7 @@ def back_up(store: Store, file: Path, *, replace: bool = False) -> None:
     with _beside(file) as new:
         if store.is_sqlite:
             _copy(_path(store), new)
+            _make_single(new)
         else:
             options = ["--format=custom", "--no-owner", "--no-privileges", f"--file={new}"]
             _run(store, "pg_dump", options)
@@ -63,24 +66,38 @@ def restore(store: Store, file: Path, *, replace: bool = False) -> None:
     with store.reading() as connection:
         if version_of(connection) is not None and not replace:
             raise StoreError("the store has tables already", "Give --replace to lose what it has")
+    given = _last_given(store)
     if store.is_sqlite:
-        _restore_sqlite(store, file)
+        _restore_sqlite(store, file, given)
     else:
         options = ["--clean", "--if-exists", "--no-owner", "--single-transaction", str(file)]
         _run(store, "pg_restore", options)
         with store.writing() as connection:
-            connection.execute(_POSTGRES_STEP, {"step": CURSOR_STEP})
+            connection.execute(_POSTGRES_STEP, {"given": given, "step": CURSOR_STEP})
 
 
-def _restore_sqlite(store: Store, file: Path) -> None:
+def _last_given(store: Store) -> int:
+    """Return the last number that a store gave a batch: a backup may be restored twice."""
+    with store.reading() as connection:
+        if version_of(connection) is None:
+            return 0
+        query = text(_SQLITE_GIVEN) if store.is_sqlite else _POSTGRES_GIVEN
+        return connection.execute(query).scalar_one() or 0
+
+
+def _restore_sqlite(store: Store, file: Path, given: int) -> None:
     target = _path(store)
     with _beside(target) as new:
         # Made ready beside the store, so that what takes its place at once is complete.
         _copy(file, new)
         with closing(sqlite3.connect(new)) as connection, connection:
             _check_backup(connection, file)
+            [saved] = connection.execute(_SQLITE_GIVEN).fetchone()
+            # Of a table that never had a row, SQLite has no sequence.
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = 'batches'")
             connection.execute(
-                "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'batches'", (CURSOR_STEP,)
+                "INSERT INTO sqlite_sequence (name, seq) VALUES ('batches', ?)",
+                (max(saved or 0, given) + CURSOR_STEP,),
             )
         _copy(new, target)
 
@@ -110,12 +127,20 @@ def _copy(source: Path, target: Path) -> None:
     """
     try:
         with (
-            closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=BUSY_S)) as old,
+            closing(
+                sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+            ) as old,
             closing(sqlite3.connect(target, timeout=BUSY_S)) as new,
         ):
             old.backup(new)
     except sqlite3.Error as error:
         raise StoreError(f"{source} cannot be copied to {target}: {error}") from error
+
+
+def _make_single(file: Path) -> None:
+    """End a copy's write-ahead log: readers of it need no files beside it, nor the right to any."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE").close()
 
 
 @contextmanager
@@ -153,7 +178,8 @@ def _run(store: Store, program: str, options: list[str]) -> None:
         raise StoreError(f"{program} is not in the PATH", "Install PostgreSQL's client programs")
     url = store.url.set(drivername="postgresql")
     password = {} if url.password is None else {"PGPASSWORD": str(url.password)}
-    plain = url.set(password=None).render_as_string(hide_password=False)
+    # Not URL.set(), which takes a password of None for "as it was".
+    plain = url._replace(password=None).render_as_string(hide_password=False)
     result = subprocess.run(
         [found, f"--dbname={plain}", "--no-password", *options],
         env={**os.environ, **password},

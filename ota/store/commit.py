@@ -9,7 +9,7 @@ commit, so that they appear in the order of the numbers (see :mod:`ota.store.rea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,11 @@ from sqlalchemy import Connection, insert, select, text, update
 
 from edgekit.contracts import seq_ranges
 from edgekit.contracts.seq_ranges import Ranges
-from edgekit.contracts.topics import Device, Topic
+from edgekit.contracts.topics import Device
 from edgekit.errors import StoreAwayError
 from ota.store.cut import cut_batch
 from ota.store.database import Store, lock_cursor
-from ota.store.items import NewAlarm, NewBatch, NewHealth, NewItem, Reject
+from ota.store.items import NewAlarm, NewBatch, NewHealth, NewItem, Reject, reject_of
 from ota.store.now import write_alarms_and_health
 from ota.store.read import ranges_of
 from ota.store.tables import AlarmTable, BatchTable, BootTable, DeviceTable, RejectTable
@@ -109,10 +109,11 @@ class Writer:
 
     Args:
         store: Where.
+        keeps: Whether the table gets a message that the store itself refuses.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, keeps: Callable[[Reject], bool] = lambda _: True) -> None:
+        self._store, self._keeps = store, keeps
         self._ids: dict[Device, int] = {}
 
     def commit(self, items: Sequence[NewItem], rejects: Sequence[Reject] = ()) -> Committed:
@@ -129,8 +130,9 @@ class Writer:
             with self._store.writing() as connection:
                 if items:
                     added = self._write(connection, items, done)
-                if rejects or done.refused:
-                    _write_rejects(connection, [*rejects, *done.refused])
+                kept = [*rejects, *filter(self._keeps, done.refused)]
+                if kept:
+                    _write_rejects(connection, kept)
         except BaseException:
             # A row that is not where it was is looked for again.
             self._ids.clear()
@@ -146,7 +148,10 @@ class Writer:
         now = max(item.received_ms for item in items)
         ids = self._lock(connection, {item.device for item in items}, now)
         heard = {ids[item.device] for item in items if not _is_down(item)}
-        seen = update(DeviceTable).where(DeviceTable.id.in_(heard))
+        # A group that waited for the store does not make a device's last sign of life older.
+        seen = update(DeviceTable).where(
+            DeviceTable.id.in_(heard), DeviceTable.last_received_ms < now
+        )
         connection.execute(seen.values(last_received_ms=now))
         boots = _boots(connection, ids, items)
         batches: list[dict[str, Any]] = []
@@ -296,12 +301,8 @@ def _take_alarm(item: NewAlarm, boot: Boot, done: Committed) -> bool:
 
 
 def _torn(item: NewBatch | NewAlarm) -> Reject:
-    if isinstance(item, NewBatch):
-        topic, payload = Topic(item.device, "m", "batch"), item.payload
-    else:
-        topic, payload = Topic(item.device, "a", item.alarm.alarm), item.alarm.to_bytes()
     error = f"boot {_boot_of(item)} would be in more than {MAX_RANGES} ranges"
-    return Reject(str(topic), item.received_ms, "ranges", error, payload)
+    return reject_of(item, "ranges", error)
 
 
 def _alarm_row(item: NewAlarm, device_id: int) -> dict[str, Any]:

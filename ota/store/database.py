@@ -107,12 +107,14 @@ def connect(url: str) -> Store:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         raise ConfigError("the store's URL cannot be read", f"Write {EXAMPLES}") from error
     kind = parsed.get_backend_name()
     if kind == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
             raise ConfigError("a store of SQLite needs a file", f"Write {EXAMPLES}")
+        if parsed.query:
+            raise ConfigError("a store of SQLite has no options", f"Write {EXAMPLES}")
         return Store(_sqlite(parsed))
     if kind == "postgresql":
         return Store(_postgres(parsed))
@@ -120,6 +122,7 @@ def connect(url: str) -> Store:
 
 
 def _sqlite(url: URL) -> Engine:
+    url = url.set(drivername="sqlite")
     engine = create_engine(url, connect_args={"timeout": BUSY_S}, pool_size=4)
 
     def prepare(connection: Any, _: object) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgekit.contracts.seq_ranges import Ranges
 from edgekit.contracts.telemetry import Alarm, Health
-from edgekit.contracts.topics import Device
+from edgekit.contracts.topics import Device, Topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +91,20 @@ in it is no such message; it would tear a boot's numbers into too many ranges; t
 have it; edgekit fails to read it, and the log has the traceback."""
 
 NewItem = NewBatch | NewAlarm | NewHealth
+
+
+def reject_of(item: NewItem, reason: str, error: str) -> Reject:
+    """Return the reject of a message that was read, and that the store will not have.
+
+    Args:
+        item: The message; a single sample counts as the batch that it became.
+        reason: One of :data:`REASONS`.
+        error: One line.
+    """
+    if isinstance(item, NewBatch):
+        topic, payload = Topic(item.device, "m", "batch"), item.payload
+    elif isinstance(item, NewAlarm):
+        topic, payload = Topic(item.device, "a", item.alarm.alarm), item.alarm.to_bytes()
+    else:
+        topic, payload = Topic(item.device, "status", "health"), item.health.to_bytes()
+    return Reject(str(topic), item.received_ms, reason, error, payload)

@@ -18,6 +18,9 @@ MIN_BOOTS_DAYS = 30
 """A device keeps rows that no store has acknowledged for two weeks, and sends them again: the
 numbers of its boots must be known for longer than that, or they are stored twice."""
 
+MAX_DAYS = 36_500
+"""A hundred years."""
+
 _BATCHES = text(
     "DELETE FROM batches WHERE id IN"
     " (SELECT id FROM batches WHERE received_ms < :before ORDER BY received_ms LIMIT :rows)"
@@ -34,9 +37,16 @@ _REJECTS = text(
 )
 _OLD_BOOTS = text(
     "SELECT b.device_id, b.boot FROM boots b JOIN devices d ON d.id = b.device_id"
-    " WHERE b.last_received_ms < :before AND (d.boot IS NULL OR d.boot <> b.boot) LIMIT :rows"
+    " WHERE b.last_received_ms < :before AND (d.boot IS NULL OR d.boot <> b.boot)"
+    " ORDER BY d.id LIMIT :rows"
 )
-_BOOT_STATES = text("DELETE FROM alarm_states WHERE device_id = :device_id AND boot = :boot")
+# Workers lock the devices' rows, too: who waited for one looks at its boots anew.
+_OLD_BOOTS_LOCKED = text(f"{_OLD_BOOTS} FOR UPDATE OF d")
+_BOOT_STATES = text(
+    "DELETE FROM alarm_states WHERE device_id = :device_id AND boot = :boot AND EXISTS"
+    " (SELECT 1 FROM boots b WHERE b.device_id = alarm_states.device_id"
+    " AND b.boot = alarm_states.boot AND b.last_received_ms < :before)"
+)
 _BOOTS = text(
     "DELETE FROM boots WHERE device_id = :device_id AND boot = :boot AND last_received_ms < :before"
 )
@@ -59,9 +69,11 @@ class Retention:
     boots: float = 400
 
     def __post_init__(self) -> None:
-        if min(self.batches, self.alarms, self.rejects) < 0 or self.boots < MIN_BOOTS_DAYS:
+        rows = (self.batches, self.alarms, self.rejects)
+        is_right = all(0 <= days <= MAX_DAYS for days in rows)  # which NaN is not
+        if not is_right or not MIN_BOOTS_DAYS <= self.boots <= MAX_DAYS:
             raise ConfigError(
-                f"rows are kept for 0 days at least, boots for {MIN_BOOTS_DAYS}",
+                f"rows are kept for 0 to {MAX_DAYS} days, boots for {MIN_BOOTS_DAYS} at least",
                 "Devices send again what they had while they were away",
             )
 
@@ -103,9 +115,11 @@ def _prune_rows(statement: TextClause, before: int, connection: Connection) -> i
 
 
 def _prune_boots(before: int, connection: Connection) -> int:
-    found = connection.execute(_OLD_BOOTS, {"before": before, "rows": CHUNK_ROWS}).all()
+    is_sqlite = connection.dialect.name == "sqlite"  # whose writers are alone
+    query = _OLD_BOOTS if is_sqlite else _OLD_BOOTS_LOCKED
+    found = connection.execute(query, {"before": before, "rows": CHUNK_ROWS}).all()
     rows = [{"device_id": row[0], "boot": row[1], "before": before} for row in found]
-    if rows:
-        connection.execute(_BOOT_STATES, rows)
-        connection.execute(_BOOTS, rows)
-    return len(rows)
+    if not rows:
+        return 0
+    connection.execute(_BOOT_STATES, rows)
+    return connection.execute(_BOOTS, rows).rowcount

@@ -121,6 +121,8 @@ def test_from_now_leaves_out_what_is_stored(
 @pytest.mark.parametrize(("option", "words"), [
     ("--series=uptime_s,nonsense", "no series nonsense"),
     ("--series=,", "no series in it"),
+    ("--window-h=nan", "window-h is nan, and must be 0.5 to"),
+    ("--window-h=inf", "window-h is inf, and must be 0.5 to"),
     ("--token-file=/nowhere/token", "cannot read /nowhere/token"),
     ("--metrics-address=256.0.0.1", "metrics cannot be served"),
 ])  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fleet_cases import BOOT, DEVICE, START_MS, alarm, arrived, batch_payload, health
 
+from edgekit.contracts.telemetry import Sample
 from edgekit.contracts.topics import Device
 from edgekit.errors import MissingExtraError
 from ota.cli import main as fleet
@@ -21,7 +22,7 @@ from ota.cli.entry import main
 from ota.ingest.messages import read_message
 from ota.store.commit import Writer
 from ota.store.database import connect
-from ota.store.items import NewHealth, NewItem, Reject
+from ota.store.items import NewBatch, NewHealth, NewItem, Reject
 from ota.store.schema import migrate
 
 
@@ -131,6 +132,30 @@ def test_samples_are_decoded(store: str, capsys: pytest.CaptureFixture[str]) -> 
     assert out.count("gpu_mhz") == 3
 
 
+def test_times_that_no_calendar_has_are_shown(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device's clock may say anything; its samples are there all the same."""
+    odd = Sample(boot=BOOT, seq=99, time_ms=2**53 - 2, clock="unsynced", values={"gpu_mhz": 7})
+    item = read_message(arrived("m/sample", odd.to_bytes()))
+    assert isinstance(item, NewBatch)
+    with closing(connect(store)) as opened:
+        Writer(opened).commit([item])
+    code, out, _ = run(capsys, "samples", "show", "acme/orin-1", "--last", "1", "--store", store)
+    assert code == 0
+    assert f"{2**53 - 2} ms" in out
+
+
+def test_a_reading_that_is_not_there_is_told(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt name is no empty table."""
+    asked = ("samples", "show", "acme/orin-1", "--reading", "gpu_mhz", "--reading", "gpu_mzh")
+    code, _, said = run(capsys, *asked, "--store", store)
+    assert code == 17
+    assert "has a reading 'gpu_mzh'" in said
+
+
 def test_the_store_is_looked_after(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +189,13 @@ def test_the_store_is_looked_after(
         (["--broker", "mqtt://x", "--tenant", "a b"], 16, "tenant 'a b' is not"),
         (["--broker", "mqtts://x", "--ca", "/none"], 15, "TLS with the broker cannot be set up"),
         (["--broker", "mqtts://x", "--key", "/none"], 15, "go together"),
+        (["--broker", "mqtt://x", "--ca", "/none"], 15, "has no TLS. Write mqtts://"),
+        (["--broker", "mqtt://me:hush@x"], 15, "URL names a user. Workers are known by"),
+        (["--broker", "mqtt://x?keepalive=1"], 15, "is no broker's URL"),
+        (["--broker", "mqtt://x:0"], 15, "is no broker's URL"),
+        (["--broker", "mqtt://x", "--name", ""], 15, "cannot be called ''. Give it a --name"),
+        (["--broker", "mqtt://x", "--group", "a/b"], 15, "group cannot be called 'a/b'. Take"),
+        (["--broker", "mqtt://x", "--session-s", "-1"], 15, "session_s must be 0 to"),
         ([], 2, "--broker"),
     ],
 )

@@ -273,3 +273,29 @@ def test_refused_messages_are_counted_and_never_acknowledged(
     with closing(open_store(file_store)) as opened, opened.reading() as connection:
         rows = connection.exec_driver_sql("SELECT reason FROM rejects ORDER BY id").all()
     assert sorted(row[0] for row in rows) == ["message", "message", "topic"]
+
+
+def test_a_stop_sends_the_acknowledgements_of_its_last_group(
+    tmp_path: Path, broker: Broker, file_store: str
+) -> None:
+    """A hundred devices of one transaction are told before the worker ends; none sends again."""
+    acknowledged = Client(broker.plain_port, "listener", ["ek/+/device/+/ack/store"])
+    crowd = [Device("acme", f"orin-{number}") for number in range(100)]
+    options = ["--group-ms", "2000"]
+    with (
+        WorkerProcess(tmp_path, file_store, url(broker), options=options) as worker,
+        acknowledged,
+        SendingDevice(broker.plain_port, DEVICE) as sender,
+    ):
+        for device in crowd:
+            sender.device = device
+            sender.send(1, 2)
+        deadline = time.monotonic() + 30
+        with closing(open_store(file_store)) as opened:
+            while not devices(opened):
+                assert time.monotonic() < deadline
+        assert worker.stop() == 0
+        time.sleep(0.5)
+        with closing(open_store(file_store)) as opened:
+            told = {f"ek/{one.tenant}/device/{one.device}/ack/store" for one in devices(opened)}
+        assert {message.topic for message in acknowledged.messages} == told

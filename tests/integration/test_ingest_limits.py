@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -127,6 +130,31 @@ def test_the_receive_maximum_bounds_what_is_held(
         assert worker.stop() == 0
 
 
+def test_messages_without_a_promise_fill_no_memory(
+    tmp_path: Path, broker: Broker, store: str
+) -> None:
+    """The receive maximum does not bound QoS 0: what is more than that is dropped, and counted."""
+    port = free_port()
+    options = ["--metrics-port", str(port), "--receive-maximum", "7", "--group-messages", "3"]
+    address = f"mqtt://127.0.0.1:{broker.plain_port}"
+    with (
+        WorkerProcess(tmp_path, store, address, options=options) as worker,
+        SendingDevice(broker.plain_port, HOSTILE) as hostile,
+        SendingDevice(broker.plain_port, DEVICE) as device,
+        closing(connect(store)) as other,
+    ):
+        with other.writing():
+            device.send(1, 5)
+            for _ in range(500):
+                hostile.client.client.publish(f"ek/{HOSTILE.path}/m/batch", b"{}", qos=0)
+            time.sleep(1)
+            found = metrics(port)
+        assert found["edgekit_ingest_unacknowledged_messages"] <= 7 + 7 + 3
+        assert found["edgekit_ingest_dropped_messages_total"] > 400
+        device.wait_until_stored(5)
+        assert worker.stop() == 0
+
+
 @pytest.mark.slow
 def test_two_workers_of_one_name_are_told(tmp_path: Path, broker: Broker, store: str) -> None:
     """They take the session from each other without end, and the log says what it may be."""
@@ -159,3 +187,21 @@ def test_certificates_and_access_rules_of_the_shipped_broker(
         device.send(1, 5)
         assert device.wait_until_stored(5) == 0
         assert worker.stop() == 0
+
+
+def test_why_a_broker_cannot_be_reached_is_told(broker: Broker, store: str) -> None:
+    """A certificate that the worker does not trust is another matter than a broker that is away."""
+    command = [sys.executable, "-m", "ota.cli", "ingest", "--store", store, "--name", "w1"]
+    for address, said in (
+        (f"mqtts://localhost:{broker.service_port}", "certificate verify failed"),
+        (f"mqtt://127.0.0.1:{free_port()}", "Connection refused"),
+    ):
+        with subprocess.Popen(
+            [*command, "--broker", address], stderr=subprocess.PIPE, text=True
+        ) as worker:
+            assert worker.stderr is not None
+            line = next(text for text in worker.stderr if "cannot be reached" in text)
+            worker.terminate()
+            worker.stderr.read()
+        assert said in json.loads(line)["error"]
+        assert worker.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
 
@@ -16,8 +17,6 @@ from ota.store.records import StoredDevice
 from ota.store.schema import open_store
 
 _SHOWN_ALARMS = 20
-_YEAR_10000_MS = 253_402_300_800_000
-"""Where calendars of :mod:`datetime` end."""
 
 
 def _state(device: StoredDevice) -> str:
@@ -27,9 +26,10 @@ def _state(device: StoredDevice) -> str:
 
 
 def _detail(key: str, value: str | Number | None) -> str:
-    """Return a detail of a birth for a person; a device may write any number as a time."""
-    is_time = key.endswith("_ms") and isinstance(value, int) and 0 <= value < _YEAR_10000_MS
-    return moment(int(value)) if is_time and value is not None else str(value)
+    """Return a detail of a birth for a person."""
+    if value is None:
+        return "-"
+    return moment(value) if key.endswith("_ms") and isinstance(value, int) else str(value)
 
 
 @click.group()
@@ -45,13 +45,9 @@ def list_devices(*, url: str, tenant: str | None, as_json: bool) -> None:
     """List the devices with when they were last seen."""
     with closing(open_store(url)) as store:
         found = all_devices(store, tenant)
-        alarms = [(one.tenant, one.device) for one in active_alarms(store, tenant)]
-    raised = {key: alarms.count(key) for key in set(alarms)}
+        raised = Counter((one.tenant, one.device) for one in active_alarms(store, tenant))
     if as_json:
-        rows = [
-            {**asdict(one), "active_alarms": raised.get((one.tenant, one.device), 0)}
-            for one in found
-        ]
+        rows = [{**asdict(one), "active_alarms": raised[one.tenant, one.device]} for one in found]
         print_json({"devices": rows})
         return
     console().print(
@@ -62,7 +58,7 @@ def list_devices(*, url: str, tenant: str | None, as_json: bool) -> None:
                     f"{one.tenant}/{one.device}",
                     _state(one),
                     moment(one.last_seen_ms),
-                    str(raised.get((one.tenant, one.device), 0)),
+                    str(raised[one.tenant, one.device]),
                 ]
                 for one in found
             ],

@@ -28,6 +28,8 @@ from ota.store.schema import open_store
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _TIMEOUT_S = 60.0
+_WINDOW_H = (0.5, 876_000.0)
+"""The least that is of use, and a hundred years."""
 
 
 @click.group()
@@ -61,7 +63,7 @@ def command() -> None:
 )
 @click.option(
     "--window-h",
-    type=click.FloatRange(min=0.5),
+    type=float,
     default=72,
     show_default=True,
     help="Prometheus' out_of_order_time_window: what is older is left out, and counted.",
@@ -95,7 +97,7 @@ def prometheus(
     """
     write_logs()
     selection = Selection(
-        series=_series(series), every_ms=1000 * every_s, window_ms=int(window_h * 3_600_000)
+        series=_series(series), every_ms=1000 * every_s, window_ms=_window_ms(window_h)
     )
     metrics, stop, cursor = ExportMetrics(), threading.Event(), CursorFile(state)
     with closing(open_store(url)) as store, _client(token_file, ca) as client:
@@ -127,6 +129,21 @@ def _series(text: str | None) -> frozenset[str] | None:
             "Take names of docs/telemetry.md, without the part behind the dot",
         )
     return names
+
+
+def _window_ms(hours: float) -> int:
+    """Return ``--window-h`` in milliseconds.
+
+    Raises:
+        ConfigError: It is no length of time.
+    """
+    least, most = _WINDOW_H
+    if not least <= hours <= most:  # which NaN is not
+        raise ConfigError(
+            f"--window-h is {hours:g}, and must be {least:g} to {most:g}",
+            "Give it Prometheus' out_of_order_time_window",
+        )
+    return int(hours * 3_600_000)
 
 
 @contextmanager

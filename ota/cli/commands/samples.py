@@ -8,6 +8,7 @@ import click
 
 from edgekit.cli.render import console, grid_table, print_json
 from edgekit.contracts.telemetry import Sample
+from edgekit.errors import StoreError
 from ota.cli.options import find_named, json_option, moment, store_option
 from ota.store.read import newest_batches
 from ota.store.schema import open_store
@@ -27,12 +28,21 @@ def command() -> None:
 )
 @click.argument("device")
 def show(*, url: str, device: str, last: int, readings: tuple[str, ...], as_json: bool) -> None:
-    """Show the samples of DEVICE (NAME or TENANT/NAME) that came last, by time."""
+    """Show the samples of DEVICE (NAME or TENANT/NAME) that came last, by time.
+
+    After an outage those are the oldest of it, for devices send the newest first.
+    """
     with closing(open_store(url)) as store:
         name = find_named(store, device)
         batches = newest_batches(store, name.tenant, name.device, last)
     samples = [sample for stored in batches for sample in stored.batch().samples()]
     samples = sorted(samples, key=lambda one: (one.time_ms, one.seq))[-last:]
+    for reading in readings:
+        if not any(reading in one.values for one in samples):
+            raise StoreError(
+                f"no sample that is shown has a reading {reading!a}",
+                "Ask without --reading for those that there are",
+            )
     if as_json:
         rows = [
             {

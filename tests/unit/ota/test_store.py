@@ -15,61 +15,32 @@ from fleet_cases import (
     DEVICE,
     START_MS,
     alarm,
-    arrived,
+    alarm_item,
+    batch_item,
     batch_of,
-    batch_payload,
-    health,
+    migrated,
     sample,
     stored_samples,
 )
 from sqlalchemy import text
 
 from edgekit.contracts import seq_ranges
-from edgekit.contracts.telemetry import Alarm, Batch, Health
+from edgekit.contracts.telemetry import Batch
 from edgekit.contracts.topics import Device
-from ota.ingest.messages import read_message
 from ota.store import commit as commit_module
 from ota.store.commit import Committed, Writer
-from ota.store.database import Store, connect
-from ota.store.items import NewAlarm, NewBatch, NewHealth, Reject
-from ota.store.read import (
-    active_alarms,
-    alarms_of,
-    batches_after,
-    devices,
-    find_device,
-    last_cursor,
-)
-from ota.store.schema import migrate, open_store
+from ota.store.database import Store
+from ota.store.items import Reject
+from ota.store.read import alarms_of, batches_after, devices, find_device, last_cursor
+from ota.store.schema import open_store
 
 OTHER = Device("acme", "orin-2")
 
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    with closing(connect(store_url)) as plain:
-        migrate(plain)
-    with closing(open_store(store_url)) as opened:
+    with migrated(store_url) as opened:
         yield opened
-
-
-def batch_item(first: int, last: int, device: Device = DEVICE, boot: str = BOOT) -> NewBatch:
-    payload = batch_payload(range(first, last + 1), boot)
-    item = read_message(arrived("m/batch", payload, device))
-    assert isinstance(item, NewBatch)
-    return item
-
-
-def alarm_item(message: Alarm, device: Device = DEVICE) -> NewAlarm:
-    return NewAlarm(device=device, received_ms=START_MS, alarm=message)
-
-
-def health_item(message: Health, received_ms: int = START_MS) -> NewHealth:
-    return NewHealth(device=DEVICE, received_ms=received_ms, health=message)
-
-
-def raised(store: Store) -> list[str]:
-    return [f"{one.alarm}:{one.reading}" for one in active_alarms(store)]
 
 
 def test_a_batch_is_stored_as_it_came(store: Store) -> None:
@@ -254,68 +225,14 @@ def test_a_torn_boot_is_refused_and_kept(store: Store, monkeypatch: pytest.Monke
     assert seq_ranges.count(done.stored[DEVICE][BOOT]) == 3
 
 
-def test_an_alarm_is_stored_once_and_shares_the_numbers(store: Store) -> None:
-    """Alarms have numbers among the samples' and are acknowledged with them."""
-    writer = Writer(store)
-    done = writer.commit([batch_item(1, 4), alarm_item(alarm(5)), alarm_item(alarm(5))])
-    assert (done.alarms, done.known_alarms) == (1, 1)
-    assert done.stored == {DEVICE: {BOOT: ((1, 5),)}}
-    [found] = alarms_of(store, "acme", "orin-1")
-    assert (found.alarm, found.value, found.seq) == ("temperature", 91.5, 5)
-    assert raised(store) == ["temperature:temperature_celsius.cpu"]
-
-
-def test_replay_newest_first_does_not_raise_what_was_cleared(store: Store) -> None:
-    """The number decides, not the order of arrival."""
-    writer = Writer(store)
-    writer.commit([health_item(health(boot=BOOT))])
-    writer.commit([alarm_item(alarm(9, "cleared"))])
-    writer.commit([alarm_item(alarm(5, "raised"))])
-    assert not raised(store)
-    writer.commit([alarm_item(alarm(12, "raised"))])
-    assert len(raised(store)) == 1
-
-
-def test_a_birth_ends_alarms_that_it_does_not_list(store: Store) -> None:
-    """A device that restarted decides anew: only what its birth lists is still raised."""
-    writer = Writer(store)
-    disk = {"alarm": "disk", "reading": "disk_used_ratio./"}
-    writer.commit([health_item(health()), alarm_item(alarm(5)), alarm_item(alarm(6, **disk))])
-    assert len(raised(store)) == 2
-    later = START_MS + 100_000
-    writer.commit(
-        [health_item(health(connection=2, time_ms=later, alarms=("disk:disk_used_ratio./",)))]
-    )
-    assert raised(store) == ["disk:disk_used_ratio./"]
-
-
-def test_an_alarm_that_comes_before_its_birth_stays(store: Store) -> None:
-    """A worker may have the alarm of a new boot before another has the birth."""
-    writer = Writer(store)
-    writer.commit([health_item(health()), alarm_item(alarm(5))])
-    later = START_MS + 1_000_000
-    writer.commit([alarm_item(alarm(2, boot="later", time_ms=later + 500))])
-    assert raised(store) == ["temperature:temperature_celsius.cpu"]
-    writer.commit([health_item(health(boot="later", time_ms=later))])
-    [now] = active_alarms(store)
-    assert (now.boot, now.seq) == ("later", 2)
-
-
-def test_an_alarm_of_before_the_birth_is_history(store: Store) -> None:
-    """What a device raised before it restarted, and sends afterwards, is not raised now."""
-    writer = Writer(store)
-    writer.commit([health_item(health(time_ms=START_MS + 100_000))])
-    writer.commit([alarm_item(alarm(5))])
-    assert not raised(store)
-    assert len(alarms_of(store, "acme", "orin-1")) == 1
-
-
 def test_devices_are_listed_with_last_seen(store: Store) -> None:
     """Any message but a birth makes no state; it does say when a device was last heard of."""
     writer = Writer(store)
     writer.commit([replace(batch_item(1, 2), received_ms=1000)])
     writer.commit([replace(batch_item(3, 4), received_ms=5000)])
     writer.commit([replace(batch_item(1, 2, OTHER), received_ms=3000)])
+    # Of another worker, which waited for the store with it.
+    writer.commit([replace(batch_item(5, 6), received_ms=4000)])
     found = [(one.device, one.first_seen_ms, one.last_seen_ms, one.state) for one in devices(store)]
     assert found == [("orin-1", 1000, 5000, None), ("orin-2", 3000, 3000, None)]
     assert devices(store, "nobody") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -138,12 +139,20 @@ def test_other_versions_are_refused(store_url: str) -> None:
         ("nonsense", "cannot be read"),
         ("sqlite://", "needs a file"),
         ("mysql://host/x", "cannot be in 'mysql'"),
+        ("postgresql://host:port/x", "cannot be read"),
+        ("sqlite:////tmp/store.db?timeout=long", "has no options"),
     ],
 )
 def test_urls_of_no_store_are_refused(url: str, said: str) -> None:
     """The error shows what a URL looks like."""
     with pytest.raises(ConfigError, match=f"{said}.*sqlite:////var"):
         connect(url)
+
+
+def test_another_driver_of_a_database_is_not_looked_for(tmp_path: Path) -> None:
+    """Other programs' URLs name theirs; the database is what counts."""
+    with closing(connect(f"sqlite+aiosqlite:///{tmp_path}/store.db")) as store:
+        assert migrate(store) == (None, newest())
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
@@ -186,10 +195,37 @@ def test_an_alarm_that_is_raised_is_not_pruned(store: Store) -> None:
     assert len(alarms_of(store, "acme", "orin-1")) == 1
 
 
+def test_a_boot_that_goes_on_while_it_is_pruned_stays_whole(store: Store) -> None:
+    """Its numbers and its alarms both stay if a worker has a message of it at that moment."""
+    Writer(store).commit([NewAlarm(device=DEVICE, received_ms=1, alarm=alarm(1))])
+    deleted: list[dict[str, int]] = []
+    pruning = threading.Thread(
+        target=lambda: deleted.append(prune(store, Retention(), 500 * DAY_MS))
+    )
+    with store.writing() as worker:
+        worker.execute(text("UPDATE devices SET last_received_ms = last_received_ms"))
+        worker.execute(text("UPDATE boots SET last_received_ms = :now"), {"now": 500 * DAY_MS})
+        pruning.start()
+        pruning.join(0.5)
+    pruning.join()
+    assert [tables["boots"] for tables in deleted] == [0]
+    with store.reading() as connection:
+        kept = "SELECT (SELECT count(*) FROM boots), (SELECT count(*) FROM alarm_states)"
+        assert tuple(connection.execute(text(kept)).one()) == (1, 1)
+
+
 def test_boots_are_kept_longer_than_devices_keep_rows() -> None:
     """Forgetting numbers that a device may still send would store rows twice."""
     with pytest.raises(ConfigError, match="boots for 30"):
         Retention(boots=20)
+
+
+@pytest.mark.parametrize("days", [float("nan"), float("inf"), 1e30, -1])
+@pytest.mark.parametrize("table", ["batches", "alarms", "rejects", "boots"])
+def test_days_that_are_no_age_are_refused(table: str, days: float) -> None:
+    """Options are numbers that a shell's arithmetic made, or did not."""
+    with pytest.raises(ConfigError, match="0 to 36500 days"):
+        Retention(**{table: days})
 
 
 def test_a_backup_of_a_store_in_use_comes_back(store: Store, tmp_path: Path) -> None:
@@ -212,6 +248,17 @@ def test_a_backup_of_a_store_in_use_comes_back(store: Store, tmp_path: Path) -> 
     assert oct(saved.stat().st_mode)[-3:] == "600"
 
 
+def test_no_cursor_skips_what_comes_after_a_restore(store: Store, tmp_path: Path) -> None:
+    """Neither of a backup without a batch, nor of one that is restored for a second time."""
+    back_up(store, tmp_path / "saved")
+    for first in (1, 11, 21):
+        Writer(store).commit([batch(first, first + 9, 1), batch(first + 100, first + 109, 1)])
+        cursor = last_cursor(store)
+        restore(store, tmp_path / "saved", replace=True)
+        Writer(store).commit([batch(1, 5, 2)])
+        assert len(batches_after(store, cursor, 10)) == 1
+
+
 def test_a_backup_makes_a_new_store(store: Store, tmp_path: Path, postgres: Postgres) -> None:
     """On another machine it is restored into an empty database."""
     Writer(store).commit([batch(1, 30, 1)])
@@ -221,6 +268,19 @@ def test_a_backup_makes_a_new_store(store: Store, tmp_path: Path, postgres: Post
         restore(empty, tmp_path / "saved")
     with closing(open_store(url)) as opened:
         assert len(stored_samples(opened)) == 30
+
+
+@pytest.mark.parametrize("name", ["a b", "100%.db", "a%20b", "what?mode=rw", "#1"])
+def test_files_may_have_any_name(name: str, tmp_path: Path) -> None:
+    """Marks that mean something in a URL do not; a backup is one file, before and after its use."""
+    saved = tmp_path / name
+    with closing(connect(f"sqlite:///{tmp_path}/store")) as store:
+        migrate(store)
+        Writer(store).commit([batch(1, 30, 1)])
+        back_up(store, saved)
+        restore(store, saved, replace=True)
+        assert len(stored_samples(store)) == 30
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "store"])
 
 
 def test_a_backup_replaces_nothing_unasked(store: Store, tmp_path: Path) -> None:
@@ -260,3 +320,26 @@ def test_postgres_programs_that_are_missing_are_named(
         migrate(store)
         with pytest.raises(StoreError, match=r"pg_dump is not in the PATH\. Install"):
             back_up(store, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("program", ["pg_dump", "pg_restore"])
+def test_a_password_is_on_no_command_line(
+    program: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everyone on a machine may read programs' arguments; their owner alone the environment."""
+    told = tmp_path / "told"
+    fake = tmp_path / program
+    fake.write_text(f'#!/bin/sh\necho "$@ env=$PGPASSWORD" >> {told}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    url = postgres.database().replace("@", ":hush@")
+    (tmp_path / "file").write_text("a backup")
+    with closing(connect(url)) as store:
+        migrate(store)
+        if program == "pg_dump":
+            back_up(store, tmp_path / "saved")
+        else:
+            restore(store, tmp_path / "file", replace=True)
+    arguments, _, environment = told.read_text().partition(" env=")
+    assert "hush" not in arguments
+    assert environment == "hush\n"

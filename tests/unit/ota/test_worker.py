@@ -17,8 +17,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from sqlalchemy import text
 
-from edgekit.contracts.seq_ranges import Ranges, count, union
+from edgekit.contracts.seq_ranges import MAX_SEQ, Ranges, count, union
 from edgekit.contracts.telemetry import StoreAcknowledgement
+from ota.ingest import link as link_module
 from ota.ingest import worker as worker_module
 from ota.ingest.inbox import Inbox
 from ota.ingest.link import Link
@@ -26,6 +27,7 @@ from ota.ingest.messages import Arrived, read_message
 from ota.ingest.metrics import Metrics
 from ota.ingest.settings import Settings
 from ota.ingest.worker import Worker
+from ota.store import commit as commit_module
 from ota.store.commit import Committed
 from ota.store.database import Store, connect
 from ota.store.schema import migrate
@@ -92,10 +94,26 @@ def test_one_message_that_the_database_refuses_stops_no_other(
     assert {boot for _, boot, _ in stored_samples(store)} == {BOOT}
     assert len(stored_samples(store)) == 6
     with store.reading() as connection:
-        [(reason, error)] = connection.execute(text("SELECT reason, error FROM rejects")).all()
-    assert reason == "store"
+        query = text("SELECT topic, reason, error FROM rejects")
+        [(topic, reason, error)] = connection.execute(query).all()
+    assert (topic, reason) == (f"ek/{DEVICE.path}/m/batch", "store")
     assert "never" in error
     assert metrics.registry.get_sample_value("edgekit_ingest_rejects_total", {"reason": "store"})
+
+
+def test_of_what_the_store_refuses_a_part_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device whose numbers are torn pushes nobody's rejects out of the table; all are counted."""
+    monkeypatch.setattr(commit_module, "MAX_RANGES", 1)
+    metrics = Metrics()
+    Worker(SETTINGS, store, metrics)._take([batch(seq, seq) for seq in range(1, 60, 2)])
+    with store.reading() as connection:
+        assert connection.execute(text("SELECT count(*) FROM rejects")).scalar_one() == 10
+    counted = metrics.registry.get_sample_value(
+        "edgekit_ingest_rejects_total", {"reason": "ranges"}
+    )
+    assert counted == 29
 
 
 def test_a_fault_in_reading_is_one_messages_alone(
@@ -148,9 +166,26 @@ def test_acknowledgements_are_of_one_connection(monkeypatch: pytest.MonkeyPatch)
     assert acknowledged == [1, 2]
 
 
-def test_large_acknowledgements_are_split() -> None:
-    """A device reads no message over 64 KiB; many ranges come in several."""
-    ranges: Ranges = tuple((seq, seq) for seq in range(10**9, 10**9 + 20_000, 2))
+def test_refused_acknowledgements_are_told_once_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody would know otherwise why devices send everything again."""
+    logged: list[str] = []
+    monkeypatch.setattr(link_module, "log", lambda _, event, **__: logged.append(event))
+    link = Link(SETTINGS, Inbox(), Metrics(), lambda: None)
+    yes = ReasonCode(PacketTypes.CONNACK, "Success")
+    no = ReasonCode(PacketTypes.PUBACK, "Not authorized")
+    for _ in range(2):
+        link._on_connect(link._client, None, ConnectFlags(True), yes, None)
+        link._on_publish(link._client, None, 1, no, None)
+        link._on_publish(link._client, None, 2, no, None)
+    assert sum("refuses acknowledgements" in event for event in logged) == 2
+
+
+@pytest.mark.parametrize("first", [10**9, MAX_SEQ - 20_000])
+def test_large_acknowledgements_are_split(first: int) -> None:
+    """A device reads no message over 64 KiB; many ranges, of whatever size, come in several."""
+    ranges: Ranges = tuple((seq, seq) for seq in range(first, first + 20_000, 2))
     done = Committed(stored={DEVICE: {BOOT: ranges, "other": ((1, 2),)}})
     messages = list(worker_module._acknowledgements(done))
     assert {topic for topic, _ in messages} == {f"ek/{DEVICE.path}/ack/store"}
