@@ -112,7 +112,7 @@ class Assembly:
 
         Raises:
             RingError: The ring cannot be opened.
-            StorageError: The file of the day's bytes cannot.
+            StorageError: At the end, the file of the day's bytes cannot be written.
         """
         config, clock = self.config, self.clock
         tuning = config.tuning if self.tuning is None else self.tuning()
