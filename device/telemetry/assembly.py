@@ -127,7 +127,8 @@ class Assembly:
                 config.identity, lambda: ring.boot, clock, lambda: alarms.raised, self._facts
             )
             session = self._session(healths, links)
-            closing.callback(session.close)
+            # A fault of ours is a loss: after a goodbye nobody would be told that it is down.
+            closing.push(lambda kind, *_: session.close(is_lost=kind is not None))
             probe = self._probe(closing, tuning)
 
             def own() -> Values:
