@@ -156,6 +156,7 @@ def configuration(broker: Broker, folder: Path, **changes: Any) -> TelemetryConf
         "ring": folder / "telemetry/ring.db",
         "sample_s": 5.0,
         "batch_s": 20.0,
+        "daily_bytes": 100_000_000,  # enough for this pace even where the UTC day has just begun
     }
     return TelemetryConfig(**{**told, **changes})
 
