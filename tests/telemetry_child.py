@@ -35,6 +35,7 @@ def main() -> None:
         ring=ring,
         sample_s=5.0,
         batch_s=10.0,
+        daily_bytes=100_000_000,
     )
     with telemetry(config, RunningClock(40.0)):
         time.sleep(600)

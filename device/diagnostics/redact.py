@@ -39,8 +39,9 @@ _PRIVATE: Final = re.compile(
     r"prompt(?!_tokens)|\bmessages?[\"']\s*[:=]|\bcontent[\"']?\s*[:=]|completion(?!_tokens)"
     r"|\b(?:input|output|answer|question|choices|delta|reasoning|text|tool_calls)[\"']?\s*[:=]"
     r"|authorization|bearer|\bbasic\s|cookie|passw|passphrase|secret|credential"
+    r"|\b(?:psk|pwd|pass)[\"']?\s*[:=]"
     r"|(?:api|access|auth|private|session|signing)[ _-]?(?:key|token)|\btoken\b"
-    r"|-----begin|\bsk-",
+    r"|-----begin|\bsk-|\bhf_|\bakia",
     re.IGNORECASE,
 )
 """After one of these the rest of the line goes: what is asked and answered, keys."""
@@ -49,7 +50,8 @@ _PATTERNS: Final[Mapping[str, re.Pattern[str]]] = {
         r"\d{1,3}(?:\.\d{1,3}){3}"
         r"|[0-9a-f:.%]*::[0-9a-f:.%]*"
         r"|[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}"
-        r"|[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5,}",
+        r"|[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5,}"
+        r"|\b[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}\b",
         re.IGNORECASE,
     ),
     "link": re.compile(r"(?<=://)[^\s/@]*@|(?<=\S)\?\S+"),
@@ -58,6 +60,7 @@ _PATTERNS: Final[Mapping[str, re.Pattern[str]]] = {
         r"(?:\+|\b00)\d[\d ()/-]{5,}\d"
         r"|\d{2}[ -]\d{6}[ -]\d{6}[ -]\d"
         r"|\d{4}(?:[ -]\d{4}){2,}"
+        r"|\d{2,4}(?:[ -]\d{3,4}){3,}"
         r"|\d{9,}"
     ),
     "token": re.compile(r"[A-Za-z0-9+/_=-]{32,}|[0-9a-f]{16,}", re.IGNORECASE),

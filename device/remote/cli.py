@@ -57,14 +57,32 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show(config: AgentConfig, options: argparse.Namespace) -> None:
     del options
-    from device.remote.assembly import local_of, told_of  # noqa: PLC0415 - packages of extras
-    from device.remote.effective import describe  # noqa: PLC0415
+    from device.remote.assembly import local_of  # noqa: PLC0415 - packages of extras
 
+    told: Mapping[str, Any]
     if config.fleet is None:
-        told: Mapping[str, Any] = {"effective": describe(merge(local_of(config), []))}
+        told = {"effective": _holding(config, merge(local_of(config), []))}
     else:
-        told = {"device": config.fleet.identity.path, **told_of(_remote(config))}
+        remote = _remote(config)
+        told = {
+            "device": config.fleet.identity.path,
+            "effective": _holding(config, remote.effective),
+            "documents": remote.describe(),
+            "told": remote.details(),
+        }
     print(json.dumps(told, indent=2))  # noqa: T201 - a command line
+
+
+def _holding(config: AgentConfig, effective: Effective) -> Mapping[str, Any]:
+    """Return what holds, the owner's words where no document has others."""
+    from device.remote.assembly import tuning_of  # noqa: PLC0415
+    from device.remote.effective import TELEMETRY, describe  # noqa: PLC0415
+
+    told = describe(effective)
+    if config.telemetry is None:
+        return told
+    tuning = tuning_of(effective, config.telemetry.tuning)
+    return {**told, **{name: getattr(tuning, name) for name in TELEMETRY}}
 
 
 def _forget(config: AgentConfig, options: argparse.Namespace) -> None:

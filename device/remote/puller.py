@@ -108,12 +108,18 @@ class Puller:
 
     async def _do(self, command: Command) -> None:
         handler = self._handlers.get(command.command)
+        if handler is None:
+            said = f"{command.command} is nothing this device does"
+            self._remote.refuse(RefusedError("unsupported", said))
+            return
         try:
-            if handler is None:
-                raise RefusedError("unsupported", f"{command.command} is nothing this device does")
             await handler(command)
         except EdgekitError as error:
             self._remote.refuse(_as_refused(error, "failed"))
+        except Exception as error:  # noqa: BLE001 - ours; the commands after it come only once
+            _LOG.exception("command %s (%s)", command.id, command.command)
+            said = f"{command.command} met a {type(error).__name__}"  # its text may quote anything
+            self._remote.refuse(RefusedError("failed", said))
         else:
             _LOG.info("command %s (%s) is done", command.id, command.command)
 

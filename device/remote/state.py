@@ -2,7 +2,7 @@
 
 One JSON file, replaced as a whole and flushed (``edgekit.bundle.storage.write_atomic``), and the
 one before it. A file that cannot be read is put aside under the name ``*.broken`` and the one
-before counts; with neither, it is not known what was forbidden.
+before counts; with neither, it is not known what was forbidden, until a file is written again.
 """
 
 from __future__ import annotations
@@ -127,13 +127,20 @@ class StateFile:
 
 
 def _state_of(path: Path) -> State | Literal["missing", "broken"]:
-    """Return what a file says; one that says nothing is put aside."""
+    """Return what a file says; one that says nothing is put aside.
+
+    One that was put aside by a start before, and that none has replaced, is as broken as it was:
+    otherwise the second start would take the device for a new one.
+    """
+    aside = path.with_name(f"{path.name}.broken")
     try:
         data = _read(path)
-        return "missing" if data is None else State.from_bytes(data, str(path))
+        if data is None:
+            return "broken" if aside.exists() else "missing"
+        return State.from_bytes(data, str(path))
     except (BundleError, MessageError) as error:
         _LOG.exception("%s", error.message)
-        path.replace(path.with_name(f"{path.name}.broken"))
+        path.replace(aside)
         return "broken"
 
 

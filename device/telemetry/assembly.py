@@ -112,7 +112,7 @@ class Assembly:
 
         Raises:
             RingError: The ring cannot be opened.
-            StorageError: The file of the day's bytes cannot.
+            StorageError: At the end, the file of the day's bytes cannot be written.
         """
         config, clock = self.config, self.clock
         tuning = config.tuning if self.tuning is None else self.tuning()
@@ -127,7 +127,8 @@ class Assembly:
                 config.identity, lambda: ring.boot, clock, lambda: alarms.raised, self._facts
             )
             session = self._session(healths, links)
-            closing.callback(session.close)
+            # A fault of ours is a loss: after a goodbye nobody would be told that it is down.
+            closing.push(lambda kind, *_: session.close(is_lost=kind is not None))
             probe = self._probe(closing, tuning)
 
             def own() -> Values:

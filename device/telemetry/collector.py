@@ -35,6 +35,9 @@ class Collector:
         ring: Where all goes.
         clock: The ring's.
         sample_s: Time between two samples; may be changed at any time.
+
+    Attributes:
+        values: The last readings, whether the ring could keep them or not.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Collector:
         self._ring = ring
         self._clock = clock
         self.sample_s = sample_s
+        self.values: Values = {}
         self._window = LossWindow()
         # 0 is told, too: the first failure of a counter that begins above it would be no increase.
         self._errors = Counter({sensor.name: 0 for sensor in sensors})
@@ -71,7 +75,7 @@ class Collector:
                 next call.
         """
         now_s = self._clock.monotonic_ms() / 1000
-        values = self._read(now_s)
+        self.values = values = self._read(now_s)
         decisions = self._alarms.step(values, now_s)
         for decision in decisions:
             logger.warning("alarm %s %s: %s", decision.alarm, decision.state, decision.reading)

@@ -162,8 +162,15 @@ class Station:
         return True
 
     def _tick(self) -> None:
+        collector = self._parts.collector
+        try:
+            collector.tick(may_sample=self._may_sample)
+        finally:  # a ring that fails hides neither the readings nor what the link has cost
+            self._take_readings(collector.values)
+
+    def _take_readings(self, values: Values) -> None:
+        """Go on as the readings of now say."""
         parts = self._parts
-        values, _ = parts.collector.tick(may_sample=self._may_sample)
         self.readings = values
         self._measure(values)
         self._plan = self._make_plan()

@@ -50,6 +50,7 @@ device = "orin-1"
 ring = "{folder}/telemetry/ring.db"
 sample_s = 10
 batch_s = 20
+daily_bytes = 100000000
 
 [fleet]
 url = "https://localhost:{service}"

@@ -23,6 +23,7 @@ device = "orin-1"
 ring = "{folder}/telemetry/ring.db"
 sample_s = 5
 batch_s = 10
+daily_bytes = 100000000
 """
 
 

@@ -23,6 +23,7 @@ from device.telemetry.mqtt.reasons import CONFIG, KINDS, LINK
 from device.telemetry.mqtt.session import Session
 from device.telemetry.mqtt.tls import TlsContexts, TlsFiles
 from device.telemetry.sensors.tcp_info import Links
+from device.telemetry.tuning import Tuning
 from edgekit.contracts.telemetry import CommandNotice, Health
 
 HEALTH = f"ek/{ORIN.path}/status/health"
@@ -110,6 +111,23 @@ def test_a_goodbye_is_told_at_once(broker: Broker, store: Store, tmp_path: Path)
     birth, goodbye = store.healths
     assert (goodbye.state, goodbye.details["reason"]) == ("down", "stopped")
     assert goodbye.connection == birth.connection
+
+
+def test_a_fault_of_ours_is_told_as_a_loss(broker: Broker, store: Store, tmp_path: Path) -> None:
+    """Telemetry that fails and begins again later has not been up meanwhile."""
+    config = configuration(broker, tmp_path, will_delay_s=0)
+
+    def tuning() -> Tuning:
+        if store.healths:
+            raise RuntimeError("a bug")
+        return config.tuning
+
+    with telemetry(config, FastClock(), tuning=tuning):
+        store.wait_until(lambda: len(store.healths) == 2, "the will")
+    assert [(told.state, told.details.get("reason")) for told in store.healths] == [
+        ("up", None),
+        ("down", "lost"),
+    ]
 
 
 def test_a_will_follows_a_cut_that_lasts(broker: Broker, closing: list[Session]) -> None:

@@ -6,11 +6,15 @@ sent again among it) and the headers of its segments.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from device.ledger import DAY_S, Ledger, read_ledger, write_ledger
 from device.telemetry.clock import Clock
+from edgekit.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 OPTION = "ring of [telemetry]"
 AHEAD_BYTES = 64 << 10
@@ -33,6 +37,9 @@ def wire_bytes(sent: int, received: int, segments: int) -> int:
 class DayBytes:
     """A day's bytes in a file.
 
+    A file that cannot be read, or is none of a budget, counts as a day that is spent: samples wait
+    in the ring until midnight, alarms are sent. It keeps nobody from beginning.
+
     Args:
         path: The file.
         limit: Bytes in a day.
@@ -40,9 +47,6 @@ class DayBytes:
 
     Attributes:
         limit: As given.
-
-    Raises:
-        StorageError: The file cannot be read or written, or is none of a budget.
     """
 
     def __init__(self, path: Path, limit: int, clock: Clock) -> None:
@@ -50,10 +54,12 @@ class DayBytes:
         self._path, self._clock = path, clock
         self._ticked_ms = clock.monotonic_ms()
         self._seen = 0
-        today = int(clock.time_ms() / 1000 // DAY_S)
-        self._ledger = read_ledger(path, OPTION) or Ledger(today, 0)
+        self._ledger = self._begun()
         self._written = self._ledger
-        write_ledger(path, self._ledger, OPTION)
+        try:
+            write_ledger(path, self._ledger, OPTION)
+        except StorageError as error:  # the next count tries again
+            logger.error("counting bytes in memory alone: %s", error)  # noqa: TRY400 - no fault
 
     @property
     def used(self) -> int:
@@ -101,6 +107,15 @@ class DayBytes:
             StorageError: The file cannot be written.
         """
         write_ledger(self._path, self._now(), OPTION)
+
+    def _begun(self) -> Ledger:
+        """Return what the file says; the whole day as used if it cannot be told."""
+        today = int(self._clock.time_ms() / 1000 // DAY_S)
+        try:
+            return read_ledger(self._path, OPTION) or Ledger(today, 0)
+        except StorageError as error:
+            logger.error("the day's bytes count as used: %s", error.message)  # noqa: TRY400 - told
+            return Ledger(today, self.limit)
 
     def _now(self) -> Ledger:
         ticked_ms = self._clock.monotonic_ms()

@@ -30,7 +30,7 @@ from edgekit.contracts import seq_ranges
 from edgekit.contracts.seq_ranges import Ranges
 from edgekit.contracts.telemetry import StoreAcknowledgement
 from edgekit.contracts.topics import Device, Topic
-from edgekit.errors import MessageError
+from edgekit.errors import MessageError, RingError
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ PUBACK_S = 30.0
 ANSWER_S = 120.0
 """After this the store counts as silent; its time to answer at first."""
 MAX_ANSWER_S = 3600.0
-"""Longest time to answer of a store that stays silent; it grows with the silence."""
+"""Longest time to answer of a store that stays silent; it grows with the silence. As long rests
+what the store has and a failing disk did not let go."""
 LIVE_EXPIRY_S = 60
 """A sample that was to be seen live; the store gets it in a batch if it missed it."""
 EXCHANGE_BYTES = 700
@@ -172,12 +173,24 @@ class Publisher:
 
         Raises:
             MessageError: It is none.
-            RingError: The disk fails; what was acknowledged is sent again.
+            RingError: The disk fails; what was acknowledged is sent again, an hour later.
         """
         acknowledgement = StoreAcknowledgement.from_bytes(payload)
         self._silent_since_s = None
         for boot, seq in acknowledgement.stored.items():
+            self._let_go(boot, seq)
+
+    def _let_go(self, boot: str, seq: Ranges) -> None:
+        """Have the ring forget what the store has.
+
+        Raises:
+            RingError: The disk fails.
+        """
+        try:
             self.counts["stored"] += self._ring.acknowledge(boot, seq)
+        except RingError:  # what stays there must not cost the day's bytes over and over
+            self._ring.published(boot, seq, int(MAX_ANSWER_S * 1000))
+            raise
 
     def step(self, now_s: float, plan: Plan) -> None:
         """Send what is due.

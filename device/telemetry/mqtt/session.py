@@ -142,11 +142,18 @@ class Session:
         if self._connection is not None:
             self._connection.cut(why)
 
-    def close(self) -> None:
-        """Say goodbye and wait shortly for it; nothing else may be called after this."""
+    def close(self, *, is_lost: bool = False) -> None:
+        """End it and wait shortly for that; nothing else may be called after this.
+
+        Args:
+            is_lost: Without a goodbye, so that the broker publishes the will.
+        """
         if self._connection is None:
             return
-        self._connection.disconnect()
+        if is_lost:
+            self._connection.cut("the telemetry failed")
+        else:
+            self._connection.disconnect()
         if not self._connection.join(_CLOSE_S):
             self._connection.cut("the agent ends")
             self._connection.join(_CLOSE_S)

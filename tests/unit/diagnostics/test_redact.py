@@ -119,6 +119,24 @@ def test_a_number_in_disguise_is_a_number(hidden: str) -> None:
     assert IMSI[3:9] not in told
 
 
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("wpa: psk=hunter2 is wrong", "hunter2"),
+        ("pppd: pwd: hunter2", "hunter2"),
+        ("PASS=hunter2", "hunter2"),
+        ("port Gi0/1 sees 0a1b.2c3d.4e5f", "2c3d"),
+        ("who: 262 011 234 567 890", "234"),
+        ("who: 262-011-234-567-890", "234"),
+        ("got hf_abcdefghijABCDEFGHIJ", "abcdefghij"),
+        ("got AKIAIOSFODNN7EXAMPLE", "IOSFODNN"),
+    ],
+)
+def test_what_is_written_otherwise_goes_too(line: str, secret: str) -> None:
+    """Passphrases by their short names, dotted MAC addresses, numbers in threes, short tokens."""
+    assert secret not in left_of(line)
+
+
 def test_a_long_line_takes_no_long_time() -> None:
     """No line makes a pattern try for ever."""
     begun_s = time.monotonic()

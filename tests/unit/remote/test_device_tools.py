@@ -78,6 +78,30 @@ def test_what_holds_is_shown_and_can_be_forgotten(
     assert told["documents"] == []
 
 
+def test_what_the_owner_has_set_is_shown_where_no_document_says_other(
+    agent_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How often and how much is told whoever said it; nothing that only a running agent knows."""
+    with agent_file.open("a") as file:
+        file.write(
+            """
+[telemetry]
+broker = "b"
+ca = "/a"
+certificate = "/c"
+key = "/k"
+tenant = "acme"
+device = "orin-1"
+batch_s = 900
+"""
+        )
+    assert main(["config", "show", "--config", str(agent_file)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["effective"]["sample_s"], told["effective"]["batch_s"]) == (30, 900)
+    assert told["effective"]["daily_bytes"] == 4_000_000
+    assert "outcomes" not in told
+
+
 def test_without_the_table_the_file_alone_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -175,12 +175,13 @@ def test_commands_are_done_in_order(service: Service, device: Device1) -> None:
     assert live == [420.0]
 
 
-def test_a_command_that_fails_leaves_the_next_to_be_done(device: Device1) -> None:
-    """A full disk while a bundle is packed is counted, and told."""
+@pytest.mark.parametrize("error", [StorageError("no space left"), RuntimeError("a bug")])
+def test_a_command_that_fails_leaves_the_next_to_be_done(device: Device1, error: Exception) -> None:
+    """A full disk while a bundle is packed is counted, and told; a fault of ours no less."""
     done = []
 
     async def fail(_: Command) -> None:
-        raise StorageError("no space left")
+        raise error
 
     async def work(one: Command) -> None:
         done.append(one.counter)

@@ -104,6 +104,20 @@ def test_nothing_leaves_while_it_is_unknown_what_was_forbidden(device: Device1) 
     assert closed.effective.leaks == device.start().effective.leaks == device.local.leaks
 
 
+def test_what_was_lost_stays_lost_over_restarts(device: Device1) -> None:
+    """A device closed by broken files is not opened by being started again, but by its owner."""
+    remote = device.start()
+    for counter in (1, 2):
+        remote.take(answer(signed(configuration({"routing": {"cloud": False}}, counter))))
+    for path in device.path.parent.iterdir():
+        path.write_bytes(b"\0" * 40)
+    for _ in range(3):
+        closed = device.start()
+        assert closed.effective.leaks == closed_here(device)
+    closed.forget()
+    assert closed.effective.leaks == device.start().effective.leaks == device.local.leaks
+
+
 def test_a_document_that_cannot_be_proven_any_more_closes(device: Device1) -> None:
     """Once its key is not trusted, what it forbade stays forbidden, and all else that leaks too."""
     tight = configuration({**HOT, "routing": {"local_only": True}})

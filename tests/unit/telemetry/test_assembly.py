@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from telemetry_fakes import FakeClock
 
 from device.telemetry.assembly import Assembly
@@ -15,6 +16,7 @@ from device.telemetry.config import TelemetryConfig
 from device.telemetry.mqtt.session import Session
 from device.telemetry.ring import ALARM, SAMPLE, Ring
 from edgekit.contracts.series import Values
+from edgekit.errors import RingError
 
 
 class FullMemory:
@@ -54,11 +56,10 @@ class Device:
         self.assembly = Assembly(
             config=config,
             clock=self.clock,
-            machine=[FullMemory()],
             is_encrypted=False,
             make_ring=self._make_ring,
             make_session=self._make_session,
-            **options,
+            **{"machine": [FullMemory()], **options},
         )
 
     def _make_ring(self, *arguments: Any) -> Ring:
@@ -106,3 +107,34 @@ def test_a_session_wakes_whoever_polls(tmp_path: Path) -> None:
         station.poll()
         assert device.session.counts["link"] == 1
         assert device.session.due_s > device.clock.monotonic_ms() / 1000 - 1e-9
+
+
+def test_bytes_are_counted_while_the_ring_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an alarm that waits to be kept, too, the budget holds and readings are those of now."""
+
+    def read_only(*_: object) -> list[int]:
+        raise RingError("attempt to write a readonly database")
+
+    class Busy:
+        """A link that has carried more at every look."""
+
+        name = "busy"
+        looks = 0
+
+        def read(self, now_s: float) -> Values:
+            del now_s
+            self.looks += 1
+            return {"link_sent_bytes_total.mqtt": 1000 * self.looks}
+
+    device = Device(tmp_path, machine=[FullMemory(), busy := Busy()])
+    with device.assembly.station() as station:
+        station.poll()
+        monkeypatch.setattr(device.ring, "put", read_only)
+        for _ in range(9):
+            device.clock.pass_ms(5000)
+            station.poll()
+        assert busy.looks == 10
+        assert station.readings["link_sent_bytes_total.mqtt"] == 10_000
+        assert station.values()["mqtt_day_bytes"] == 10_000

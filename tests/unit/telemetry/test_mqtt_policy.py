@@ -168,3 +168,30 @@ def test_a_disk_that_is_full_is_told_and_bytes_are_counted_all_the_same(
     with pytest.raises(StorageError, match="no space"):
         day.count(700)
     assert day.left == 300
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"day":1}'])
+def test_a_broken_file_spends_the_day_and_silences_nobody(tmp_path: Path, content: bytes) -> None:
+    """What a power cut broke neither gives a second budget nor ends the telemetry for good."""
+    clock, path = FakeClock(), tmp_path / "day.json"
+    path.write_bytes(content)
+    day = DayBytes(path, 1000, clock)
+    assert (day.used, day.left) == (1000, 0)
+    assert DayBytes(path, 1000, clock).left == 0
+    clock.pass_ms(DAY_S * 1000)
+    assert day.left == 1000
+
+
+def test_a_disk_that_is_full_at_the_start_keeps_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was used goes on to count where the file can be read and not written."""
+
+    def full(*_: object) -> None:
+        raise StorageError("no space")
+
+    path = tmp_path / "day.json"
+    DayBytes(path, 1000, FakeClock()).count(300)
+    used = DayBytes(path, 1000, FakeClock()).used
+    monkeypatch.setattr("device.telemetry.mqtt.day_bytes.write_ledger", full)
+    assert DayBytes(path, 1000, FakeClock()).used == used >= 300

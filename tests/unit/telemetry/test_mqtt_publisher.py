@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from telemetry_fakes import FakeClock
@@ -23,7 +24,7 @@ from edgekit.batch_encoding import decompress
 from edgekit.contracts.seq_ranges import ranges_of
 from edgekit.contracts.telemetry import Alarm, Batch, Sample, StoreAcknowledgement
 from edgekit.contracts.topics import Device
-from edgekit.errors import MessageError
+from edgekit.errors import MessageError, RingError
 
 ORIN = Device("acme", "orin-1")
 PLAN = Plan(10.0, 600.0, 1e6, live=True)
@@ -379,3 +380,20 @@ def test_a_day_of_samples_keeps_to_its_bytes(bench: Bench, limit: int) -> None:
     else:
         assert 500 < sampled < 8639
         assert budget.used > 0.8 * limit
+
+
+def test_what_a_failing_disk_keeps_rests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the store has, and the ring cannot let go, is sent hourly, not every two minutes."""
+    read_only = Mock(side_effect=RingError("attempt to write a readonly database"))
+    monkeypatch.setattr(bench.ring, "acknowledge", read_only)
+    bench.put(5)
+    bench.put(1, ALARM)
+    bench.step()
+    bench.puback()
+    with pytest.raises(RingError):
+        bench.store(*range(1, 7))
+    for _ in range(110):
+        bench.step(passed_s=32)
+    assert len(bench.outlet.sent) == 2
+    bench.step(passed_s=700)
+    assert bench.outlet.batches() == [[1, 2, 3, 4, 5]] * 2
