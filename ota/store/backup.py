@@ -177,9 +177,11 @@ def _run(store: Store, program: str, options: list[str]) -> None:
     if found is None:
         raise StoreError(f"{program} is not in the PATH", "Install PostgreSQL's client programs")
     url = store.url.set(drivername="postgresql")
-    password = {} if url.password is None else {"PGPASSWORD": str(url.password)}
+    said = url.query.get("password") if url.password is None else url.password
+    password = {} if said is None else {"PGPASSWORD": str(said)}
     # Not URL.set(), which takes a password of None for "as it was".
-    plain = url._replace(password=None).render_as_string(hide_password=False)
+    bare = url._replace(password=None).difference_update_query(["password"])
+    plain = bare.render_as_string(hide_password=False)
     result = subprocess.run(
         [found, f"--dbname={plain}", "--no-password", *options],
         env={**os.environ, **password},
@@ -188,5 +190,5 @@ def _run(store: Store, program: str, options: list[str]) -> None:
         check=False,
     )
     if result.returncode:
-        said = first_line(StoreError(result.stderr))
-        raise StoreError(f"{program} failed: {said}", "Use programs of the server's version")
+        why = first_line(StoreError(result.stderr))
+        raise StoreError(f"{program} failed: {why}", "Use programs of the server's version")

@@ -322,9 +322,10 @@ def test_postgres_programs_that_are_missing_are_named(
             back_up(store, tmp_path / "saved")
 
 
+@pytest.mark.parametrize("form", ["{0}:hush@{1}", "{0}@{1}?password=hush"])
 @pytest.mark.parametrize("program", ["pg_dump", "pg_restore"])
 def test_a_password_is_on_no_command_line(
-    program: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: str, form: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everyone on a machine may read programs' arguments; their owner alone the environment."""
     told = tmp_path / "told"
@@ -332,7 +333,7 @@ def test_a_password_is_on_no_command_line(
     fake.write_text(f'#!/bin/sh\necho "$@ env=$PGPASSWORD" >> {told}\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    url = postgres.database().replace("@", ":hush@")
+    url = form.format(*postgres.database().split("@"))
     (tmp_path / "file").write_text("a backup")
     with closing(connect(url)) as store:
         migrate(store)
