@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 
@@ -57,15 +58,26 @@ class Cloud:
             "user-agent": f"edgekit/{__version__}",
             **({} if key is None else {"authorization": f"Bearer {key}"}),
         }
-        connect_s, read_s = config.connect_timeout_s, config.read_timeout_s
-        self._client = httpx.AsyncClient(
-            transport=CountedTransport(config.tls(), config.connections, budget, counter),
-            timeout=httpx.Timeout(read_s, connect=connect_s, pool=connect_s),
-            # One client's cookies would come with the next one's request.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            follow_redirects=False,
-            trust_env=False,
-        )
+        connect_s, tls = config.connect_timeout_s, config.tls()
+        self._wait_s = connect_s
+
+        def make() -> httpx.AsyncClient:
+            return httpx.AsyncClient(
+                transport=CountedTransport(tls, 1, budget, counter),
+                timeout=httpx.Timeout(config.read_timeout_s, connect=connect_s),
+                # One client's cookies would come with the next one's request.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                follow_redirects=False,
+                trust_env=False,
+            )
+
+        self._make = make
+        # The one used last comes first: its connection is open still.
+        self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        self._all = {make() for _ in range(config.connections)}
+        self._closing: set[asyncio.Task[None]] = set()
+        for client in self._all:
+            self._free.put_nowait(client)
 
     def sends(self, path: str, body: bytes) -> int:
         """Return about how many bytes a request takes, the answer left out."""
@@ -126,31 +138,69 @@ class Cloud:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        for client in self._all:
+            await client.aclose()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, deadline_s: float) -> AsyncIterator[httpx.AsyncClient]:
+        """Lend a client of one connection.
+
+        A pool of httpcore's keeps a connection for ever whose task is cancelled while it closes it
+        (seen with 1.0.9): one that was left in any way but an answer or an error is not used again.
+
+        Raises:
+            CloudBusyError: None is free in time.
+        """
+        try:
+            with anyio.fail_after(min(self._wait_s, max(deadline_s - time.monotonic(), 0))):
+                client = await self._free.get()
+        except TimeoutError as error:
+            raise CloudBusyError("all connections to the cloud are in use") from error
+        try:
+            yield client
+        except CloudError:
+            self._free.put_nowait(client)
+            raise
+        except BaseException:
+            self._replace(client)
+            raise
+        else:
+            self._free.put_nowait(client)
+
+    def _replace(self, client: httpx.AsyncClient) -> None:
+        """Have another client in a client's place, and close its connection beside."""
+        other = self._make()
+        self._all = {*self._all - {client}, other}
+        self._free.put_nowait(other)
+        task = asyncio.get_running_loop().create_task(client.aclose())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _parts(
         self, path: str, body: bytes, accept: str, deadline_s: float
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of an answer of status 200."""
         headers = {**self._headers, "accept": accept}
-        request = self._client.build_request(
-            "POST", self._url + path, content=body, headers=headers
-        )
-        with _in_time(deadline_s):
-            response = await self._client.send(request, stream=True)
-        async with contextlib.aclosing(response):
-            if response.status_code != 200:
-                raise await _explained(response, deadline_s)
-            kind = response.headers.get("content-type", "").partition(";")[0].strip()
-            if kind != accept:
-                raise CloudError(f"the cloud does not answer with {accept}", f"but with {kind!r}")
-            parts = response.aiter_raw()
-            while True:
-                with _in_time(deadline_s):
-                    part = await anext(parts, None)
-                if part is None:
-                    return
-                yield part
+        async with self._connection(deadline_s) as client:
+            request = client.build_request("POST", self._url + path, content=body, headers=headers)
+            with _in_time(deadline_s):
+                response = await client.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                if response.status_code != 200:
+                    raise await _explained(response, deadline_s)
+                kind = response.headers.get("content-type", "").partition(";")[0].strip()
+                if kind != accept:
+                    raise CloudError(
+                        f"the cloud does not answer with {accept}", f"but with {kind!r}"
+                    )
+                parts = response.aiter_raw()
+                while True:
+                    with _in_time(deadline_s):
+                        part = await anext(parts, None)
+                    if part is None:
+                        return
+                    yield part
 
 
 async def _drain(parts: AsyncGenerator[bytes, None]) -> None:
@@ -170,8 +220,6 @@ def _in_time(deadline_s: float) -> Iterator[None]:
         raise CloudLateError("the cloud did not answer before the deadline") from error
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise CloudUnreachableError(f"the cloud cannot be reached: {_said(error)}") from error
-    except httpx.PoolTimeout as error:
-        raise CloudBusyError("all connections to the cloud are in use") from error
     except httpx.HTTPError as error:
         # What a library says of an answer that it refuses may quote it, and that the prompt.
         name = type(error).__name__

@@ -86,6 +86,9 @@ def test_nobody_gets_anothers_and_nothing_leaks(bundle: Path, tmp_path: Path) ->
         wait_until(lambda: pair.router.budget._reserved == 0)
         assert not faults
         assert pair.router.breaker.passes()
-        assert len(cloud.seen) > 20
+        assert len(cloud.seen) > CLIENTS
         cloud.script = answer
-        assert pair.ask(TOO_LONG).json()["choices"][0]["message"]["content"] == "from the cloud"
+        # The connections of who left may still be closing; none is kept for ever.
+        wait_until(lambda: pair.ask(TOO_LONG).status_code == 200)
+        got = pair.ask(TOO_LONG)
+        assert got.json()["choices"][0]["message"]["content"] == "from the cloud"
