@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
+from child_process import ChildProcess
 from fleet_cases import BOOT, batch_payload
 from mqtt_client import Client
 from paho.mqtt.packettypes import PacketTypes
@@ -26,7 +24,7 @@ from edgekit.contracts.topics import Device
 _STOP_S = 20.0
 
 
-class WorkerProcess:
+class WorkerProcess(ChildProcess):
     """One ``edgekit-fleet ingest``, which may be killed and started again.
 
     Args:
@@ -38,6 +36,8 @@ class WorkerProcess:
         program: What Python runs; see ``killed_worker.py``.
     """
 
+    LEAVE = signal.SIGKILL
+
     def __init__(
         self,
         folder: Path,
@@ -47,70 +47,25 @@ class WorkerProcess:
         options: Sequence[str] = (),
         program: Sequence[str] = ("-m", "ota.cli"),
     ) -> None:
-        self.log = folder / f"{name}.log"
+        super().__init__(folder / f"{name}.log")
         self._command = [
             *(sys.executable, *program, "ingest", "--store", store, "--broker", broker),
             *("--name", name, "--group-ms", "50", *options),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> WorkerProcess:  # noqa: PYI034  # Self is of 3.11
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
-    @property
-    def pid(self) -> int:
-        """Of the running worker."""
-        assert self._process is not None, "the worker is not running"
-        return self._process.pid
 
     def start(self) -> None:
         """Start it, and wait until it is connected."""
         connections = self._connections()
-        self._file = self.log.open("ab")
-        self._process = subprocess.Popen(self._command, stderr=self._file, env=os.environ)
-        deadline = time.monotonic() + _STOP_S
-        while self._connections() == connections:
-            said = self.log.read_text()[-2000:]
-            assert self._process.poll() is None, f"the worker ended: {said}"
-            assert time.monotonic() < deadline, f"the worker does not connect: {said}"
-            time.sleep(0.02)
+        self._begin(self._command)
+        self._wait_for(
+            lambda: self._connections() != connections, "the worker does not connect", _STOP_S
+        )
 
     def wait(self) -> int:
         """Wait until it ends by itself; returns its exit code, minus the signal if it was one."""
         assert self._process is not None, "the worker is not running"
         self._process.wait(_STOP_S)
         return self._end(signal.SIGKILL)
-
-    def kill(self) -> None:
-        """End it as the kernel's memory killer would."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> int:
-        """End it as an operator would; returns its exit code."""
-        return self._end(signal.SIGTERM)
-
-    def _end(self, by: signal.Signals) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.send_signal(by)
-        try:
-            return process.wait(_STOP_S)
-        finally:
-            process.kill()
-            process.wait()
-            if self._file is not None:
-                self._file.close()
 
     def _connections(self) -> int:
         return self.log.read_text().count("connected to the broker") if self.log.exists() else 0

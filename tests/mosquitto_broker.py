@@ -14,11 +14,10 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 
+from child_process import ChildProcess, free_ports
 from mqtt_certificates import Authority, Identity
 
 from edgekit.contracts.topics import Device
@@ -32,7 +31,7 @@ allow_anonymous true
 """
 
 
-class Broker:
+class Broker(ChildProcess):
     """One broker, which may be killed and started again on the same ports.
 
     Args:
@@ -63,13 +62,12 @@ class Broker:
         called: str = "127.0.0.1",
     ) -> None:
         self._folder = folder / "broker"
+        super().__init__(self._folder / "log")
         self._data = self._folder / "data"
         self._data.mkdir(parents=True)
         self._settings = {"persistence": str(persistent).lower(), **(settings or {})}
         self._address = address
-        self._process: subprocess.Popen[bytes] | None = None
-        self.plain_port, self.device_port, self.service_port = _free_ports(3)
-        self.log = self._folder / "log"
+        self.plain_port, self.device_port, self.service_port = free_ports(3)
         self.devices = Authority(self._folder, "devices")
         self.services = Authority(self._folder, "services")
         server = Authority(self._folder, "server")
@@ -82,50 +80,18 @@ class Broker:
         self._config = self._folder / "mosquitto.conf"
         self._config.write_text(self._configuration())
 
-    def __enter__(self) -> Broker:  # noqa: PYI034  # Self is of 3.11
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        """Of the running broker."""
-        assert self._process is not None, "the broker is not running"
-        return self._process.pid
-
     def start(self) -> None:
         """Start it, and wait until it listens.
 
         Raises:
             RuntimeError: It ended, or does not listen in time; with what it said.
         """
-        assert self._process is None, "the broker is running"
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [_program(), "-c", self._config], stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + _START_S
+        self._begin([_program(), "-c", self._config])
         ports = (self.plain_port, self.device_port, self.service_port)
-        while not all(map(_listens, ports, ("127.0.0.1", self._address, "127.0.0.1"))):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"mosquitto does not listen: {self.log.read_text()}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """End it as an operator would: it writes its sessions down."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it as a crash would (``kill -9``)."""
-        self._end(signal.SIGKILL)
+        addresses = ("127.0.0.1", self._address, "127.0.0.1")
+        self._wait_for(
+            lambda: all(map(_listens, ports, addresses)), "mosquitto does not listen", _START_S
+        )
 
     def restart(self, *, crash: bool = False) -> None:
         """End it and start it again on the same ports."""
@@ -164,18 +130,6 @@ class Broker:
         """Return a new certificate of a device."""
         return self.devices.issue(device.path)
 
-    def _end(self, by: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGCONT)  # it may be paused
-        process.send_signal(by)
-        try:
-            process.wait(_START_S)
-        finally:
-            process.kill()
-            process.wait()
-
     def _configuration(self) -> str:
         """Return the shipped configuration with the test's ports, folders and settings."""
         text = (SHIPPED / "mosquitto.conf").read_text()
@@ -212,15 +166,3 @@ def _listens(port: int, address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -12,16 +12,15 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 
 import psycopg
+from child_process import ChildProcess, free_port
 
 _FOLDERS = ("/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/16/bin")
 _START_S = 30.0
@@ -29,7 +28,7 @@ _USER = "edgekit"
 _names = count(1)
 
 
-class Postgres:
+class Postgres(ChildProcess):
     """One cluster, which may be killed and started again on the same port.
 
     Args:
@@ -41,22 +40,24 @@ class Postgres:
         folder: Of the server's programs.
     """
 
+    # As an operator in a hurry would: it ends connections, then itself.
+    STOP = LEAVE = signal.SIGINT
+
     def __init__(self, *, flush: bool = False) -> None:
         self._flush = flush
         self.folder = _programs()
-        self.port = _free_port()
+        self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="edgekit-postgres-"))
+        super().__init__(self._home / "log")
         self._data = self._home / "data"
         self._owner = _owner()
-        self._process: subprocess.Popen[bytes] | None = None
         if self._owner is not None:
             shutil.chown(self._home, self._owner)
 
     def __enter__(self) -> Postgres:  # noqa: PYI034  # Self is of 3.11
         options = ["--auth=trust", f"--username={_USER}", "--no-sync", "--encoding=UTF8"]
         self._run(["initdb", "-D", str(self._data), *options])
-        self.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self,
@@ -64,7 +65,7 @@ class Postgres:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        super().__exit__(kind, error, traceback)
         shutil.rmtree(self._home)
 
     def start(self) -> None:
@@ -73,7 +74,6 @@ class Postgres:
         Raises:
             RuntimeError: It ended, or does not answer in time; with what it said.
         """
-        assert self._process is None, "PostgreSQL is running"
         settings = {
             "port": self.port,
             "listen_addresses": "127.0.0.1",
@@ -81,25 +81,9 @@ class Postgres:
             "fsync": "on" if self._flush else "off",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        log = self._home / "log"
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                [self.folder / "postgres", "-D", self._data, *options],
-                stdout=file,
-                stderr=file,
-                user=self._owner,
-                cwd="/",
-            )
-        deadline = time.monotonic() + _START_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"PostgreSQL does not answer: {log.read_text()}")
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        """End it as an operator in a hurry would: it ends connections, then itself."""
-        self._end(signal.SIGINT)
+        command = [self.folder / "postgres", "-D", self._data, *options]
+        self._begin(command, user=self._owner, cwd="/")
+        self._wait_for(self._answers, "PostgreSQL does not answer", _START_S)
 
     def kill(self) -> None:
         """End it at once, without a checkpoint, as a crash would.
@@ -130,17 +114,6 @@ class Postgres:
             return False
         return True
 
-    def _end(self, by: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(by)
-        try:
-            process.wait(_START_S)
-        finally:
-            process.kill()
-            process.wait()
-
     def _run(self, command: Sequence[str]) -> None:
         subprocess.run(
             [self.folder / command[0], *command[1:]],
@@ -163,10 +136,3 @@ def _programs() -> Path:
 def _owner() -> int | None:
     """Return whom to run as; None for whoever runs the tests."""
     return pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

@@ -10,16 +10,14 @@ Both listen on free loopback ports and end with their block, by their ids.
 from __future__ import annotations
 
 import re
-import socket
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
 import yaml
+from child_process import ChildProcess, free_port
 from yaml_files import read_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "ota/prometheus"
@@ -27,23 +25,14 @@ _START_S = 20.0
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-    return port
-
-
-class _Server:
+class _Server(ChildProcess):
     """A program that answers ``/-/ready``."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "log")
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "log"
-        self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
         """Return what is started."""
@@ -51,31 +40,14 @@ class _Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log)
-        end = time.monotonic() + _START_S
-        while not self._answers():
-            assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        """End it."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=30)
-            self._process = None
+        self._begin(self.command())
+        self._wait_for(self._answers, f"{type(self).__name__} does not answer", _START_S)
 
     def _answers(self) -> bool:
         try:
             return httpx.get(f"{self.url}/-/ready", timeout=1).status_code == 200
         except httpx.TransportError:
             return False
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def faster(text: str, speed: int) -> str:
@@ -134,10 +106,6 @@ class Prometheus(_Server):
             if every is not None:
                 rules = re.sub(r"interval: \w+", f"interval: {every}", rules)
             (folder / name).write_text(rules)
-
-    def __enter__(self) -> Prometheus:  # noqa: PYI034  # Self is of 3.11
-        self.start()
-        return self
 
     def command(self) -> list[str]:
         """Return what is started."""
@@ -200,10 +168,6 @@ class Alertmanager(_Server):
             text = text.replace("group_wait: 30s", f"group_wait: {group_wait}")
             text = text.replace("group_interval: 5m", "group_interval: 1s")
         (folder / "alertmanager.yml").write_text(text)
-
-    def __enter__(self) -> Alertmanager:  # noqa: PYI034  # Self is of 3.11
-        self.start()
-        return self
 
     def command(self) -> list[str]:
         """Return what is started; it joins no cluster."""

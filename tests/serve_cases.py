@@ -153,13 +153,16 @@ def point(link: Path, target: Path) -> None:
 
 
 def wait_until(
-    condition: Callable[[], bool], within_s: float = 10.0, what: str = "it did not come about"
+    condition: Callable[[], bool],
+    within_s: float = 10.0,
+    what: str = "it did not come about",
+    every_s: float = 0.005,
 ) -> None:
     """Wait for something to be so."""
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, what
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 def settle(service: Service, within_s: float = 10.0) -> None:

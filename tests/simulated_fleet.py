@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
+from child_process import ChildProcess
 from mosquitto_broker import Broker
 from sqlalchemy import select
 
@@ -27,7 +27,7 @@ Key = tuple[str, str, int]
 """Device, boot, number."""
 
 
-class SimulatorProcess:
+class SimulatorProcess(ChildProcess):
     """One ``python -m device.simulator``, which may be killed and started again with its rings.
 
     Args:
@@ -39,6 +39,8 @@ class SimulatorProcess:
         options: More options.
     """
 
+    LEAVE = signal.SIGKILL
+
     def __init__(
         self,
         broker: Broker,
@@ -49,8 +51,8 @@ class SimulatorProcess:
         devices: int,
         options: tuple[str, ...] = (),
     ) -> None:
+        super().__init__(folder / f"simulator-{first}.log")
         self.promises = folder / f"promises-{first}.log"
-        self.log = folder / f"simulator-{first}.log"
         self._command = [
             *(sys.executable, "-m", "device.simulator", "--broker", f"{host}:{broker.device_port}"),
             *("--ca", str(broker.server_ca), "--certificates", str(folder / "certificates")),
@@ -58,49 +60,14 @@ class SimulatorProcess:
             *("--rings", str(folder / "rings"), "--promises", str(self.promises)),
             *("--first", str(first), "--devices", str(devices), *options),
         ]
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> SimulatorProcess:  # noqa: PYI034  # Self is of 3.11
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
-    @property
-    def pid(self) -> int:
-        """Of the running process."""
-        assert self._process is not None, "the simulator is not running"
-        return self._process.pid
 
     def start(self, *options: str) -> None:
         """Start it, with some more options."""
-        assert self._process is None, "the simulator is running"
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self._command, *options],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ,
-            )
+        self._begin([*self._command, *options], stdout=subprocess.PIPE, text=True)
 
-    def kill(self) -> None:
-        """End it as the kernel's memory killer would."""
-        process, self._process = self._process, None
-        if process is not None:
-            with process:
-                process.kill()
-
-    def stop(self) -> dict[str, int]:
-        """End it as an operator would; return its report."""
-        assert self._process is not None, "the simulator is not running"
-        self._process.send_signal(signal.SIGTERM)
+    def report(self) -> dict[str, int]:
+        """End it as an operator would; return what it reports."""
+        os.kill(self.pid, signal.SIGTERM)
         return self.wait(_STOP_S)
 
     def wait(self, wait_s: float) -> dict[str, int]:

@@ -110,7 +110,7 @@ def measure(devices: int) -> dict[str, Any]:
             time.sleep(SETTLE_S)
             print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
             found[name] = _restart(broker, births, devices, end)
-        reports = [process.stop() for process in running]
+        reports = [process.report() for process in running]
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report)
@@ -120,7 +120,7 @@ def measure(devices: int) -> dict[str, Any]:
     return {**found, "connects": total["connects"], "failed_tries": failures}
 
 
-def _ways(broker: Broker) -> dict[str, Callable[[], None]]:
+def _ways(broker: Broker) -> dict[str, Callable[[], object]]:
     """Return how the broker ends."""
 
     def kill_and_lose() -> None:
@@ -131,7 +131,7 @@ def _ways(broker: Broker) -> dict[str, Callable[[], None]]:
 
 
 def _restart(
-    broker: Broker, births: Births, devices: int, end: Callable[[], None]
+    broker: Broker, births: Births, devices: int, end: Callable[[], object]
 ) -> dict[str, Any]:
     end()
     logged = broker.log.stat().st_size

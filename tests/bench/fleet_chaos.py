@@ -76,7 +76,7 @@ def run(
         stage = _stage(stack, folder, url, devices)
         _wait_for(stage.broker, devices)
         kills = _kill(stage, rounds, round_s)
-        reports = [process.stop() for process in stage.devices]
+        reports = [process.report() for process in stage.devices]
         _say("draining")
         drain_s = _drain(stage)
         connects = stage.broker.log.read_text().count("u'sim/device/")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fleet_workers import WorkerProcess
 from mosquitto_broker import Broker
+from serve_cases import wait_until
 from telemetry_cases import ORIN, FastClock, configuration, telemetry
 
 from device.telemetry.clock import boot_id
@@ -30,18 +30,15 @@ def numbers(store: Store) -> Counter[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what happens in other processes."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come in {WAIT_S} s"
-        time.sleep(0.1)
-
-
 def is_whole(store: Store, at_least: int) -> bool:
     """Whether numbers 1 to some are stored without a gap, and enough of them."""
     found = numbers(store)
     return len(found) >= at_least and set(found) == set(range(1, len(found) + 1))
+
+
+def wait_until_whole(store: Store, at_least: int, what: str) -> None:
+    """Wait for what happens in other processes."""
+    wait_until(lambda: is_whole(store, at_least), WAIT_S, what, every_s=0.1)
 
 
 @pytest.mark.slow
@@ -61,13 +58,13 @@ def test_what_a_device_measures_is_stored_once(tmp_path: Path, store_url: str) -
             WorkerProcess(tmp_path, store_url, address, options=options) as worker,
             telemetry(configuration(broker, tmp_path), clock),
         ):
-            wait_until(lambda: is_whole(store, 8), "the first samples")
+            wait_until_whole(store, 8, "no first samples")
             worker.kill()
             time.sleep(0.5)
             worker.start()
-            wait_until(lambda: is_whole(store, 16), "samples after the worker's death")
+            wait_until_whole(store, 16, "no samples after the worker's death")
             broker.restart(crash=True)
-            wait_until(lambda: is_whole(store, 32), "samples after the broker's death")
+            wait_until_whole(store, 32, "no samples after the broker's death")
             worker_code = worker.stop()
         found = numbers(store)
         device = find_device(store, ORIN.tenant, ORIN.device)

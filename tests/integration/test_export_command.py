@@ -13,9 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from child_process import free_port
 from click.testing import CliRunner
 from fleet_cases import alarm, arrived, batch_payload, health
-from prometheus_server import Prometheus, free_port
+from prometheus_server import Prometheus
 from serve_cases import wait_until
 
 from edgekit.batch_encoding import compress

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fleet_workers import WorkerProcess
 from mosquitto_broker import Broker
+from serve_cases import wait_until
 from simulated_fleet import SimulatorProcess, take_accounts
 
 from ota.store.database import Store, connect
@@ -65,7 +66,7 @@ def test_nothing_is_lost_or_doubled(
             devices.kill()
             devices.start()
         time.sleep(2)
-        report = devices.stop()
+        report = devices.report()
         assert report["samples"] > 20
         assert report["connects"] >= 20
         devices.start("--drain")
@@ -85,7 +86,7 @@ def test_the_accounts_see_a_lost_row_a_double_and_a_change(
     del worker
     with SimulatorProcess(broker, tmp_path, devices=1, options=PACE) as devices:
         time.sleep(3)
-        devices.stop()
+        devices.report()
         devices.start("--drain")
         devices.wait(DRAIN_S)
     accounts = take_accounts(tmp_path, store)
@@ -119,7 +120,8 @@ def test_the_command_runs_processes_and_sums_their_reports(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
-        _wait_until(lambda: broker.log.read_text().count("New client connected") == 6)  # worker's
+        connected = "New client connected"
+        wait_until(lambda: broker.log.read_text().count(connected) == 6, 20.0)  # the worker's, too
         time.sleep(2)  # a device counts it when its turn comes
         running.send_signal(signal.SIGTERM)
         said, failed = running.communicate(timeout=30)
@@ -144,17 +146,10 @@ def test_processes_end_with_the_command_that_started_them(broker: Broker, tmp_pa
         *("--make-certificates", str(broker.devices.bundle()), *PACE, "--herd"),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
-        _wait_until(lambda: broker.log.read_text().count("New client connected") == 2)
+        wait_until(lambda: broker.log.read_text().count("New client connected") == 2, 20.0)
         running.kill()
         # The pipe is the command's and its children's: it ends with the last of them.
-    _wait_until(lambda: broker.log.read_text().count("disconnected") == 2)
-
-
-def _wait_until(condition: Callable[[], bool], wait_s: float = 20.0) -> None:
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.1)
+    wait_until(lambda: broker.log.read_text().count("disconnected") == 2, 20.0)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from child_process import free_port
 from fleet_cases import DEVICE, stored_samples
 from fleet_workers import SendingDevice, WorkerProcess
 from mosquitto_broker import Broker
@@ -41,13 +41,6 @@ def store(tmp_path: Path) -> str:
     with closing(connect(url)) as plain:
         migrate(plain)
     return url
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def metrics(port: int) -> dict[str, float]:
