@@ -16,7 +16,8 @@ from starlette.types import ASGIApp
 from device.agent.config import AgentConfig
 from device.agent.handshakes import Handshakes
 from device.api.limits import Limits, guarded
-from edgekit.errors import ConfigError, EngineError
+from edgekit.errors import EngineError
+from edgekit.tls import server_context
 
 FAREWELL_S: Final = 5
 """After ``drain_s`` requests are told that they are cut off, in this time."""
@@ -106,23 +107,7 @@ def tls_context(config: AgentConfig) -> ssl.SSLContext | None:
     """
     if config.tls_certificate is None or config.tls_key is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(config.tls_certificate, config.tls_key, password=_no_password)
-        if config.tls_client_ca is not None:
-            context.load_verify_locations(config.tls_client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = [config.tls_certificate, config.tls_key, config.tls_client_ca]
-        named = ", ".join(str(file) for file in files if file is not None)
-        raise ConfigError(
-            f"TLS cannot use {named}: {error}", "Give PEM files, the key without a password"
-        ) from error
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")  # else OpenSSL would ask the terminal
+    return server_context(config.tls_certificate, config.tls_key, config.tls_client_ca)
 
 
 def listen(host: str, port: int) -> socket.socket:

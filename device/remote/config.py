@@ -17,6 +17,7 @@ from device.tables import read_table
 from device.telemetry.config import TelemetryConfig
 from edgekit.contracts.topics import Device, check_segment
 from edgekit.errors import ConfigError, MessageError
+from edgekit.tls import load_identity
 
 SOURCE: Final = "[fleet]"
 MAX_COHORTS: Final = 16
@@ -77,7 +78,7 @@ class FleetConfig:
         """
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-            context.load_cert_chain(self.certificate, self.key, password=_no_password)
+            load_identity(context, self.certificate, self.key)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             files = f"{self.ca_file}, {self.certificate}, {self.key}"
             raise ConfigError(
@@ -156,7 +157,3 @@ def _check_url(url: str, key: str, source: str) -> None:
     rest = (parts.path.rstrip("/"), parts.query, parts.fragment, parts.username)
     if parts.scheme != "https" or not parts.hostname or any(rest):
         raise ConfigError(f"{source}: {key} is not a plain https://HOST[:PORT]", _REMEDY)
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")  # else OpenSSL would ask the terminal

@@ -9,7 +9,7 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from edgekit.errors import ConfigError
+from edgekit.tls import server_context
 from ota.config.peer import TlsProtocol
 
 MAX_CONNECTIONS: Final = 1000
@@ -54,7 +54,7 @@ def server_config(
     """
     return _Config(
         app,
-        _context(certificate, key, client_ca, crl),
+        server_context(certificate, key, client_ca, crl),
         host=host,
         port=port,
         http=TlsProtocol,
@@ -69,25 +69,3 @@ def server_config(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-
-
-def _context(certificate: Path, key: Path, client_ca: Path, crl: Path | None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-        context.load_verify_locations(client_ca)
-        if crl is not None:
-            context.load_verify_locations(crl)
-            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = ", ".join(str(one) for one in (certificate, key, client_ca, crl) if one is not None)
-        raise ConfigError(
-            f"TLS cannot use {files}: {error}", "Give PEM files, the key without a password"
-        ) from error
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")  # else OpenSSL would ask the terminal

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from edgekit.contracts.topics import SEGMENT, up_filters
 from edgekit.errors import ConfigError, first_line
+from edgekit.tls import load_identity
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 MAX_RECEIVE = 65_535
@@ -120,8 +121,8 @@ class Settings:
         try:
             context = ssl.create_default_context(cafile=self.ca)
             if self.certificate is not None and self.key is not None:
-                context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
+                load_identity(context, self.certificate, self.key)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(
                 f"TLS with the broker cannot be set up: {first_line(error)}",
                 "Name the PEM files of the authority, the certificate and its key",

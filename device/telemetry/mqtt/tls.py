@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import TelemetryError
+from edgekit.tls import load_identity
 
 _State = tuple[tuple[int, int, int], ...]
 
@@ -103,7 +104,7 @@ def _context(files: TlsFiles) -> ResumingContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_verify_locations(files.ca)
-        context.load_cert_chain(files.certificate, files.key, password="")
+        load_identity(context, files.certificate, files.key)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
         raise TelemetryError(
