@@ -21,6 +21,7 @@ from edgekit.models.exported import stored_config
 from edgekit.plan.memory import RUNTIME_ALLOWANCE_BYTES
 from edgekit.power import Jetson, read_machine
 from edgekit.targets import MEMORY_RESERVE_FRACTION
+from edgekit.trt.holding import read_memory as read_meminfo
 from edgekit.units import format_bytes
 
 CPU_RUNTIME_BYTES: Final = 250_000_000
@@ -153,16 +154,13 @@ def read_memory(root: Path = _ROOT) -> Memory:
 
     Args:
         root: Where ``proc`` and ``sys`` are.
+
+    Raises:
+        EngineError: The kernel does not say.
     """
-    kilobytes = {}
-    for line in (root / "proc/meminfo").read_text("ascii").splitlines():
-        name, _, rest = line.partition(":")
-        kilobytes[name] = int(rest.split()[0])
-    machine = Memory(
-        kilobytes["MemTotal"] * 1024,
-        kilobytes["MemAvailable"] * 1024,
-        is_tight=isinstance(read_machine(root), Jetson),
-    )
+    found = read_meminfo(root / "proc/meminfo")
+    tight = isinstance(read_machine(root), Jetson)
+    machine = Memory(found.total_bytes, found.available_bytes, is_tight=tight)
     return min([machine, *_groups(root)], key=lambda memory: memory.free_bytes)
 
 

@@ -15,7 +15,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.errors import EngineError
 from edgekit.targets import MEMORY_RESERVE_FRACTION
+from edgekit.trt.holding import read_memory
 from edgekit.units import format_bytes
 
 _THP = "sys/kernel/mm/transparent_hugepage/enabled"
@@ -52,11 +54,11 @@ def memory_findings(root: Path = _ROOT) -> list[Finding]:
 def _reserve(root: Path) -> Finding:
     """Compare what is free with the fifth of all that stays free beside a model."""
     what = "memory for a model"
-    text = _text(root / "proc/meminfo")
-    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB$", text, re.MULTILINE))
-    if len(found) < 2:
+    try:
+        memory = read_memory(root / "proc/meminfo")
+    except EngineError:
         return Finding(what, "missing", "/proc/meminfo cannot be read")
-    total, available = int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
+    total, available = memory.total_bytes, memory.available_bytes
     left = available - int(total * MEMORY_RESERVE_FRACTION)
     detail = f"{format_bytes(available)} of {format_bytes(total)} available"
     if left <= 0:
