@@ -63,7 +63,7 @@ class Cloud:
 
         def make() -> httpx.AsyncClient:
             return httpx.AsyncClient(
-                transport=CountedTransport(tls, 1, budget, counter),
+                transport=CountedTransport(tls, budget, counter),
                 timeout=httpx.Timeout(config.read_timeout_s, connect=connect_s),
                 # One client's cookies would come with the next one's request.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),

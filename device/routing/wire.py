@@ -189,24 +189,21 @@ class CountedBackend(httpcore.AsyncNetworkBackend):
 
 
 class CountedTransport(httpx.AsyncHTTPTransport):
-    """httpx's transport over counted connections.
+    """httpx's transport over one counted connection at a time.
 
     Args:
         context: TLS, certificates checked.
-        connections: Open at once.
         budget: See ``CountedBytes``.
         counter: See there.
     """
 
-    def __init__(
-        self, context: ssl.SSLContext, connections: int, budget: Budget, counter: Counter
-    ) -> None:
+    def __init__(self, context: ssl.SSLContext, budget: Budget, counter: Counter) -> None:
         super().__init__(verify=context, trust_env=False)
         # httpx hands httpcore's options on, all but the network backend.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
-            max_connections=connections,
-            max_keepalive_connections=connections,
+            max_connections=1,
+            max_keepalive_connections=1,
             keepalive_expiry=30,
             network_backend=CountedBackend(budget, counter),
         )
